@@ -1,0 +1,79 @@
+# One command each; all of them make .venv if it is missing and install what they need, once per change of pyproject.toml.
+#
+#   make demo   train, prune and fine-tune a small network on real images
+#   make test   the test suite
+#
+# Settings: PYTHON (interpreter for .venv), JOBS (test processes), ARGS (handed on to the command),
+# PIP_INSTALL_ARGS (for pip, e.g. an index with CPU-only builds of torch).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS ?= 2
+ARGS ?=
+PIP_INSTALL_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread per process: the tests run JOBS processes, and timings are of one thread.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all fuzz goldens lint format types contracts bench check clean
+
+help:
+	@sed -n 's/^#  *\(make .*\)/\1/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -n $(JOBS) -m "not slow" $(ARGS)
+
+#   make test-all   the test suite with the tests marked slow
+test-all: $(VENV)/.installed-test
+	$(PYTEST) -n $(JOBS) $(ARGS)
+
+#   make fuzz   the laws of ARCHITECTURE.md, section 8, on thousands of random networks
+fuzz: $(VENV)/.installed-test
+	$(PYTEST) -n $(JOBS) tests/properties --hypothesis-profile=fuzz $(ARGS)
+
+#   make goldens   write tests/goldens anew; read the diff before committing it
+goldens: $(VENV)/.installed-test
+	$(PYTEST) tests/goldens --update-goldens $(ARGS)
+
+#   make lint, make types, make contracts   ruff, pyright, import-linter; make check: all three
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+#   make format   let ruff rewrite what it can
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev $(VENV)/.installed-test
+	$(BIN)/pyright
+
+contracts: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+check: lint types contracts
+
+#   make bench   both benchmarks, into benchmarks/results (hours on a laptop; see CONTRIBUTING.md for parts of it)
+bench: $(VENV)/.installed-benchmark
+	$(BIN)/python benchmarks/coverage.py torchvision $(ARGS)
+	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "stp-fx needs Python 3.11 or newer, '$(PYTHON)' is not: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra. PyTorch is large: the first install may download gigabytes.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install $(PIP_INSTALL_ARGS) --editable ".[$*]"
+	@touch $@

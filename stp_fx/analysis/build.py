@@ -1,0 +1,188 @@
+"""From solved classes to units, groups and products: vectorised over axes, one hash per class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from torch import fx
+
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.groups import Axis, Group, Member, Product
+from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
+from stp_fx.analysis.solve import Solution, solve
+from stp_fx.ir.state import state_of
+
+__all__ = ["analyze"]
+
+_CACHE = "channel_graph"
+
+
+def analyze(gm: fx.GraphModule) -> ChannelGraph:
+    """Builds the channel graph of a captured graph, once; later calls return the same object until the graph changes.
+
+    Raises:
+        InputError: ``gm`` carries no recorded example inputs.
+        TraceError: the graph cannot run on meta tensors.
+    """
+    cache = state_of(gm).cache
+    key = (gm.code, tuple(t.shape for t in (*gm.parameters(), *gm.buffers())))
+    if _CACHE not in cache or cache[_CACHE][0] != key:
+        found = propagate(gm)
+        cache[_CACHE] = (key, build(found, solve(found.elements)))
+    return cache[_CACHE][1]
+
+
+def build(found: Propagated, solution: Solution) -> ChannelGraph:
+    """Groups the units of a solved run."""
+    signature = _signatures(found.axes, solution)
+    is_unit = ~solution.pinned & ~solution.derived & (signature != 0)
+    classes, first = np.unique(solution.label, return_index=True)
+    by_appearance = classes[np.argsort(first, kind="stable")]
+    unit_class = by_appearance[is_unit[by_appearance]]
+    unit_of = np.full(solution.count, -1, dtype=np.int64)
+    unit_of[unit_class] = np.arange(len(unit_class))
+    group_of, number = _group_numbers(signature[unit_class])
+    touched = _Touched(solution, unit_of)
+    members = _members(found.axes, solution.label, touched, group_of, number)
+    notes = _inexact(found, solution, touched, group_of)
+    groups = _groups(found.axes, members, group_of, number, notes)
+    axes = tuple(Axis(a.tensor, a.dim, len(a.ids), a.role, a.side) for a in found.axes)
+    products = _products(solution, unit_of, group_of)
+    return ChannelGraph(tuple(groups), len(unit_class), products, axes, found.unknown, solution, found, unit_class)
+
+
+def _signatures(axes: list[AxisRecord], solution: Solution) -> np.ndarray:
+    """One number per class that tells which axes it touches, and how often; zero if it touches none.
+
+    Sums of random 64-bit numbers do not depend on order; two different sets agree with probability 2^-64.
+    """
+    rng = np.random.default_rng(0)
+    marks = rng.integers(1, 2**63, size=len(axes) + 8, dtype=np.uint64)
+    signature = np.zeros(solution.count, dtype=np.uint64)
+    for axis, mark in zip(axes, marks, strict=False):
+        np.add.at(signature, solution.label[axis.ids], mark)
+    for product in reversed(solution.products):
+        whole = signature[product.classes]
+        for k, factor in enumerate(product.factors):
+            others = tuple(j for j in range(whole.ndim) if j != k)
+            alike = whole.max(axis=others)
+            np.add.at(signature, factor, alike * (marks[-1 - min(k, 6)] | np.uint64(1)))
+    return signature
+
+
+def _group_numbers(signature: np.ndarray) -> tuple[np.ndarray, int]:
+    """The group of each unit; groups are numbered by first appearance."""
+    if not len(signature):
+        return np.zeros(0, dtype=np.int64), 0
+    _, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[inverse.ravel()], len(first)
+
+
+class _Touched:
+    """Class to units, as compressed rows: itself for a unit, the factors' units for a derived class."""
+
+    def __init__(self, solution: Solution, unit_of: np.ndarray) -> None:
+        units = np.flatnonzero(unit_of >= 0)
+        self.classes, self.units = units, unit_of[units]
+        self.start: np.ndarray
+        self._index(solution.count)
+        done = unit_of >= 0
+        for product in solution.products:
+            fresh = ~done[product.classes]
+            if not fresh.any():
+                continue
+            where = np.nonzero(fresh)
+            rows = product.classes[where]
+            pairs = [self.of(factor[at]) for factor, at in zip(product.factors, where, strict=True)]
+            self.classes = np.concatenate([self.classes, *(rows[position] for position, _ in pairs)])
+            self.units = np.concatenate([self.units, *(unit for _, unit in pairs)])
+            unique = np.unique(np.stack([self.classes, self.units]), axis=1)
+            self.classes, self.units = unique[0], unique[1]
+            done[rows] = True
+            self._index(solution.count)
+
+    def _index(self, count: int) -> None:
+        order = np.argsort(self.classes, kind="stable")
+        self.classes, self.units = self.classes[order], self.units[order]
+        self.start = np.searchsorted(self.classes, np.arange(count + 1))
+
+    def of(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(position in ``labels``, unit) pairs, by position."""
+        lengths = self.start[labels + 1] - self.start[labels]
+        positions = np.repeat(np.arange(len(labels)), lengths)
+        offsets = np.arange(len(positions)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return positions, self.units[np.repeat(self.start[labels], lengths) + offsets]
+
+
+def _members(
+    axes: list[AxisRecord], label: np.ndarray, touched: _Touched, group_of: np.ndarray, number: int
+) -> list[list[tuple[AxisRecord, np.ndarray, np.ndarray]]]:
+    result: list[list[tuple[AxisRecord, np.ndarray, np.ndarray]]] = [[] for _ in range(number)]
+    for axis in axes:
+        positions, units = touched.of(label[axis.ids])
+        if not len(units):
+            continue
+        groups = group_of[units]
+        if (groups == groups[0]).all():
+            result[groups[0]].append((axis, positions, units))
+            continue
+        order = np.argsort(groups, kind="stable")
+        cuts = np.flatnonzero(np.diff(groups[order])) + 1
+        for part in np.split(order, cuts):
+            result[groups[part[0]]].append((axis, positions[part], units[part]))
+    return result
+
+
+def _inexact(found: Propagated, solution: Solution, touched: _Touched, group_of: np.ndarray) -> dict[int, dict[str, None]]:
+    """Group to the reasons why removing from it is not masking it."""
+    result: dict[int, dict[str, None]] = defaultdict(dict)
+    for note in found.elements.notes:
+        _, units = touched.of(np.unique(solution.label[note.ids.ravel()]))
+        for group in np.unique(group_of[units]).tolist():
+            result[group][f"{note.reason} (node '{note.node}')"] = None
+    return result
+
+
+def _groups(
+    axes: list[AxisRecord],
+    members: list[list[tuple[AxisRecord, np.ndarray, np.ndarray]]],
+    group_of: np.ndarray,
+    number: int,
+    notes: dict[int, dict[str, None]],
+) -> list[Group]:
+    order = np.argsort(group_of, kind="stable")
+    units_of = np.split(order, np.cumsum(np.bincount(group_of, minlength=number))[:-1]) if number else []
+    local = np.empty(len(group_of), dtype=np.int64)
+    for units in units_of:
+        local[units] = np.arange(len(units))
+    made: dict[int, Axis] = {}
+    result = []
+    taken: dict[str, int] = {}
+    for k, (rows, units) in enumerate(zip(members, units_of, strict=True)):
+        ordered = sorted(rows, key=lambda row: (row[0].role != "weight" or row[0].side == "in", row[0].role != "weight"))
+        built = []
+        for axis, positions, touched in ordered:
+            made.setdefault(id(axis), Axis(axis.tensor, axis.dim, len(axis.ids), axis.role, axis.side))
+            built.append(Member(made[id(axis)], positions, local[touched]))
+        name = built[0].axis.name
+        taken[name] = taken.get(name, 0) + 1
+        unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        why = tuple(notes.get(k, ()))
+        result.append(Group(k, unique, units, tuple(built), not why, why))
+    return result
+
+
+def _products(solution: Solution, unit_of: np.ndarray, group_of: np.ndarray) -> tuple[Product, ...]:
+    """The distinct ties between groups that are factors of one axis."""
+    result: dict[tuple[tuple[int, ...], ...], Product] = {}
+    for product in solution.products:
+        factors = []
+        for classes in product.factors:
+            units = unit_of[classes]
+            factors.append(tuple(np.unique(group_of[units[units >= 0]]).tolist()))
+        if sum(bool(f) for f in factors) and len(factors) > 1:
+            result.setdefault(tuple(factors), Product(product.node, product.classes.shape, tuple(factors)))
+    return tuple(result.values())

@@ -1,0 +1,88 @@
+"""``ChannelGraph``: the solved analysis of one graph. Plain data, with the pictures and words it can give of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stp_fx.analysis.groups import Axis, Group, Product
+from stp_fx.analysis.propagate import Contraction, Propagated
+from stp_fx.analysis.solve import Solution
+from stp_fx.rules import FIXED, Dim
+
+__all__ = ["ChannelGraph", "alive_classes", "kept_positions", "removed_axes"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """What lives and dies together in a graph.
+
+    ``groups`` are scored and cut; ``units`` is how many units all groups have; ``products`` tie groups that are factors of one
+    axis. ``unknown`` names the ATen ops that had no rule, with the nodes they occurred at: what they touch is pinned.
+    """
+
+    groups: tuple[Group, ...]
+    units: int
+    products: tuple[Product, ...]
+    axes: tuple[Axis, ...]
+    unknown: Mapping[str, list[str]]
+    solution: Solution = dataclasses.field(repr=False)
+    found: Propagated = dataclasses.field(repr=False)
+    unit_class: np.ndarray = dataclasses.field(repr=False)
+
+    @property
+    def contractions(self) -> list[Contraction]:
+        return self.found.contractions
+
+    def value(self, node: str) -> Any:
+        """The recorded factors of a graph node's value."""
+        return self.found.values.get(node)
+
+    def explain(self, name: str, index: int | None = None) -> str:
+        """Why an axis is pinned, or what goes with it, in words.
+
+        ``name`` is a parameter or buffer (``"conv1.weight"``), one axis of it (``"conv1.weight:0"``), a module
+        (``"conv1"``) or a group; ``index`` a position along the axis.
+
+        Raises:
+            InputError: no such name, or ``index`` out of range.
+        """
+        from stp_fx.analysis.explain import explain
+
+        return explain(self, name, index)
+
+
+def alive_classes(graph: ChannelGraph, removed: np.ndarray) -> np.ndarray:
+    """Which classes survive when the flagged units go (bool, one per class)."""
+    alive = np.ones(graph.solution.count, dtype=bool)
+    alive[graph.unit_class[removed]] = False
+    for product in graph.solution.products:
+        lives = np.ones(product.classes.shape, dtype=bool)
+        for k, factor in enumerate(product.factors):
+            shape = [1] * lives.ndim
+            shape[k] = -1
+            lives &= alive[factor].reshape(shape)
+        alive[product.classes[~lives]] = False
+    return alive
+
+
+def kept_positions(dim: Dim, alive: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Which positions of a dimension survive (bool, one per position)."""
+    keep = np.ones(1, dtype=bool)
+    for factor in dim:
+        part = np.ones(factor.size, dtype=bool) if factor.ids is None else (alive[label[factor.ids]] | (factor.ids == FIXED))
+        keep = (keep[:, None] & part[None, :]).reshape(-1)
+    return keep
+
+
+def removed_axes(graph: ChannelGraph, alive: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+    """For every axis that gets shorter: the positions that stay (int64)."""
+    result = {}
+    for axis in graph.found.axes:
+        keep = alive[graph.solution.label[axis.ids]]
+        if not keep.all():
+            result[(axis.tensor, axis.dim)] = np.flatnonzero(keep)
+    return result

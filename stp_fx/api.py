@@ -1,0 +1,119 @@
+"""The functions that most programs need; everything they do is a pipeline of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.cost import Cost
+from stp_fx.analysis.cost import cost as _cost
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.criteria import Criterion
+from stp_fx.errors import InputError
+from stp_fx.ir import has_state, state_of, trace
+from stp_fx.passes import MaskChannels, Pipeline, RemoveChannels, ScoreUnits, SelectUnits
+from stp_fx.passes.report import Report, compare
+from stp_fx.selection import PrunePlan
+
+__all__ = ["ChannelGraph", "Cost", "Report", "analyze", "apply_plan", "compare", "cost", "plan_of", "prune_graph", "trace"]
+
+_LATER = {
+    "calibration": "criteria and compensation that read data are not part of this version",
+    "compensation": "compensation is not part of this version; use compensation=None",
+    "loss": "gradient criteria are not part of this version",
+}
+
+
+def prune_graph(
+    gm: fx.GraphModule | nn.Module,
+    criterion: str | Criterion = "magnitude",
+    ratio: float = 0.5,
+    *,
+    example_inputs: Any = None,
+    scope: str = "local",
+    target: str = "channels",
+    calibration: Iterable[Any] | None = None,
+    compensation: str | None = None,
+    ignore: Iterable[Any] = (),
+    ratios: Mapping[str, float] | None = None,
+    round_to: int = 1,
+    max_ratio: float = 1.0,
+    products: str = "auto",
+    loss: Any = None,
+) -> fx.GraphModule:
+    """Removes the least important units; returns a new, smaller GraphModule and leaves ``gm`` as it was.
+
+    Args:
+        gm: what :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
+        criterion: a name ("magnitude", "lamp", "random") or a callable ``(group, context) -> scores``.
+        ratio: the fraction of the target that goes, in [0, 1).
+        scope: "local" (each group loses its share) or "global" (groups are compared).
+        target: what ``ratio`` counts: "channels", "macs" or "params". Costs are met within one unit.
+        ignore: parameter, axis (``"conv1.weight:0"``) or module names, or modules: what touches them stays whole.
+        ratios: layer name to a ratio of its own.
+        round_to: every group keeps a multiple of so many units.
+        max_ratio: no group loses a larger fraction of its units than this.
+        products: which factor of an axis like heads x head_dim goes: "outer", "inner", "both", "none" or "auto".
+        calibration, compensation, loss: for criteria and compensations that read data.
+
+    Raises:
+        InputError: an argument out of range or a name that matches nothing.
+        TraceError: the module cannot be captured.
+        NothingToPruneError: no channel may be removed; says why.
+        CriterionError: weights that cannot be scored (integer, NaN).
+
+    Example:
+        >>> from torch import nn, randn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> prune_graph(net, ratio=0.5, example_inputs=randn(1, 3, 8, 8)).get_parameter("0.weight").shape
+        torch.Size([4, 3, 3, 3])
+    """
+    for name, value in (("calibration", calibration), ("compensation", compensation), ("loss", loss)):
+        if value is not None:
+            raise InputError(f"`{name}` was given, but {_LATER[name]}")
+    graph = _captured(gm, example_inputs)
+    ignored = tuple(ignore) if not isinstance(ignore, (str, nn.Module)) else (ignore,)
+    pipeline = Pipeline(
+        ScoreUnits(criterion, ignored),
+        SelectUnits(ratio, scope, target, ratios, round_to, max_ratio, products),
+        RemoveChannels(),
+    )
+    return pipeline(graph).graph_module
+
+
+def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False) -> fx.GraphModule:
+    """Removes what ``plan`` says (or masks it), without scoring anything; returns a new GraphModule.
+
+    Raises:
+        PlanError: the plan does not fit ``gm``; names the axis.
+    """
+    if not isinstance(plan, PrunePlan):
+        raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (PrunePlan.from_json reads one)")
+    rewrite = MaskChannels(plan) if mask else RemoveChannels(plan)
+    return rewrite(_captured(gm, None)).graph_module
+
+
+def plan_of(pruned: fx.GraphModule) -> PrunePlan:
+    """What has been removed from a graph since it was captured, in original indices; empty if nothing was."""
+    plan = state_of(pruned).plan
+    return PrunePlan({}, {}) if plan is None else plan
+
+
+def cost(gm: fx.GraphModule) -> Cost:
+    """MACs and parameters of a captured graph, exactly, without running it; a masked graph counts what is alive."""
+    return _cost(gm)
+
+
+def _captured(gm: Any, example_inputs: Any) -> fx.GraphModule:
+    if example_inputs is not None:
+        return trace(gm, example_inputs)
+    if has_state(gm):
+        return gm
+    if not isinstance(gm, nn.Module):
+        raise InputError(f"expected a GraphModule or nn.Module, got {type(gm).__name__}")
+    raise InputError(
+        f"{type(gm).__name__} has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs"
+    )

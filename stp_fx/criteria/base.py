@@ -1,0 +1,169 @@
+"""What a criterion is, what it may read, how it is found by name, and the checks every score passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+import numpy as np
+import torch
+
+from stp_fx.analysis.groups import Group
+from stp_fx.errors import CriterionError, InputError
+
+__all__ = ["Criterion", "ScoreContext", "as_criterion", "known_criteria", "register", "resolve", "score_groups"]
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreContext:
+    """Everything a criterion may read beside the group. Data that later criteria need (statistics, gradients) are
+    further fields.
+
+    ``tensors`` holds parameters and buffers by name, ``seed`` feeds random criteria. ``dims`` names the dimensions of
+    each tensor that the groups at hand touch, so that one read of a weight can serve them all; :func:`score_groups`
+    fills it in. ``cache`` lives as long as the context: make a new context after the tensors changed.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    seed: int = 0
+    dims: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)
+    cache: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter or buffer ``name``; raises :class:`CriterionError` if the context does not hold it."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CriterionError(
+                f"no tensor {name!r} in the score context, which holds {len(self.tensors)} tensors; "
+                "pass the parameters and buffers of the graph that the groups came from"
+            ) from None
+
+    def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value under ``key``, computed on first use."""
+        if key not in self.cache:
+            self.cache[key] = compute()
+        return self.cache[key]
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Scores the units of one group: a floating tensor of shape [units], higher is more important.
+
+    Write it as a frozen dataclass with this ``__call__``; a plain function ``(group, context) -> scores`` serves as
+    well.
+    """
+
+    def __call__(self, group: Group, context: ScoreContext, /) -> torch.Tensor: ...
+
+
+_REGISTRY: dict[str, Callable[[], Criterion]] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register(name: str) -> Callable[[F], F]:
+    """Make ``name`` stand for what the decorated class or function gives when called without arguments."""
+
+    def add(factory: F) -> F:
+        if name in _REGISTRY:
+            raise ValueError(f"criterion {name!r} is registered twice")
+        _REGISTRY[name] = factory
+        return factory
+
+    return add
+
+
+def known_criteria() -> tuple[str, ...]:
+    """Names that :func:`resolve` knows, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def as_criterion(candidate: object) -> Criterion:
+    """``candidate`` itself if it can be called as a criterion; classes and non-callables raise :class:`InputError`."""
+    if isinstance(candidate, type):
+        raise InputError(f"criterion {candidate.__name__} is a class; pass an instance of it: {candidate.__name__}()")
+    if not callable(candidate):
+        raise InputError(
+            f"a criterion is a name ({', '.join(known_criteria())}) or a callable (group, context) -> scores; "
+            f"got {type(candidate).__name__}: {candidate!r}"
+        )
+    return cast(Criterion, candidate)
+
+
+def resolve(criterion: str | Criterion | Callable[[Group, ScoreContext], torch.Tensor]) -> Criterion:
+    """The criterion of that name, or the given one.
+
+    >>> resolve("magnitude")
+    Magnitude(p=2.0, reduction='mean', normalizer='none')
+    """
+    if not isinstance(criterion, str):
+        return as_criterion(criterion)
+    if criterion not in _REGISTRY:
+        raise InputError(
+            f"unknown criterion {criterion!r}; known names: {', '.join(known_criteria())}. "
+            "A callable (group, context) -> scores works as well"
+        )
+    return _REGISTRY[criterion]()
+
+
+def score_groups(groups: Sequence[Group], criterion: Criterion, context: ScoreContext) -> list[torch.Tensor]:
+    """Scores of every group: one float64 CPU tensor of shape [units] each, finite, in the order of ``groups``.
+
+    Raises :class:`CriterionError` if a weight is not floating point or holds no data, or if scores are not finite or
+    not of shape [units]; the message names the group and the tensor.
+    """
+    dims: dict[str, set[int]] = {}
+    for group in groups:
+        for member in group.members:
+            dims.setdefault(member.axis.tensor, set()).add(member.axis.dim)
+        _check_weights(group, context)
+    context = dataclasses.replace(context, dims={name: tuple(sorted(found)) for name, found in dims.items()})
+    return [_checked(criterion(group, context), group, criterion, context) for group in groups]
+
+
+def _check_weights(group: Group, context: ScoreContext) -> None:
+    for member in group.members:
+        axis = member.axis
+        if axis.role not in ("weight", "scale"):
+            continue
+        tensor = context.tensor(axis.tensor)
+        if not tensor.is_floating_point():
+            raise CriterionError(
+                f"{axis.tensor!r} (group {group.name!r}) has dtype {tensor.dtype}; only floating-point "
+                "weights can be scored: prune before quantizing, or put it in `ignore`"
+            )
+        if tensor.is_meta:
+            raise CriterionError(
+                f"{axis.tensor!r} (group {group.name!r}) is on the meta device and holds no numbers; "
+                "load the weights first"
+            )
+
+
+def _checked(scores: object, group: Group, criterion: Criterion, context: ScoreContext) -> torch.Tensor:
+    if not isinstance(scores, torch.Tensor) or not scores.is_floating_point() or tuple(scores.shape) != (group.size,):
+        found = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise CriterionError(
+            f"{criterion!r} must give a floating-point tensor of shape ({group.size},) for group "
+            f"{group.name!r}, one score a unit; it gave {found}"
+        )
+    result = scores.detach().to("cpu", torch.float64)
+    finite = np.isfinite(result.numpy())
+    if not finite.all():
+        bad = group.size - int(finite.sum())
+        raise CriterionError(
+            f"{criterion!r} gave {bad} of {group.size} scores of group {group.name!r} as NaN or infinite; "
+            + _blame(group, context)
+        )
+    return result
+
+
+def _blame(group: Group, context: ScoreContext) -> str:
+    names = dict.fromkeys(member.axis.tensor for member in group.members if member.axis.role != "buffer")
+    tensors = {name: context.tensors[name] for name in names if name in context.tensors}
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if bad:
+        return f"not finite: {', '.join(map(repr, bad))}; repair these weights, or put them in `ignore`"
+    return f"its weights ({', '.join(map(repr, tensors))}) are finite, so the criterion itself overflowed"

@@ -1,0 +1,40 @@
+"""Random scores: the baseline every criterion has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from stp_fx.analysis.groups import Group
+from stp_fx.criteria.base import ScoreContext, register
+from stp_fx.errors import InputError
+
+__all__ = ["Random"]
+
+
+@register("random")
+@dataclasses.dataclass(frozen=True)
+class Random:
+    """Uniform scores in [0, 1), a function of the seed and the group's index alone.
+
+    Neither the device nor any global random state matters, so that all ranks of a distributed job agree. ``seed`` is an
+    integer of at least 0; None takes the context's.
+    """
+
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            _check_seed(self.seed)
+
+    def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:
+        seed = context.seed if self.seed is None else self.seed
+        _check_seed(seed)
+        return torch.from_numpy(np.random.default_rng([seed, group.index]).random(group.size))
+
+
+def _check_seed(seed: object) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"a seed is an integer of at least 0; got {seed!r}")

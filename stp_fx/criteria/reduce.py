@@ -1,0 +1,131 @@
+"""From per-index values to one score a unit: combine indices, reduce over the group's axes, normalise in the group.
+
+Report, section 1.3.1 (reductions) and 1.3.2 (normalisers). LAMP: Lee et al., "Layer-adaptive sparsity for the
+magnitude-based pruning", arXiv 2010.07611, equation 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stp_fx.analysis.groups import Group, Member
+from stp_fx.errors import CriterionError, InputError
+
+__all__ = [
+    "NORMALIZERS",
+    "REDUCTIONS",
+    "check_choice",
+    "normalize_scores",
+    "reduce_scores",
+    "scored_members",
+    "sum_by_unit",
+]
+
+REDUCTIONS = ("mean", "max", "sum", "prod", "first", "gate")
+NORMALIZERS = ("none", "mean", "max", "gaussian", "lamp")
+
+# Powers of two between which a product of scores is left as it is; float64 ends at 2^1024 and 2^-1022.
+_LARGEST_EXPONENT = 1000.0
+
+
+def check_choice(what: str, value: object, known: Sequence[str]) -> None:
+    """Raise :class:`InputError` unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def scored_members(group: Group, reduction: str) -> tuple[Member, ...]:
+    """The axes of the group that a weight criterion reads: weights and scales; "first" and "gate": the first weight.
+
+    A group without any falls back to its biases and other parameters; one with buffers only raises
+    :class:`CriterionError`.
+    """
+    for roles in (("weight", "scale"), ("bias", "other")):
+        found = tuple(member for member in group.members if member.axis.role in roles)
+        if found:
+            break
+    else:
+        axes = ", ".join(member.axis.name for member in group.members) or "no axes at all"
+        raise CriterionError(
+            f"group {group.name!r} has no parameter to score, only {axes}; put it in `ignore`, or use a "
+            "criterion that does not read weights"
+        )
+    if reduction in ("first", "gate"):
+        return (next((member for member in found if member.axis.role == "weight"), found[0]),)
+    return found
+
+
+def sum_by_unit(member: Member, values: np.ndarray, units: int) -> np.ndarray:
+    """Add up ``values`` [axis size] over the positions of each unit: float64 [units]."""
+    return np.bincount(member.unit, weights=values[member.index], minlength=units)
+
+
+def reduce_scores(local: np.ndarray, reduction: str) -> np.ndarray:
+    """Reduce local scores [axes, units] to [units].
+
+    "prod" divides the whole group by one constant where the product would leave the range of float64.
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    if reduction == "mean":
+        return local.mean(axis=0)
+    if reduction == "max":
+        return local.max(axis=0)
+    if reduction == "sum":
+        return local.sum(axis=0)
+    if reduction == "prod":
+        return _product(local)
+    return local[0]
+
+
+def _product(local: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        plain = local.prod(axis=0)
+        exponents = np.log2(np.abs(local)).sum(axis=0)
+    live = exponents[np.isfinite(exponents)]
+    if not np.isfinite(local).all() or live.size == 0 or np.abs(live).max() <= _LARGEST_EXPONENT:
+        return plain
+    # Centre on the middle of the group; what is still out of range after that is 2^1000 away from its neighbours.
+    centred = np.clip(exponents - (live.max() + live.min()) / 2, None, _LARGEST_EXPONENT)
+    return np.sign(local).prod(axis=0) * np.exp2(centred)
+
+
+def normalize_scores(scores: np.ndarray, normalizer: str) -> np.ndarray:
+    """Normalise one group's scores [units]; every choice keeps their order.
+
+    "mean" and "max" divide by the mean and the maximum, "gaussian" gives z-scores, "lamp" gives each squared score over
+    the sum of the squares of all scores not smaller than it (equal scores stay equal, whatever their order).
+    A group whose scores are all zero stays zero.
+    """
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    if normalizer == "none" or scores.size == 0:
+        return scores
+    if normalizer == "gaussian":
+        spread = scores.std()
+        # Equal numbers have a standard deviation of rounding noise, not of zero.
+        if spread <= 1e-15 * np.abs(scores).max():
+            return np.zeros_like(scores)
+        return (scores - scores.mean()) / spread
+    if normalizer == "lamp":
+        return _lamp(scores)
+    scale = scores.mean() if normalizer == "mean" else scores.max()
+    return scores / scale if scale != 0 else scores
+
+
+def _lamp(scores: np.ndarray) -> np.ndarray:
+    if (scores < 0).any():
+        raise CriterionError(
+            "the lamp normalizer is for scores of magnitude; it was given negative ones: use 'gaussian' or 'none'"
+        )
+    largest = scores.max()
+    if not np.isfinite(largest) or largest == 0:
+        return scores
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    squares = np.square(ordered / largest)
+    not_smaller = np.cumsum(squares[::-1])[::-1]
+    first_of_its_value = np.searchsorted(ordered, ordered, side="left")
+    result = np.empty_like(scores)
+    result[order] = squares / not_smaller[first_of_its_value]
+    return result

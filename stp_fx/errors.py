@@ -1,0 +1,51 @@
+"""One exception hierarchy: every error names the culprit, what was found, and the way out."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CriterionError",
+    "InputError",
+    "NothingToPruneError",
+    "PassError",
+    "PlanError",
+    "RewriteError",
+    "StpFxError",
+    "TraceError",
+    "VerificationError",
+]
+
+
+class StpFxError(Exception):
+    """Base of every error that stp_fx raises on purpose."""
+
+
+class InputError(StpFxError, ValueError):
+    """An argument is out of range, unknown, or of the wrong shape or type."""
+
+
+class TraceError(StpFxError):
+    """A module could not be captured as a graph."""
+
+
+class NothingToPruneError(StpFxError):
+    """The graph has no unit that the request allows to remove; the message says why."""
+
+
+class CriterionError(StpFxError, ValueError):
+    """A criterion cannot score what it was given (integer or NaN weights, missing data)."""
+
+
+class PlanError(StpFxError, ValueError):
+    """A plan does not fit the graph: unknown tensors, indices out of range, coupled axes that disagree."""
+
+
+class RewriteError(StpFxError):
+    """A rewrite did not give the shapes that the analysis promised; the input graph is unchanged."""
+
+
+class VerificationError(StpFxError):
+    """A graph is not well formed: lint, a dangling parameter, or a meta run that fails."""
+
+
+class PassError(StpFxError):
+    """A pass of a pipeline failed; names the pass and the ones that ran before it."""

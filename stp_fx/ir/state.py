@@ -1,0 +1,81 @@
+"""What stp_fx keeps beside a graph: the recorded example, notes of the capture, cached analyses, the plan applied so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from stp_fx.errors import InputError
+
+__all__ = ["GraphState", "attach_state", "example_of", "has_state", "state_of"]
+
+_KEY = "stp_fx"
+
+
+@dataclasses.dataclass
+class GraphState:
+    """Lives in ``gm.meta["stp_fx"]``.
+
+    ``inputs`` holds one value per placeholder, in graph order: tensors on the meta device with the recorded example's
+    shape and dtype, other values (numbers, strings, ``None``) as they were. ``cache`` holds analyses; it never travels with a copy, since a copy may be changed. ``plan`` is what has been removed since the capture, ``masked`` the
+    plan of what is masked now.
+    """
+
+    inputs: tuple[Any, ...]
+    notes: tuple[str, ...] = ()
+    plan: Any = None
+    masked: Any = None
+    dtype: torch.dtype | None = None
+    cache: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> GraphState:
+        return dataclasses.replace(self, cache={})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": {}}
+
+
+def attach_state(gm: fx.GraphModule, state: GraphState) -> fx.GraphModule:
+    if state.dtype is None:
+        state.dtype = _floating_dtype(gm)
+    gm.meta[_KEY] = state
+    return gm
+
+
+def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
+    """The recorded example, one meta value per placeholder; floating inputs follow ``gm.double()``, ``gm.half()`` and the like.
+
+    Raises:
+        InputError: the graph carries no recorded example.
+    """
+    state, now = state_of(gm), _floating_dtype(gm)
+    if now is None or now == state.dtype:
+        return state.inputs
+    return tuple(v.to(now) if isinstance(v, torch.Tensor) and v.dtype == state.dtype else v for v in state.inputs)
+
+
+def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
+    """The dtype of the first floating parameter."""
+    return next((p.dtype for p in gm.parameters() if p.is_floating_point()), None)
+
+
+def has_state(gm: torch.nn.Module) -> bool:
+    return isinstance(gm, fx.GraphModule) and isinstance(gm.meta.get(_KEY), GraphState)
+
+
+def state_of(gm: fx.GraphModule) -> GraphState:
+    """The state that ``stp_fx.trace`` recorded.
+
+    Raises:
+        InputError: the graph was not made by ``stp_fx.trace`` and carries no example.
+    """
+    if not has_state(gm):
+        raise InputError(
+            f"{type(gm).__name__} carries no recorded example inputs. "
+            "Pass it through stp_fx.trace(model, example_inputs), or give example_inputs to this call."
+        )
+    return gm.meta[_KEY]

@@ -1,0 +1,173 @@
+"""Puts the literals of a shortened graph right, and proves every shape on the way.
+
+The new graph runs once on meta tensors. At each node its handler renews what is written there, numbers computed from sizes
+that changed are frozen where they enter arithmetic, and the result must have the shape that the analysis promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from stp_fx.analysis.graph import ChannelGraph, kept_positions
+from stp_fx.errors import RewriteError
+from stp_fx.ir.shapes import meta_twin
+from stp_fx.ir.state import example_of
+from stp_fx.rules import Dim, has_ids
+from stp_fx.rules.literals import Edit, TensorDims, handler_for, is_size_call, module_handler_for
+
+__all__ = ["refit"]
+
+
+def refit(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> None:
+    """Rewrites the literals and module attributes of ``gm`` in place; ``graph`` is the analysis of the original.
+
+    Raises:
+        RewriteError: a node cannot run, or gives a shape that the analysis did not promise.
+    """
+    _Refit(gm, graph, alive).run()
+    _drop_dead_numbers(gm)
+    gm.recompile()
+
+
+class _Refit:
+    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> None:
+        self.gm, self.graph = gm, graph
+        self.alive, self.label = alive, graph.solution.label
+        self.twin = meta_twin(gm).eval()
+        self.env: dict[fx.Node, Any] = {}
+        self.seen: set[int] = set()
+        self.positions: dict[tuple[int, ...], np.ndarray] = {}
+
+    def keep(self, dim: Dim) -> np.ndarray:
+        key = tuple(id(f.ids) if f.ids is not None else -f.size for f in dim)
+        if key not in self.positions:
+            self.positions[key] = kept_positions(dim, self.alive, self.label)
+        return self.positions[key]
+
+    def run(self) -> None:
+        inputs = iter(example_of(self.gm))
+        with torch.no_grad(), torch.device("meta"):
+            for node in list(self.gm.graph.nodes):
+                try:
+                    self.env[node] = self._node(node, inputs)
+                except RewriteError:
+                    raise
+                except Exception as error:
+                    raise RewriteError(
+                        f"node '{node.name}' ({node.format_node()}) does not run with the units removed: {error}. "
+                        "The input graph is unchanged; please report this with the op"
+                    ) from error
+                self._check(node, self.env[node], self.graph.value(node.name))
+
+    def _node(self, node: fx.Node, inputs: Any) -> Any:
+        if node.op == "placeholder":
+            return next(inputs)
+        if node.op == "get_attr":
+            return _attribute(self.twin, str(node.target))
+        if node.op in ("call_function", "call_method"):
+            self._freeze(node)
+        args, kwargs = self._evaluated(node)
+        if node.op == "output":
+            return args[0]
+        if node.op == "call_module":
+            self._renew_module(node, args, kwargs)
+            return self.twin.get_submodule(str(node.target))(*args, **kwargs)
+        handler = handler_for(node)
+        if handler is not None and self._touched(node):
+            handler(self._edit(node, args, kwargs))
+            args, kwargs = self._evaluated(node)
+        return _call(node, args, kwargs)
+
+    def _evaluated(self, node: fx.Node) -> Any:
+        return fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
+
+    def _edit(self, node: fx.Node, args: Any, kwargs: Any, module: nn.Module | None = None) -> Edit:
+        operands = tuple(self._value_of(arg) for arg in node.args)
+        source = next((o.dims for o in operands if isinstance(o, TensorDims)), ())
+        if not source:
+            source = next((o.dims for o in map(self._value_of, node.kwargs.values()) if isinstance(o, TensorDims)), ())
+        return Edit(node, args, kwargs, source, self.graph.value(node.name), self.keep, module, operands)
+
+    def _value_of(self, arg: Any) -> Any:
+        return self.graph.value(arg.name) if isinstance(arg, fx.Node) else None
+
+    def _touched(self, node: fx.Node) -> bool:
+        """Whether any factor with elements goes in or comes out: all others keep their literals."""
+        values = [self.graph.value(n.name) for n in (*node.all_input_nodes, node)]
+        return any(has_ids(dim) for value in values for tensor in _leaves(value) for dim in tensor.dims)
+
+    def _freeze(self, node: fx.Node) -> None:
+        """Numbers that were computed from sizes keep their old value where they are not sizes themselves."""
+        if is_size_call(node) or not _leaves(self.graph.value(node.name)):
+            return
+        for source in node.all_input_nodes:
+            before, now = self.graph.value(source.name), self.env[source]
+            if isinstance(before, (int, float)) and isinstance(now, (int, float)) and before != now:
+                freeze = {source: before}
+                node.args = fx.node.map_arg(node.args, lambda n, f=freeze: f.get(n, n))
+                node.kwargs = fx.node.map_arg(node.kwargs, lambda n, f=freeze: f.get(n, n))
+
+    def _renew_module(self, node: fx.Node, args: Any, kwargs: Any) -> None:
+        module = self.gm.get_submodule(str(node.target))
+        handler = module_handler_for(module)
+        if handler is None or id(module) in self.seen or not self._touched(node):
+            return
+        self.seen.add(id(module))
+        for each in (module, self.twin.get_submodule(str(node.target))):
+            handler(self._edit(node, args, kwargs, each))
+
+    def _check(self, node: fx.Node, value: Any, promised: Any) -> None:
+        if isinstance(promised, TensorDims):
+            expected = tuple(int(self.keep(dim).sum()) if dim else 1 for dim in promised.dims)
+            if tuple(value.shape) != expected:
+                raise RewriteError(
+                    f"node '{node.name}' ({node.format_node()}) gives {tuple(value.shape)} with the units removed, the analysis "
+                    f"promised {expected}. The input graph is unchanged; please report this with the op"
+                )
+        elif isinstance(promised, list):
+            for item, each in zip(value, promised, strict=True):
+                self._check(node, item, each)
+        elif isinstance(promised, dict):
+            for key, each in promised.items():
+                self._check(node, value[key], each)
+
+
+def _leaves(value: Any) -> list[TensorDims]:
+    if isinstance(value, TensorDims):
+        return [value]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    return []
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    value: Any = root
+    for atom in target.split("."):
+        value = getattr(value, atom)
+    return value
+
+
+def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    target: Callable[..., Any] | str = node.target
+    if node.op == "call_method":
+        return getattr(args[0], str(target))(*args[1:], **kwargs)
+    return target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _drop_dead_numbers(gm: fx.GraphModule) -> None:
+    """Sizes that nobody reads any more."""
+    import operator
+
+    pure = {getattr, operator.getitem, operator.mul, operator.floordiv, operator.add, operator.sub, operator.mod, operator.truediv}
+    for node in reversed(list(gm.graph.nodes)):
+        if node.users:
+            continue
+        if (node.op == "call_function" and node.target in pure) or (node.op == "call_method" and node.target in ("size", "dim")):
+            gm.graph.erase_node(node)

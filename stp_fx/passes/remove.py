@@ -1,0 +1,54 @@
+"""RemoveChannels: a new, smaller GraphModule from a graph and a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from stp_fx.analysis.build import analyze
+from stp_fx.errors import RewriteError
+from stp_fx.ir.state import state_of
+from stp_fx.passes.base import GraphPass
+from stp_fx.passes.liveness import alive_under
+from stp_fx.passes.masks import drop_idle_masks
+from stp_fx.passes.refit import refit
+from stp_fx.passes.select import planned
+from stp_fx.passes.slicing import shortened_copy
+from stp_fx.selection.plan import PrunePlan
+
+__all__ = ["RemoveChannels"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveChannels(GraphPass):
+    """Slices parameters, buffers, gradients, module attributes and graph literals; the input graph stays as it was.
+
+    ``plan`` defaults to the one that :class:`SelectUnits` left on the graph.
+
+    Raises:
+        PlanError: the plan does not fit the graph.
+        RewriteError: the result would not have the promised shapes.
+    """
+
+    plan: PrunePlan | None = None
+
+    def call(self, gm: fx.GraphModule) -> PassResult:
+        plan = planned(gm) if self.plan is None else self.plan
+        graph = analyze(gm)
+        alive = alive_under(graph, plan, partial=state_of(gm).masked is not None)
+        result = shortened_copy(gm, graph, alive)
+        if not plan.is_empty:
+            refit(result, graph, alive)
+            drop_idle_masks(result)
+        state, before = state_of(result), state_of(gm).plan
+        state.plan = plan if before is None else before.then(plan)
+        return PassResult(result, not plan.is_empty)
+
+    def ensures(self, result: PassResult) -> None:
+        tensors = dict(result.graph_module.named_parameters(remove_duplicate=False))
+        for (name, dim), kept in state_of(result.graph_module).plan.kept.items():
+            tensor = tensors.get(name)
+            if tensor is not None and tensor.shape[dim] != len(kept):
+                raise RewriteError(f"'{name}' dim {dim} has {tensor.shape[dim]} positions left, the plan keeps {len(kept)}")

@@ -1,0 +1,62 @@
+"""Shortened copies of tensors: dtype, device, memory format, ``requires_grad``, gradients and ties are kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from stp_fx.analysis.graph import ChannelGraph, removed_axes
+
+__all__ = ["shortened_copy", "take"]
+
+
+def take(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
+    """The given positions of the given dimensions, as a new tensor in the same memory format."""
+    result = tensor.detach()
+    for dim in sorted(kept):
+        index = torch.from_numpy(np.ascontiguousarray(kept[dim])).to(tensor.device)
+        result = result.index_select(dim, index)
+    if not kept:
+        return result.clone(memory_format=torch.preserve_format)
+    for memory_format, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
+            return result.contiguous(memory_format=memory_format)
+    return result.contiguous()
+
+
+def shortened_copy(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> fx.GraphModule:
+    """A deep copy of ``gm`` in which every tensor has only the positions whose classes are ``alive``. Never copies what goes."""
+    kept = removed_axes(graph, alive)
+    per_tensor: dict[str, dict[int, np.ndarray]] = {}
+    for (name, dim), positions in kept.items():
+        per_tensor.setdefault(name, {})[dim] = positions
+    memo: dict[int, Any] = {}
+    for name, tensor in [*gm.named_parameters(), *gm.named_buffers()]:
+        cuts = per_tensor.get(graph.found.aliases.get(name, name), {})
+        short = take(_renumbered(tensor, graph, name, alive), cuts)
+        memo[id(tensor)] = _like_parameter(tensor, short, cuts) if isinstance(tensor, nn.Parameter) else short
+    return copy.deepcopy(gm, memo)
+
+
+def _like_parameter(old: nn.Parameter, data: torch.Tensor, cuts: Mapping[int, np.ndarray]) -> nn.Parameter:
+    new = nn.Parameter(data, requires_grad=old.requires_grad)
+    if old.grad is not None:
+        new.grad = take(old.grad, cuts)
+    for key, value in old.__dict__.items():
+        setattr(new, key, value)
+    return new
+
+
+def _renumbered(tensor: torch.Tensor, graph: ChannelGraph, name: str, alive: np.ndarray) -> torch.Tensor:
+    """An index buffer whose values are positions along an axis that got shorter."""
+    indexed = graph.found.renumbered.get(name)
+    if indexed is None:
+        return tensor
+    keep = alive[graph.solution.label[indexed]]
+    rank = torch.from_numpy(np.concatenate([[0], np.cumsum(keep)])).to(tensor.device)
+    return rank[tensor % len(keep)].to(tensor.dtype)

@@ -1,0 +1,114 @@
+"""The abstract values of the analysis: a tensor dimension is an ordered list of factors.
+
+A factor has a size and either one element id per position or none (fixed: its positions cannot be removed). ``[C]`` is one
+factor, a flattened ``C x HW`` two (the second fixed), ``heads x head_dim`` two. A dimension of size one has no factor.
+Rules see the analysis through the :class:`Context` protocol only, so this storey knows nothing of how it is solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+__all__ = ["FIXED", "Context", "Dim", "Dims", "Factor", "dim_size", "fixed_dim", "fixed_dims", "has_ids"]
+
+FIXED = 0
+"""The element that stands for a fixed position inside an otherwise removable factor (a ``cat`` of both kinds)."""
+
+
+class Factor(NamedTuple):
+    """``size`` positions; ``ids`` is an int64 array of that length, or ``None`` if fixed. Arrays are never written to."""
+
+    size: int
+    ids: np.ndarray | None
+
+
+Dim = tuple[Factor, ...]
+Dims = tuple[Dim, ...]
+
+
+def dim_size(dim: Dim) -> int:
+    size = 1
+    for factor in dim:
+        size *= factor.size
+    return size
+
+
+def has_ids(dim: Dim) -> bool:
+    return any(factor.ids is not None for factor in dim)
+
+
+def fixed_dim(size: int) -> Dim:
+    return () if size == 1 else (Factor(size, None),)
+
+
+def fixed_dims(shape: Sequence[int]) -> Dims:
+    return tuple(fixed_dim(int(size)) for size in shape)
+
+
+class Context(Protocol):
+    """What a rule may ask of the analysis while one ATen op is looked at."""
+
+    def dims(self, tensor: torch.Tensor) -> Dims:
+        """The factors of a tensor; all fixed for one that no rule has spoken of."""
+        ...
+
+    def assign(self, tensor: torch.Tensor, dims: Dims) -> None:
+        """States the factors of an op's result."""
+        ...
+
+    def unify(self, first: Dim, second: Dim) -> Dim:
+        """The positions of two dimensions of one size live and die together; returns the finer of both."""
+        ...
+
+    def pin(self, dim: Dim, reason: str) -> None:
+        """No position of ``dim`` can be removed."""
+        ...
+
+    def inexact(self, dim: Dim, reason: str) -> None:
+        """Removing from ``dim`` is allowed, but is not the same as masking: the op normalises or reduces over it."""
+        ...
+
+    def contract(self, letters: Sequence[Dim], contracted: Sequence[Dim], multiplier: int) -> None:
+        """A contraction: ``multiplier`` x the product of all ``letters``' sizes multiply-accumulates, summing over ``contracted``."""
+        ...
+
+    def reads(self, tensor: torch.Tensor, role: str, out: int | None = None, into: int | None = None) -> None:
+        """``tensor`` plays ``role`` in this op (weight, scale, bias, buffer); its output and input dims, if it is a weight."""
+        ...
+
+    def literal_axis(self, size: int, what: str) -> Dim:
+        """A new axis whose size is written in the graph; fixed where the graph cannot be rewritten."""
+        ...
+
+    def flat(self, dim: Dim) -> np.ndarray:
+        """One element id per position; a product of factors becomes derived elements, fixed positions ``FIXED``."""
+        ...
+
+    def positions(self, ids: np.ndarray) -> Dim:
+        """A dimension made of the given elements, in their order; a single element is pinned, since it cannot go alone."""
+        ...
+
+    def regroup(self, dims: Sequence[Dim], shape: Sequence[int]) -> Dims:
+        """``view``: the same positions in row-major order, cut at other places."""
+        ...
+
+    def constant(self, tensor: torch.Tensor) -> np.ndarray | None:
+        """The values of a small integer tensor that the graph holds (a buffer, a literal list), else ``None``."""
+        ...
+
+    def renumber(self, tensor: torch.Tensor, ids: np.ndarray) -> None:
+        """The values of the buffer ``tensor`` are positions in ``ids``: a rewrite must renumber them."""
+        ...
+
+    @property
+    def editable(self) -> bool:
+        """Whether literals of the graph node at hand can be rewritten."""
+        ...
+
+    def decompose(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs ``func`` by its decomposition under the same analysis; ``NotImplemented`` if it has none."""
+        ...

@@ -1,0 +1,59 @@
+"""What a selection may be asked for, and the errors for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stp_fx.analysis.groups import Group
+from stp_fx.errors import InputError
+from stp_fx.selection.scope import SCOPES
+
+__all__ = ["TARGETS", "Cost", "check_groups", "check_ratios", "check_request"]
+
+TARGETS = ("channels", "macs", "params")
+
+# The cost (MACs or parameters) of the network without the units flagged in a bool array of shape [units of the graph].
+Cost = Callable[[np.ndarray], float]
+
+
+def check_ratios(groups: Sequence[Group], ratio: float, ratios: Mapping[int, float]) -> None:
+    """Raise :class:`InputError` unless every ratio is in [0, 1)."""
+    _check_ratio("ratio", ratio)
+    names = {group.index: group.name for group in groups}
+    for index, value in ratios.items():
+        _check_ratio(f"ratio of group {names.get(index, index)!r}", value)
+
+
+def _check_ratio(what: str, value: Any) -> None:
+    if not _is_number(value) or not 0 <= value < 1:
+        raise InputError(f"{what} must be in [0, 1), the fraction to remove; got {value!r}")
+
+
+def check_request(scope: str, target: str, cost: Cost | None, max_ratio: float, round_to: int) -> None:
+    """Raise :class:`InputError` for unknown names, constraints out of range, and a cost target without a cost."""
+    if scope not in SCOPES:
+        raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    if target not in TARGETS:
+        raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    if target != "channels" and cost is None:
+        raise InputError(f"target {target!r} needs a cost function of the removed units")
+    if not _is_number(max_ratio) or not 0 < max_ratio <= 1:
+        raise InputError(f"max_ratio must be in (0, 1], the largest fraction of a group to remove; got {max_ratio!r}")
+    if isinstance(round_to, bool) or not isinstance(round_to, (int, np.integer)) or round_to < 1:
+        raise InputError(f"round_to must be an integer of at least 1; got {round_to!r}")
+
+
+def check_groups(groups: Sequence[Group], scores: Sequence[object], total: int) -> None:
+    """Raise :class:`InputError` unless there is one score array a group, and every unit is one of ``total``."""
+    if len(scores) != len(groups):
+        raise InputError(f"one score array a group is needed; got {len(scores)} for {len(groups)} groups")
+    largest = max((int(group.units.max()) for group in groups if group.size), default=-1)
+    if largest >= total:
+        raise InputError(f"unit {largest} is out of range: the graph is said to have {total} units")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -1,0 +1,151 @@
+"""PrunePlan: what stays of every shortened axis. Plain data, the only thing handed from selection to rewrites."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from stp_fx.errors import PlanError
+from stp_fx.selection.plan_json import decode_plan, encode_plan
+
+__all__ = ["PrunePlan"]
+
+AxisKey = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrunePlan:
+    """Which indices stay, for every axis that a plan shortens.
+
+    ``kept[name, dim]``: original indices that stay, int64, ascending, read-only (any sequence of integers is accepted).
+    ``sizes[name, dim]``: the axis's original length. Both have the same keys, sorted; entries that keep everything are
+    dropped, so plans that do the same are equal. Raises :class:`PlanError`, naming the entry, for anything else.
+
+    >>> plan = PrunePlan({("conv.weight", 0): [0, 2, 3]}, {("conv.weight", 0): 4})
+    >>> plan.then(PrunePlan({("conv.weight", 0): [1, 2]}, {("conv.weight", 0): 3})).kept
+    {('conv.weight', 0): array([2, 3])}
+    """
+
+    kept: Mapping[AxisKey, np.ndarray]
+    sizes: Mapping[AxisKey, int]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kept, Mapping) or not isinstance(self.sizes, Mapping):
+            raise PlanError(
+                f"a plan is two mappings, kept and sizes; got {type(self.kept).__name__}, {type(self.sizes).__name__}"
+            )
+        if set(self.kept) != set(self.sizes):
+            lonely = next(iter(set(self.kept) ^ set(self.sizes)))
+            raise PlanError(f"plan entry {lonely!r} has {'no size' if lonely in self.kept else 'no kept indices'}")
+        sizes = {_checked_key(key): _checked_size(key, size) for key, size in self.sizes.items()}
+        kept = {key: _checked_kept(key, indices, sizes[key]) for key, indices in self.kept.items()}
+        shortened = sorted(key for key, indices in kept.items() if len(indices) < sizes[key])
+        object.__setattr__(self, "kept", {key: kept[key] for key in shortened})
+        object.__setattr__(self, "sizes", {key: sizes[key] for key in shortened})
+
+    @property
+    def is_empty(self) -> bool:
+        """True if the plan shortens nothing."""
+        return not self.kept
+
+    def then(self, second: PrunePlan) -> PrunePlan:
+        """This plan and then ``second``, whose indices refer to the tensors that this plan left, as one plan."""
+        kept, sizes = dict(self.kept), dict(self.sizes)
+        for key, indices in second.kept.items():
+            if key not in kept:
+                kept[key], sizes[key] = indices, second.sizes[key]
+                continue
+            if second.sizes[key] != len(kept[key]):
+                raise PlanError(
+                    f"plans do not follow each other at {_label(key)}: the first leaves {len(kept[key])} indices, "
+                    f"the second is for an axis of {second.sizes[key]}"
+                )
+            kept[key] = kept[key][indices]
+        return PrunePlan(kept, sizes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PrunePlan):
+            return NotImplemented
+        return self.sizes == other.sizes and all(
+            np.array_equal(kept, other.kept[key]) for key, kept in self.kept.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's content, in hexadecimal: the same for equal plans, on every machine."""
+        state = hashlib.sha256(b"stp_fx_plan 1\n")
+        for (name, dim), indices in self.kept.items():
+            state.update(f"{len(name.encode())} {name} {dim} {self.sizes[name, dim]} {len(indices)}\n".encode())
+            state.update(indices.astype("<i8").tobytes())
+        return state.hexdigest()
+
+    def to_json(self) -> str:
+        """The plan as JSON; :meth:`from_json` is its inverse. Format: :mod:`stp_fx.selection.plan_json`."""
+        return encode_plan(self.kept, self.sizes)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> PrunePlan:
+        """Read what :meth:`to_json` wrote. Raises :class:`PlanError`, naming the entry, for anything else."""
+        return cls(*decode_plan(text))
+
+    def summary(self) -> str:
+        """One line a shortened axis, ``name:dim kept/size``, under a line of totals."""
+        gone = sum(self.sizes[key] - len(indices) for key, indices in self.kept.items())
+        tensors = len({name for name, _ in self.kept})
+        total = sum(self.sizes.values())
+        head = f"{len(self.kept)} axes of {tensors} tensors shortened, {gone} of {total} indices removed"
+        return "\n".join([head, *(f"  {_label(key)} {len(kept)}/{self.sizes[key]}" for key, kept in self.kept.items())])
+
+
+def _label(key: AxisKey) -> str:
+    return f"{key[0]}:{key[1]}"
+
+
+def _checked_key(key: object) -> AxisKey:
+    if not (
+        isinstance(key, tuple)
+        and len(key) == 2
+        and isinstance(key[0], str)
+        and key[0]
+        and isinstance(key[1], int)
+        and not isinstance(key[1], bool)
+        and key[1] >= 0
+    ):
+        raise PlanError(f"a plan entry's key is (tensor name, dimension >= 0); got {key!r}")
+    return key
+
+
+def _checked_size(key: AxisKey, size: object) -> int:
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+        raise PlanError(f"{_label(key)}: the size of an axis is a positive integer; got {size!r}")
+    return int(size)
+
+
+def _checked_kept(key: AxisKey, indices: object, size: int) -> np.ndarray:
+    try:
+        array = np.array(indices)  # a copy: the plan must not change with the caller's array
+    except ValueError:
+        raise PlanError(f"{_label(key)}: kept indices are a flat sequence of integers; got {indices!r}") from None
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        if array.ndim == 1 and array.size == 0:
+            raise PlanError(f"{_label(key)}: a plan keeps at least one index of every axis; got none")
+        raise PlanError(
+            f"{_label(key)}: kept indices are a flat sequence of integers; got {array.dtype} of shape {array.shape}"
+        )
+    if array.size == 0:
+        raise PlanError(f"{_label(key)}: a plan keeps at least one index of every axis; got none")
+    array = array.astype(np.int64)
+    if array.min() < 0 or array.max() >= size:
+        bad = array[(array < 0) | (array >= size)][0]
+        raise PlanError(f"{_label(key)}: kept index {bad} is out of range for an axis of {size}")
+    falls = np.flatnonzero(np.diff(array) <= 0)
+    if falls.size:
+        first, second = array[falls[0]], array[falls[0] + 1]
+        raise PlanError(f"{_label(key)}: kept indices must ascend without duplicates; got {first} before {second}")
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,152 @@
+"""The JSON of a plan, version 1.
+
+``{"stp_fx_plan": 1, "cuts": [{"size": 64, "kept": [0, 3, [8, 31]], "axes": [["conv.weight", 0], ["bn.weight", 0]]}]}``
+
+A cut lists the axes that keep the same indices of the same size, so indices shared by a convolution, its norm and its
+consumers are written once. An item of ``kept`` is an index, or the first and last of a run of at least three.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stp_fx.errors import PlanError
+
+__all__ = ["VERSION", "decode_plan", "encode_plan"]
+
+VERSION = 1
+_KEY = "stp_fx_plan"
+# Two orders of magnitude above any axis in use; a hostile file must not ask for terabytes.
+_LARGEST_SIZE = 1 << 28
+
+AxisKey = tuple[str, int]
+
+
+def encode_plan(kept: Mapping[AxisKey, np.ndarray], sizes: Mapping[AxisKey, int]) -> str:
+    """Plan as JSON text; entries in the order of ``kept``."""
+    cuts: dict[tuple[int, bytes], list[AxisKey]] = {}
+    for key, indices in kept.items():
+        cuts.setdefault((sizes[key], indices.tobytes()), []).append(key)
+    entries = [
+        {"size": size, "kept": _runs(kept[axes[0]]), "axes": [list(axis) for axis in axes]}
+        for (size, _), axes in cuts.items()
+    ]
+    return json.dumps({_KEY: VERSION, "cuts": entries}, separators=(",", ":"))
+
+
+def _runs(indices: np.ndarray) -> list[Any]:
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    items: list[Any] = []
+    for run in np.split(indices, breaks):
+        items += [[int(run[0]), int(run[-1])]] if len(run) > 2 else run.tolist()
+    return items
+
+
+def decode_plan(text: str | bytes) -> tuple[dict[AxisKey, np.ndarray], dict[AxisKey, int]]:
+    """``kept`` and ``sizes`` of a plan. Raises :class:`PlanError` for what :func:`encode_plan` cannot have written."""
+    document = _parse(text)
+    if not isinstance(document, dict) or _KEY not in document:
+        raise PlanError(f'not a plan: a JSON object with "{_KEY}" is expected, got {_short(document)}')
+    version = document[_KEY]
+    if type(version) is not int or version != VERSION:
+        raise PlanError(
+            f"plan version {_short(version)} is unknown; this stp_fx reads version {VERSION}: "
+            "use the stp_fx that wrote it, or a newer one"
+        )
+    _check_fields("plan", document, {_KEY, "cuts"})
+    if not isinstance(document["cuts"], list):
+        raise PlanError(f'"cuts" is a list; got {_short(document["cuts"])}')
+    kept: dict[AxisKey, np.ndarray] = {}
+    sizes: dict[AxisKey, int] = {}
+    for place, cut in enumerate(document["cuts"]):
+        size, indices, axes = _cut(f"cuts[{place}]", cut)
+        for axis in axes:
+            if axis in kept:
+                raise PlanError(f"cuts[{place}]: axis {axis[0]}:{axis[1]} is listed twice")
+            kept[axis], sizes[axis] = indices, size
+    return kept, sizes
+
+
+def _parse(text: str | bytes) -> Any:
+    if not isinstance(text, (str, bytes, bytearray)):
+        raise PlanError(f"a plan is read from JSON text; got {type(text).__name__}")
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, PlanError):
+            raise
+        raise PlanError(f"not a plan: invalid JSON ({error})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise PlanError(
+            f"not a plan: name {next(name for name in names if names.count(name) > 1)!r} is given twice in one object"
+        )
+    return found
+
+
+def _cut(where: str, cut: Any) -> tuple[int, np.ndarray, list[AxisKey]]:
+    if not isinstance(cut, dict):
+        raise PlanError(f"{where}: an object is expected; got {_short(cut)}")
+    _check_fields(where, cut, {"size", "kept", "axes"})
+    axes = _axes(where, cut["axes"])
+    where = f"{where} ({axes[0][0]}:{axes[0][1]})"
+    size = cut["size"]
+    if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
+        raise PlanError(f"{where}: size is an integer in 1..{_LARGEST_SIZE}; got {_short(size)}")
+    if not isinstance(cut["kept"], list) or not cut["kept"]:
+        raise PlanError(
+            f"{where}: kept is a list of at least one index or [first, last] run; got {_short(cut['kept'])}"
+        )
+    return size, _indices(where, cut["kept"], size), axes
+
+
+def _indices(where: str, items: list[Any], size: int) -> np.ndarray:
+    runs, previous = [], -1
+    for item in items:
+        first, last = _ends(where, item)
+        if not 0 <= first <= last < size:
+            raise PlanError(f"{where}: {_short(item)} is out of range, or backwards, for an axis of {size}")
+        if first <= previous:
+            raise PlanError(
+                f"{where}: kept indices must ascend without duplicates; got {_short(item)} after {previous}"
+            )
+        previous = last
+        runs.append((first, last))
+    # only now, when the runs are known not to overlap, is their memory bounded by the size
+    return np.concatenate([np.arange(first, last + 1, dtype=np.int64) for first, last in runs])
+
+
+def _axes(where: str, axes: Any) -> list[AxisKey]:
+    if not isinstance(axes, list) or not axes:
+        raise PlanError(f"{where}: axes is a list of at least one [tensor name, dimension]; got {_short(axes)}")
+    for axis in axes:
+        if not (isinstance(axis, list) and len(axis) == 2 and type(axis[0]) is str and type(axis[1]) is int):
+            raise PlanError(f"{where}: an axis is [tensor name, dimension]; got {_short(axis)}")
+    return [(name, dim) for name, dim in axes]
+
+
+def _ends(where: str, item: Any) -> tuple[int, int]:
+    ends = item if isinstance(item, list) else [item, item]
+    if len(ends) != 2 or any(type(end) is not int for end in ends):
+        raise PlanError(f"{where}: an item of kept is an index or [first, last]; got {_short(item)}")
+    return ends[0], ends[1]
+
+
+def _check_fields(where: str, found: dict[str, Any], expected: set[str]) -> None:
+    if set(found) != expected:
+        raise PlanError(
+            f"{where}: fields {', '.join(sorted(expected))} are expected; got {', '.join(sorted(found)) or 'none'}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,97 @@
+"""The order in which units go: a key for every unit, so that a plan is a prefix of one sequence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from stp_fx.analysis.groups import Group
+from stp_fx.errors import InputError
+
+__all__ = ["SCOPES", "UnitOrder", "local_fraction", "order_units"]
+
+SCOPES = ("local", "global")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitOrder:
+    """The units of all groups, flat, group after group, in channel order within each.
+
+    ``unit``: id in the whole graph. ``owner``: position of the group in the sequence of groups. ``rank``: 0 for the
+    unit of the group that goes first; equal scores go in channel order. ``key``: units go in order of rising key; for
+    scope "local" the key is the amount at which the unit goes: a ratio t takes exactly the units of keys up to t.
+    ``sizes``: units of each group.
+    """
+
+    unit: np.ndarray
+    owner: np.ndarray
+    rank: np.ndarray
+    key: np.ndarray
+    sizes: np.ndarray
+
+    def sequence(self) -> np.ndarray:
+        """Positions of the units in the order in which they go; equal keys go by group, then by rank."""
+        return np.lexsort((self.rank, self.owner, self.key))
+
+
+def local_fraction(ratio: float | np.ndarray, exponent: int | np.ndarray) -> float | np.ndarray:
+    """The fraction of each of ``exponent`` factors that must go so that ``ratio`` of their product goes.
+
+    >>> round(float(local_fraction(0.75, 2)), 3)
+    0.5
+    """
+    # the power 1/1 would still round
+    return np.where(
+        np.equal(exponent, 1), ratio, 1.0 - (1.0 - np.asarray(ratio, dtype=np.float64)) ** (1.0 / np.asarray(exponent))
+    )
+
+
+def order_units(
+    groups: Sequence[Group],
+    scores: Sequence[torch.Tensor | np.ndarray],
+    *,
+    scope: str = "local",
+    exponents: Mapping[int, int] | None = None,
+) -> UnitOrder:
+    """Order the units of ``groups`` by ``scores`` (one array of shape [units] a group; the lowest goes first).
+
+    "local": key 1 - (1 - (rank + 1) / n)^k, with n the group's size and k its exponent (1 if it is in no product):
+    all groups shrink at one pace, and products of k shrinking factors at that pace too. "global": the key is the score
+    itself; one unit weighs as much as any other, whatever its group, so scores must be comparable across groups.
+    """
+    if scope not in SCOPES:
+        raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    flat = _flat_scores(groups, scores)
+    sizes = np.array([group.size for group in groups], dtype=np.int64)
+    owner = np.repeat(np.arange(len(groups)), sizes)
+    unit = np.concatenate([group.units for group in groups]) if groups else np.zeros(0, dtype=np.int64)
+    rank = np.empty(len(flat), dtype=np.int64)
+    rank[np.lexsort((flat, owner))] = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    key = flat
+    if scope == "local":
+        given = exponents or {}
+        power = np.array([given.get(group.index, 1) for group in groups], dtype=np.float64)[owner]
+        share = (rank + 1) / sizes[owner]
+        key = np.where(power == 1, share, 1.0 - (1.0 - share) ** power)
+    return UnitOrder(unit=unit, owner=owner, rank=rank, key=key, sizes=sizes)
+
+
+def _flat_scores(groups: Sequence[Group], scores: Sequence[torch.Tensor | np.ndarray]) -> np.ndarray:
+    arrays = []
+    for group, given in zip(groups, scores, strict=True):
+        array = (
+            given.detach().cpu().double().numpy()
+            if isinstance(given, torch.Tensor)
+            else np.asarray(given, dtype=np.float64)
+        )
+        if array.shape != (group.size,):
+            raise InputError(f"scores of group {group.name!r} have shape {array.shape}; expected ({group.size},)")
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"scores of group {group.name!r} are not all finite; criteria.score_groups names the culprit"
+            )
+        arrays.append(array)
+    return np.concatenate(arrays) if arrays else np.zeros(0)
