@@ -189,7 +189,7 @@ def check_law(run: Run, model: nn.Module) -> None:
     with run.check("law") as expect, torch.no_grad():
         example = images(BATCH, image_size(run.name, small=True), torch.float64)
         gm = stp_fx.trace(model.double(), example)
-        inexact = inexact_tensors(stp_fx.analyze(gm))
+        inexact = inexact_axes(stp_fx.analyze(gm))
         removed = stp_fx.prune_graph(gm, criterion="magnitude", ratio=RATIO, ignore=inexact)
         after, plan = removed(example), stp_fx.plan_of(removed)
         del removed
@@ -206,17 +206,23 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
     return ((expected - found).abs().max() / expected.abs().max()).item()
 
 
-def inexact_tensors(graph: stp_fx.ChannelGraph) -> list[str]:
-    """Names to ignore so that only exact groups are pruned: of each other one, a tensor that no exact group touches."""
-    in_exact = {member.axis.tensor for group in graph.groups if group.exact for member in group.members}
-    names = []
+def inexact_axes(graph: stp_fx.ChannelGraph) -> list[str]:
+    """Axes to ignore so that only exact groups are pruned: of each other one, an axis that no exact group touches."""
+    in_exact = {member.axis.name for group in graph.groups if group.exact for member in group.members}
+    names = set()
     for group in graph.groups:
         if not group.exact:
-            own = [member.axis.tensor for member in group.members if member.axis.tensor not in in_exact]
+            own = [member.axis.name for member in group.members if member.axis.name not in in_exact]
             if not own:
-                raise RuntimeError(f"group {group.name} is not exact, and shares every tensor with groups that are")
-            names.append(own[0])
-    return sorted(set(names))
+                raise RuntimeError(f"group {group.name} is not exact, and shares every axis with groups that are")
+            names.add(own[0])
+    return sorted(names)
+
+
+def pinned_axes(graph: stp_fx.ChannelGraph) -> int:
+    """How many axes of parameters and buffers no group touches: they cannot lose an index."""
+    touched = {member.axis.name for group in graph.groups for member in group.members}
+    return sum(axis.name not in touched for axis in graph.axes)
 
 
 def main(name: str) -> None:
@@ -235,7 +241,7 @@ def main(name: str) -> None:
             "groups": len(graph.groups),
             "exact_groups": sum(group.exact for group in graph.groups),
             "units": sum(group.size for group in graph.groups),
-            "pinned_axes": len(graph.pinned),
+            "pinned_axes": pinned_axes(graph),
         }
         check_outputs(run, model, gm, example)
         check_cost(run, model, gm, pruned, example)

@@ -36,7 +36,7 @@ NETWORKS = {
 CONTESTANTS = ("stp_fx", "torch-pruning", "floor")
 COLORS = {"stp_fx": "#2f6f9f", "torch-pruning": "#c4622d", "floor": "#8a8a8a"}
 NETWORK_HEADER = ("network", "stp_fx s", "trace", "analysis", "prune", "torch-pruning s", "times faster", "floor s",
-                  "floors", "parameters", "stp_fx", "torch-pruning")  # fmt: skip
+                  "floors", "bare floor s", "parameters", "stp_fx", "torch-pruning")  # fmt: skip
 
 
 def measure_network(name: str, rounds: int, peer_limit: float) -> dict[str, Any]:
@@ -88,6 +88,7 @@ def network_cells(name: str, result: dict[str, Any]) -> list[str]:
         f"{theirs / mine:.1f}" if theirs else "-",
         f"{least:.3f}",
         f"{mine / least:.1f}",
+        f"{result['bare_floor']:.3f}",
         f"{result['parameters'] / 1e6:.2f} M",
         f"{result['ours_result']['parameters'] / 1e6:.2f} M",
         f"{runs['parameters'] / 1e6:.2f} M{broken}" if runs else "-",
@@ -138,22 +139,23 @@ def plot(growth: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
     figure.savefig(path, dpi=150)
 
 
+NETWORK_NOTE = """One thread, ratio 0.5, magnitude; medians of runs that take turns. Floor: `vector_norm` of every weight
+over its inputs and over its outputs, and a copy of what stays; `floors`: stp_fx over it. Bare floor: every weight read
+once, and the copy. Parameters: of the network, and left by each."""
+GROWTH_NOTE = """Peak memory: largest resident size during the call, less that before it. Exponents: fitted to the larger
+half of the points."""
+
+
 def report(stem: Path, networks: dict[str, Any], growth: dict[str, Any]) -> None:
-    text = ["# Engine: time and memory", "", markdown_machine(machine()), ""]
+    text = ["# Engine: time and memory", markdown_machine(machine())]
     if networks:
         rows = [network_cells(name, result) for name, result in networks.items()]
-        text += [
-            "One thread, ratio 0.5, magnitude; medians of runs that take turns. `floors`: stp_fx over the floor.",
-            "",
-        ]
-        text += [markdown_table(NETWORK_HEADER, rows), ""]
+        text += [NETWORK_NOTE, markdown_table(NETWORK_HEADER, rows)]
     if growth:
-        text += ["## Growth", "", f"![log-log plots]({stem.name}.png)", ""]
-        text += [f"- {family}: {MEANING[family]}" for family in growth]
-        text += ["", markdown_table(GROWTH_HEADER, growth_rows(growth), left=3), ""]
-        text += ["Peak memory: largest resident size during the call, less that before it. Exponents: fitted to the"]
-        text += ["larger half of the points."]
-    write(stem, "\n".join(text), {"machine": machine(), "networks": networks, "growth": growth})
+        families = "\n".join(f"- {family}: {MEANING[family]}" for family in growth)
+        text += ["## Growth", f"![log-log plots]({stem.name}.png)", families]
+        text += [markdown_table(GROWTH_HEADER, growth_rows(growth), left=3), GROWTH_NOTE]
+    write(stem, "\n\n".join(text), {"machine": machine(), "networks": networks, "growth": growth})
 
 
 def show(title: str, header: tuple[str, ...], rows: list[list[str]], console: Console) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pydot
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     """Images ``[batch, 1, 8, 8]`` to logits ``[batch, 10]``: a stem, three stages of two blocks, a classifier."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 64, 96), classes: int = 10) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (64, 128, 192), classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.stage1 = nn.Sequential(Block(widths[0], widths[0], 1), Block(widths[0], widths[0], 1))
@@ -131,7 +131,7 @@ def draw_channels(model: nn.Module, plan: stp_fx.PrunePlan, path: Path) -> None:
             kept = {int(index) for index in plan.kept[name, 0]}
             rows.append((name.removesuffix(".weight"), [index in kept for index in range(parameter.shape[0])]))
     widest = max(len(cells) for _, cells in rows)
-    figure = Figure(figsize=(2.6 + 0.1 * widest, 0.9 + 0.24 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.6 + min(0.1 * widest, 10), 0.9 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for row, (_, cells) in enumerate(rows):
         colors = [KEPT if kept else REMOVED for kept in cells]
@@ -148,16 +148,29 @@ def draw_channels(model: nn.Module, plan: stp_fx.PrunePlan, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_dependencies(graph: stp_fx.ChannelGraph, path: Path, console: Console) -> None:
-    """Which axes live and die together, as a picture if Graphviz is there, else as the text that it reads."""
-    if shutil.which("dot"):
-        graph.draw(path)
-        console.print(f"Which channels depend on each other: {path}")
-        return
+def draw_dependencies(graph: stp_fx.ChannelGraph, plan: stp_fx.PrunePlan, path: Path, console: Console) -> None:
+    """Which layers write and read the channels of each group: a picture with Graphviz, else the text that it draws."""
+    dot = pydot.Dot(rankdir="LR", nodesep="0.12", fontname="Helvetica")
+    dot.set_node_defaults(fontname="Helvetica", fontsize="10")
+    for group in graph.groups:
+        first = group.members[0].axis
+        kept = len(plan.kept[first.tensor, first.dim]) if (first.tensor, first.dim) in plan.kept else group.size
+        hub = f"group {group.index}"
+        dot.add_node(pydot.Node(hub, label=f"{kept} of {group.size}", style="filled", fillcolor=REMOVED))
+        for member in group.members:
+            if member.axis.role == "weight":
+                layer = f'"{member.axis.tensor.removesuffix(".weight")}"'
+                dot.add_node(pydot.Node(layer, shape="box"))
+                ends = (layer, hub) if member.axis.side == "out" else (hub, layer)
+                dot.add_edge(pydot.Edge(*ends, color=KEPT))
     source = path.with_suffix(".dot")
-    graph.draw(source)
-    console.print(f"Which channels depend on each other: {source}")
-    console.print(f"  Graphviz is not installed. For a picture, install it and run: dot -Tsvg {source} -o {path}")
+    dot.write_raw(source)
+    if shutil.which("dot"):
+        dot.write(path, format=path.suffix[1:])
+        console.print(f"Which layers share channels: {path}")
+    else:
+        console.print(f"Which layers share channels: {source}")
+        console.print(f"  For a picture of it, install Graphviz and run: dot -Tsvg {source} -o {path}")
 
 
 def save_and_reload(pruned: fx.GraphModule, example: Tensor, out: Path) -> fx.GraphModule:
@@ -175,7 +188,9 @@ def save_and_reload(pruned: fx.GraphModule, example: Tensor, out: Path) -> fx.Gr
 
 
 def print_comparison(rows: dict[str, list[str]], console: Console) -> None:
-    table = Table(title="Digits, held-out quarter", title_justify="left")
+    table = Table(
+        title="Handwritten digits: accuracy on the held-out quarter, latency on one thread", title_justify="left"
+    )
     table.add_column("")
     for column in ("before", "right after pruning", "after fine-tuning"):
         table.add_column(column, justify="right")
@@ -191,8 +206,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--criterion", default="magnitude", help="default: %(default)s")
     parser.add_argument("--scope", default="local", choices=("local", "global"), help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=20, help="training epochs (default: %(default)s)")
-    parser.add_argument("--finetune-epochs", type=int, default=6, help="default: %(default)s")
+    parser.add_argument(
+        "--round-to", type=int, default=1, help="channels left per group: a multiple of this (default: 1)"
+    )
+    parser.add_argument("--epochs", type=int, default=15, help="training epochs (default: %(default)s)")
+    parser.add_argument("--finetune-epochs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)")
     return parser.parse_args()
 
@@ -213,7 +231,9 @@ def main() -> None:
 
     gm = stp_fx.trace(model, example)
     start = time.perf_counter()
-    pruned = stp_fx.prune_graph(gm, criterion=args.criterion, ratio=args.ratio, scope=args.scope, target="macs")
+    pruned = stp_fx.prune_graph(
+        gm, criterion=args.criterion, ratio=args.ratio, scope=args.scope, target="macs", round_to=args.round_to
+    )
     console.print(f"Pruned to {1 - args.ratio:.0%} of its MACs in {time.perf_counter() - start:.2f} s")
     right_after = copy.deepcopy(pruned)
 
@@ -223,12 +243,12 @@ def main() -> None:
 
     models = [gm, right_after, pruned]
     costs = [stp_fx.cost(each) for each in models]
-    images = math.prod(example.shape[:1])
+    images = len(example)
     rows = {
         "accuracy": [f"{accuracy(each, digits):.2%}" for each in models],
         "MACs per image": [f"{cost.macs // images:,}" for cost in costs],
         "parameters": [f"{cost.params:,}" for cost in costs],
-        f"CPU latency ({images} images, 1 thread)": [f"{1e3 * s:.2f} ms" for s in latencies(models, example)],
+        f"latency of {images} images": [f"{1e3 * s:.2f} ms" for s in latencies(models, example)],
     }
     print_comparison(rows, console)
 
@@ -238,7 +258,7 @@ def main() -> None:
     )
     draw_channels(model, stp_fx.plan_of(pruned), args.out / "channels.png")
     console.print(f"Which channels went: {args.out}/channels.png")
-    draw_dependencies(stp_fx.analyze(gm), args.out / "dependencies.svg", console)
+    draw_dependencies(stp_fx.analyze(gm), stp_fx.plan_of(pruned), args.out / "dependencies.svg", console)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import fx
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
-from stp_fx.analysis.solve import Solution, solve
+from stp_fx.analysis.solve import Solution, SolvedProduct, solve
 from stp_fx.ir.state import state_of
 
 __all__ = ["analyze"]
@@ -85,29 +85,36 @@ class _Touched:
     """Class to units, as compressed rows: itself for a unit, the factors' units for a derived class."""
 
     def __init__(self, solution: Solution, unit_of: np.ndarray) -> None:
-        units = np.flatnonzero(unit_of >= 0)
-        self.classes, self.units = units, unit_of[units]
-        self.start: np.ndarray
+        self.number = int(unit_of.max(initial=0)) + 1
+        classes = np.flatnonzero(unit_of >= 0)
+        self.keys = classes * self.number + unit_of[classes]
         self._index(solution.count)
-        done = unit_of >= 0
-        for product in solution.products:
-            fresh = ~done[product.classes]
-            if not fresh.any():
-                continue
-            where = np.nonzero(fresh)
+        settled = ~solution.derived
+        pending = list(solution.products)
+        while pending:
+            ready = [p for p in pending if all(settled[f].all() for f in p.factors)]
+            pending = [p for p in pending if not all(settled[f].all() for f in p.factors)]
+            if not ready:
+                break
+            self._add(solution.count, ready, settled)
+
+    def _add(self, count: int, products: list[SolvedProduct], settled: np.ndarray) -> None:
+        """Derived classes take the units of their factors; of several products of a class, all say the same."""
+        new = [self.keys]
+        for product in products:
+            where = np.nonzero(~settled[product.classes])
             rows = product.classes[where]
-            pairs = [self.of(factor[at]) for factor, at in zip(product.factors, where, strict=True)]
-            self.classes = np.concatenate([self.classes, *(rows[position] for position, _ in pairs)])
-            self.units = np.concatenate([self.units, *(unit for _, unit in pairs)])
-            unique = np.unique(np.stack([self.classes, self.units]), axis=1)
-            self.classes, self.units = unique[0], unique[1]
-            done[rows] = True
-            self._index(solution.count)
+            for factor, at in zip(product.factors, where, strict=True):
+                position, unit = self.of(factor[at])
+                new.append(rows[position] * self.number + unit)
+        for product in products:
+            settled[product.classes] = True
+        self.keys = np.unique(np.concatenate(new))
+        self._index(count)
 
     def _index(self, count: int) -> None:
-        order = np.argsort(self.classes, kind="stable")
-        self.classes, self.units = self.classes[order], self.units[order]
-        self.start = np.searchsorted(self.classes, np.arange(count + 1))
+        classes, self.units = np.divmod(self.keys, self.number)
+        self.start = np.searchsorted(classes, np.arange(count + 1))
 
     def of(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(position in ``labels``, unit) pairs, by position."""

@@ -105,22 +105,8 @@ class Elements:
         if single.ids is None or not has_ids(factors):
             self.pin((single, *factors), "meets positions that cannot be removed (graph inputs, spatial or sequence positions)")
             return tuple(Factor(f.size, None) for f in factors)
-        moving = [k for k, f in enumerate(factors) if f.ids is not None]
-        if len(moving) == 1 or (single.ids == FIXED).any():
-            self._join(single, Factor(single.size, self.flat(factors)))
-            return factors
-        table = single.ids.reshape([f.size for f in factors])
-        table = self._tie_fixed(table, [k for k in range(len(factors)) if k not in moving])
-        self._add_product(table, tuple(factors[k].ids for k in moving))  # type: ignore[misc]
+        self._join(single, Factor(single.size, self.flat(factors)))
         return factors
-
-    def _tie_fixed(self, table: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-        """Along fixed factors all positions go together; returns the table without those axes."""
-        for k in sorted(axes, reverse=True):
-            first = np.take(table, [0], axis=k)
-            self.unions.append((np.broadcast_to(first, table.shape).ravel(), table.ravel()))
-            table = np.take(table, 0, axis=k)
-        return table
 
     # -- products --------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.propagate import AxisRecord
 from stp_fx.errors import InputError
+
+if TYPE_CHECKING:
+    from stp_fx.analysis.graph import ChannelGraph
 
 __all__ = ["explain", "pin_reasons"]
 
@@ -61,7 +64,7 @@ def _explain_axis(graph: ChannelGraph, axis: AxisRecord, index: int | None) -> s
     for group, member in touching:
         parts.append(_membership(group, member.index, member.unit, axis, index))
     if not parts:
-        parts.append("belongs to no unit: all factors of it are pinned or touch no parameter")
+        parts.append(f"pinned through its factors: {'; '.join(pin_reasons(graph, classes))}")
     return head + ": " + "\n  ".join(parts)
 
 
@@ -86,16 +89,13 @@ def pin_reasons(graph: ChannelGraph, classes: np.ndarray) -> list[str]:
     reasons = _said(graph, wanted)
     if reasons:
         return reasons
-    for _ in range(8):
-        before = wanted.sum()
-        for product in graph.solution.products:
-            hit = wanted[product.classes]
-            for k, factor in enumerate(product.factors):
-                wanted[product.classes[np.isin(factor, np.flatnonzero(wanted)).nonzero()[0]] if k == 0 else classes] = True
-                wanted[factor[np.nonzero(hit)[k]]] = True
-        reasons = _said(graph, wanted)
-        if reasons or wanted.sum() == before:
-            break
+    for product in graph.solution.products:
+        if wanted[product.classes].any():
+            for factor in product.factors:
+                wanted[factor] = True
+        elif any(wanted[factor].any() for factor in product.factors):
+            wanted[product.classes.ravel()] = True
+    reasons = _said(graph, wanted)
     return [f"{reason}, through an axis it is a factor of" for reason in reasons] or ["coupled to positions that cannot be removed"]
 
 

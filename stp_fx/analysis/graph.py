@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from stp_fx.analysis.draw import draw
+from stp_fx.analysis.explain import explain
 from stp_fx.analysis.groups import Axis, Group, Product
 from stp_fx.analysis.propagate import Contraction, Propagated
 from stp_fx.analysis.solve import Solution
@@ -50,9 +53,17 @@ class ChannelGraph:
         Raises:
             InputError: no such name, or ``index`` out of range.
         """
-        from stp_fx.analysis.explain import explain
-
         return explain(self, name, index)
+
+    def draw(self, path: str | pathlib.Path, view: str = "dependency") -> pathlib.Path:
+        """A picture of which layers lose channels together: ``.dot``, ``.png``, ``.svg`` or ``.pdf``; returns what was written.
+
+        Pictures other than text need Graphviz's ``dot``; without it the ``.dot`` text is written in their place.
+
+        Raises:
+            InputError: an unknown view or suffix.
+        """
+        return draw(self, path, view)
 
 
 def alive_classes(graph: ChannelGraph, removed: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.elements import Elements
 from stp_fx.errors import TraceError
+from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.state import example_of
 from stp_fx.rules import Dim, Dims, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
@@ -197,16 +198,12 @@ class _Propagation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("device") is not None:
-            kwargs["device"] = torch.device("meta")
-        elif "device" in kwargs or str(func) in ("aten.scalar_tensor.default",):
-            kwargs["device"] = torch.device("meta")
         handler = rule_for(func)
         if handler is None and not is_pointwise(func):
             decomposed = self.decompose(func, args, kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
-        out = func(*args, **kwargs)
+        out = run_for_shape(func, args, kwargs)
         results = tensors_in(out)
         if not results:
             return out

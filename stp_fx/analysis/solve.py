@@ -90,12 +90,15 @@ def _match_products(elements: Elements, products: list[SolvedProduct], settled: 
     order = np.lexsort((row, owner, klass))
     owner, row, klass = owner[order], row[order], klass[order]
     same = klass[1:] == klass[:-1]
-    pairs = np.stack([owner[:-1][same], owner[1:][same]], axis=1)
+    first, second = owner[:-1][same], owner[1:][same]
     left, right = row[:-1][same], row[1:][same]
+    order = np.lexsort((second, first))
+    first, second, left, right = first[order], second[order], left[order], right[order]
+    starts = np.flatnonzero(np.r_[True, (np.diff(first) != 0) | (np.diff(second) != 0)])[: len(first)]
     changed = False
-    for first, second in np.unique(pairs, axis=0).tolist():
-        at = (pairs[:, 0] == first) & (pairs[:, 1] == second)
-        changed |= _match_pair(elements, products, (first, second), left[at], right[at], settled)
+    for start, stop in itertools.pairwise([*starts.tolist(), len(first)]):
+        pair = (int(first[start]), int(second[start]))
+        changed |= _match_pair(elements, products, pair, left[start:stop], right[start:stop], settled)
     return changed
 
 

@@ -52,6 +52,9 @@ def _mask_operands(
     for product in reversed(graph.solution.products):
         for factor, where in zip(product.factors, np.nonzero(summed[product.classes]), strict=True):
             summed[factor[where]] = True
+    for product in graph.solution.products:
+        for k, factor in enumerate(product.factors):
+            summed[np.moveaxis(product.classes, k, 0)[summed[factor]]] = True
     operands = [n for n in node.all_input_nodes if isinstance(graph.value(n.name), TensorDims)]
     activations = [n for n in operands if n.op != "get_attr"]
     for chosen in (activations, operands):

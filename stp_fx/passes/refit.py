@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from stp_fx.analysis.graph import ChannelGraph, kept_positions
 from stp_fx.errors import RewriteError
+from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.state import example_of
 from stp_fx.rules import Dim, has_ids
@@ -51,7 +52,7 @@ class _Refit:
 
     def run(self) -> None:
         inputs = iter(example_of(self.gm))
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), MetaRun():
             for node in list(self.gm.graph.nodes):
                 try:
                     self.env[node] = self._node(node, inputs)

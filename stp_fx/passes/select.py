@@ -166,16 +166,16 @@ def _module_name(gm: fx.GraphModule, module: nn.Module, argument: str) -> str:
 
 
 def _ratios_by_group(gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:
-    """A named layer's ratio is that of its outputs' groups (of all groups it touches, if it has no outputs to prune)."""
+    """A named layer's ratio is that of its outputs' groups; that of a tensor without outputs (a norm's), of all it touches."""
     allowed = {group.index for group in groups}
     result: dict[int, float] = {}
     for name, ratio in ratios.items():
         touching = [g for g in groups_named(gm, graph, name, "ratios") if g.index in allowed]
-        outputs = [g for g in touching if g.name == name or any(_is_output_of(m.axis, name) for m in g.members)]
-        chosen = outputs or touching
-        if not chosen:
+        if any(_is_output_of(axis, name) for axis in graph.axes):
+            touching = [g for g in touching if g.name == name or any(_is_output_of(m.axis, name) for m in g.members)]
+        if not touching:
             raise InputError(f"`ratios` names {name!r}, but none of its channels can be removed: {_why_name(graph, name)}")
-        result.update({group.index: ratio for group in chosen})
+        result.update({group.index: ratio for group in touching})
     return result
 
 

@@ -74,7 +74,7 @@ def _cdist(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     contract_pattern(ctx, ".. m k, .. n k -> .. m n", args[:2], out, multiplier=0)
 
 
-@rule("aten.convolution.default", "aten._convolution.default", "aten.convolution_overrideable.default")
+@rule("aten.convolution.default", "aten._convolution.default")
 def _convolution(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     kernel = math.prod(weight.shape[2:])

@@ -83,7 +83,7 @@ def _embedding(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     ctx.assign(out, (*index, *table[1:]))
 
 
-@rule("aten.gather.default", "aten.take_along_dim.default")
+@rule("aten.gather.default")
 def _gather(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
     source, at, index = args[0], args[1] % max(args[0].dim(), 1), args[2]
     ctx.assign(out, _aligned(ctx, [source, index], at, out, f"gather: {_BY_DATA}"))

@@ -139,7 +139,7 @@ def _reduce(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     for k in reduced:
         if not has_ids(dims[k]):
             continue
-        if name in _ZERO_IS_NEUTRAL:
+        if name in _ZERO_IS_NEUTRAL and not _negative_order(values):
             ctx.contract((), [dims[k]], 0)
         elif "max.dim" in name or "min.dim" in name or "median" in name:
             ctx.pin(dims[k], f"{func.__name__} gives positions along it")
@@ -151,6 +151,12 @@ def _reduce(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         result = tuple(dim for k, dim in enumerate(dims) if k not in reduced)
     for tensor in out if isinstance(out, (tuple, list)) else (out,):
         ctx.assign(tensor, result)
+
+
+def _negative_order(values: dict[str, Any]) -> bool:
+    """A norm of negative order is led by the smallest entries, so zeros are not neutral."""
+    order = values.get("ord", values.get("p"))
+    return isinstance(order, (int, float)) and order < 0
 
 
 @rule("aten.argmax.default", "aten.argmin.default", "aten.sort.default", "aten.sort.stable", "aten.argsort.default", "aten.topk.default", "aten.kthvalue.default", "aten.mode.default", "aten.cummax.default", "aten.cummin.default")  # fmt: skip

@@ -1,0 +1,25 @@
+"""What the library's own tests are made of, and users' tests may be: random networks, oracles for removal, and the laws.
+
+Needs hypothesis (``pip install "stp-fx[test]"``).
+"""
+
+from stp_fx.testing.absent import OracleError, run_absent
+from stp_fx.testing.oracle import columns_suffice, run_silenced
+from stp_fx.testing.recipe import Network, Recipe, Shape, Spec, spec
+from stp_fx.testing.strategies import Request, networks, requests, token_networks
+
+__all__ = [
+    "Network",
+    "OracleError",
+    "Recipe",
+    "Request",
+    "Shape",
+    "Spec",
+    "columns_suffice",
+    "networks",
+    "requests",
+    "run_absent",
+    "run_silenced",
+    "spec",
+    "token_networks",
+]
