@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import torch
+from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
 _POLL = 0.1  # seconds between two looks at a child
@@ -85,6 +86,12 @@ def peak_resident() -> int:
     import resource  # not on every system that has no /proc either
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def wide_console() -> Console:
+    """A console on which the tables are not folded, however narrow the terminal or the log file."""
+    console = Console(highlight=False)
+    return Console(highlight=False, width=max(console.width, 190))
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -49,28 +49,32 @@ def prepare_peer(model: nn.Module, example: Tensor) -> Callable[[], nn.Module]:
     return lambda: peer(duplicate, example)
 
 
-def floor(model: nn.Module, kept: Shapes) -> None:
+def floor(model: nn.Module, kept: Shapes) -> list[Tensor]:
     """What magnitude pruning comes to: norms of every weight over inputs and over outputs, a copy of what stays.
 
     Written as one writes it, with ``vector_norm``; the norm across a weight's rows is slow on a CPU, so that a pruner
     with a better norm can be faster than this. ``kept`` has the shape that stays of each tensor; a block of that shape
     is copied, which is cheaper than the scattered rows of a real plan.
     """
+    copies = []
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.ndim >= 2:
                 for side in (0, 1):
                     torch.linalg.vector_norm(tensor, dim=[dim for dim in range(tensor.ndim) if dim != side])
-            _copy(tensor, kept.get(name))
+            copies.append(_copy(tensor, kept.get(name)))
+    return copies
 
 
-def bare_floor(model: nn.Module, kept: Shapes) -> None:
+def bare_floor(model: nn.Module, kept: Shapes) -> list[Tensor]:
     """Memory traffic alone: every weight read once, in its own order, and a copy of what stays."""
+    copies = []
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.ndim >= 2:
                 torch.linalg.vector_norm(tensor.flatten(1), dim=1)
-            _copy(tensor, kept.get(name))
+            copies.append(_copy(tensor, kept.get(name)))
+    return copies
 
 
 def _copy(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:

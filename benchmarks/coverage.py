@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torchvision
-from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, write
-from rich.console import Console
+from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, wide_console, write
 from rich.table import Table
 
 CHECKS = ("output", "shapes", "batch", "step", "law", "cost")
@@ -33,12 +32,12 @@ HEADER = ("network", "status", "groups", "exact", "units", "pinned", "MACs", "af
 
 def main() -> None:
     args = _arguments()
-    console = Console()
+    console = wide_console()
     names = args.models.split(",") if args.models else torchvision.models.list_models(module=torchvision.models)
     results = {}
     for position, name in enumerate(names, 1):
         results[name] = run_network(name, args.timeout, args.memory)
-        console.print(f"{position:3}/{len(names)}  {name:24} {results[name]['status']}", highlight=False)
+        console.print(f"{position:3}/{len(names)}  {name:24} {results[name]['status']}")
         _report(args.out, results, len(names))
     console.print(_rich_table(results))
     passed = sum(result["status"] == "ok" for result in results.values())

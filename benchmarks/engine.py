@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, write
+from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, wide_console, write
 from _families import MEANING, SIZES
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -58,7 +58,7 @@ def measure_growth(family: str, rounds: int, limit: float, console: Console) -> 
             point = outcome.answer or {"error": outcome.reason}
             points.append({"size": size, **point})
             shown = f"{point['seconds']:.3f} s, {point['peak_bytes'] / 1e6:.0f} MB" if outcome.ended else outcome.reason
-            console.print(f"  {family:9} {contestant:14} {size:5}  {shown}", highlight=False)
+            console.print(f"  {family:9} {contestant:14} {size:5}  {shown}")
             if not outcome.ended:
                 break
     return curves
@@ -129,6 +129,8 @@ def plot(growth: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
                 xs, ys = [point["size"] for point in ended], [point[key] * scale for point in ended]
                 axes.loglog(xs, ys, "o-", color=COLORS[contestant], markersize=3.5, linewidth=1.4, label=legend)
             axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
+            axes.set_xticks(SIZES[family], [str(size) for size in SIZES[family]], fontsize=7)
+            axes.minorticks_off()
             axes.set_xlabel("n", fontsize=8)
             axes.set_ylabel(label, fontsize=8)
             axes.tick_params(labelsize=8)
@@ -139,11 +141,13 @@ def plot(growth: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
     figure.savefig(path, dpi=150)
 
 
-NETWORK_NOTE = """One thread, ratio 0.5, magnitude; medians of runs that take turns. Floor: `vector_norm` of every weight
-over its inputs and over its outputs, and a copy of what stays; `floors`: stp_fx over it. Bare floor: every weight read
-once, and the copy. Parameters: of the network, and left by each."""
-GROWTH_NOTE = """Peak memory: largest resident size during the call, less that before it. Exponents: fitted to the larger
-half of the points."""
+NETWORK_NOTE = """\
+One thread, ratio 0.5, magnitude; medians of runs that take turns. Floor: `vector_norm` of every weight over its inputs
+and over its outputs, and a copy of what stays; `floors`: stp_fx over it. Bare floor: every weight read once, and the
+copy. Parameters: of the network, and left by each."""
+GROWTH_NOTE = """\
+Peak memory: largest resident size during the call, less that before it. Exponents: fitted to the larger half of the
+points."""
 
 
 def report(stem: Path, networks: dict[str, Any], growth: dict[str, Any]) -> None:
@@ -184,13 +188,13 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    args, console = arguments(), Console()
+    args, console = arguments(), wide_console()
     networks: dict[str, Any] = {}
     growth: dict[str, Any] = {}
     if args.only != "growth":
         for name in args.networks.split(","):
             networks[name] = measure_network(name, args.rounds, args.peer_limit)
-            console.print("  " + "  ".join(network_cells(name, networks[name])), highlight=False)
+            console.print("  " + "  ".join(network_cells(name, networks[name])))
             report(args.out, networks, growth)
         show("One thread, ratio 0.5", NETWORK_HEADER, [network_cells(*pair) for pair in networks.items()], console)
     if args.only != "networks":

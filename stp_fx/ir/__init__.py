@@ -1,6 +1,21 @@
-from stp_fx.ir.shapes import meta_twin
-from stp_fx.ir.state import GraphState, attach_state, has_state, state_of
-try:
-    from stp_fx.ir.trace import trace
-except ImportError:
-    trace = None
+"""The IR: captured GraphModules with their recorded example, and what is needed to run them without data."""
+
+from stp_fx.ir.meta_run import MetaRun, run_for_shape
+from stp_fx.ir.shapes import meta_like, meta_twin
+from stp_fx.ir.state import GraphState, attach_state, example_of, has_state, state_of
+from stp_fx.ir.trace import trace
+from stp_fx.ir.verify import verify
+
+__all__ = [
+    "GraphState",
+    "MetaRun",
+    "attach_state",
+    "example_of",
+    "has_state",
+    "meta_like",
+    "meta_twin",
+    "run_for_shape",
+    "state_of",
+    "trace",
+    "verify",
+]

@@ -14,6 +14,8 @@ from stp_fx.errors import InputError
 __all__ = ["GraphState", "attach_state", "example_of", "has_state", "state_of"]
 
 _KEY = "stp_fx"
+_ATTRIBUTE = "_stp_fx_state"
+"""The same state as an attribute: pickling a GraphModule keeps its attributes but not ``meta``, copying it the other way round."""
 
 
 @dataclasses.dataclass
@@ -43,6 +45,7 @@ def attach_state(gm: fx.GraphModule, state: GraphState) -> fx.GraphModule:
     if state.dtype is None:
         state.dtype = _floating_dtype(gm)
     gm.meta[_KEY] = state
+    gm.__dict__[_ATTRIBUTE] = state
     return gm
 
 
@@ -64,7 +67,13 @@ def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
 
 
 def has_state(gm: torch.nn.Module) -> bool:
-    return isinstance(gm, fx.GraphModule) and isinstance(gm.meta.get(_KEY), GraphState)
+    if not isinstance(gm, fx.GraphModule):
+        return False
+    found = gm.meta.get(_KEY, gm.__dict__.get(_ATTRIBUTE))
+    if not isinstance(found, GraphState):
+        return False
+    gm.meta[_KEY] = gm.__dict__[_ATTRIBUTE] = found
+    return True
 
 
 def state_of(gm: fx.GraphModule) -> GraphState:

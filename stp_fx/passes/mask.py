@@ -9,9 +9,9 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
+from stp_fx.analysis.liveness import alive_under
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.liveness import alive_under
 from stp_fx.passes.masks import add_masks
 from stp_fx.passes.select import planned
 from stp_fx.selection.plan import PrunePlan

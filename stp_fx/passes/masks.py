@@ -14,7 +14,6 @@ from stp_fx.rules.literals import TensorDims
 
 __all__ = ["add_masks", "drop_idle_masks"]
 
-_META = "stp_fx_mask"
 _PREFIX = "stp_fx_dead"
 
 
@@ -92,7 +91,7 @@ def _insert(
     device: torch.device,
 ) -> None:
     key = (source.name, dim, dead.tobytes())
-    current = next((n for n in node.all_input_nodes if n is source or _masks(n) == source.name), source)
+    current = next((n for n in node.all_input_nodes if n is source or _unmasked(n) is source), source)
     if key not in made or current is not source:
         name = f"{_PREFIX}_{sum(1 for b in gm._buffers if b.startswith(_PREFIX))}"
         shape = [1] * rank
@@ -101,21 +100,28 @@ def _insert(
         with gm.graph.inserting_before(node):
             flags = gm.graph.get_attr(name)
             masked = gm.graph.call_method("masked_fill", (current, flags, 0.0))
-        masked.meta[_META] = source.name
         if current is source:
             made[key] = masked
     node.replace_input_with(current, made[key] if current is source else masked)
 
 
-def _masks(node: fx.Node) -> str | None:
-    return node.meta.get(_META)
+def _is_mask(node: fx.Node) -> bool:
+    flags = node.args[1] if node.op == "call_method" and node.target == "masked_fill" and len(node.args) > 1 else None
+    return isinstance(flags, fx.Node) and flags.op == "get_attr" and str(flags.target).startswith(_PREFIX)
+
+
+def _unmasked(node: fx.Node) -> fx.Node:
+    """The value under any number of masks."""
+    while _is_mask(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def drop_idle_masks(gm: fx.GraphModule) -> None:
     """Takes out masks that hold nothing dead any more."""
     dropped = False
     for node in list(gm.graph.nodes):
-        if _masks(node) is None:
+        if not _is_mask(node):
             continue
         flags = node.args[1]
         if not bool(getattr(gm, flags.target).any()):

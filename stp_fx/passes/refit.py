@@ -78,11 +78,18 @@ class _Refit:
         if node.op == "call_module":
             self._renew_module(node, args, kwargs)
             return self.twin.get_submodule(str(node.target))(*args, **kwargs)
+        if node.target is torch._assert and not args[0] and self._before_holds(node):
+            self.gm.graph.erase_node(node)  # it asserted a size that has changed
+            return None
         handler = handler_for(node)
         if handler is not None and self._touched(node):
             handler(self._edit(node, args, kwargs))
             args, kwargs = self._evaluated(node)
         return _call(node, args, kwargs)
+
+    def _before_holds(self, node: fx.Node) -> bool:
+        condition = node.args[0]
+        return bool(self._before(condition)) if isinstance(condition, fx.Node) else False
 
     def _evaluated(self, node: fx.Node) -> Any:
         return fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
@@ -92,7 +99,13 @@ class _Refit:
         source = next((o.dims for o in operands if isinstance(o, TensorDims)), ())
         if not source:
             source = next((o.dims for o in map(self._value_of, node.kwargs.values()) if isinstance(o, TensorDims)), ())
-        return Edit(node, args, kwargs, source, self.graph.value(node.name), self.keep, module, operands)
+        before = fx.node.map_arg((node.args, dict(node.kwargs)), self._before)
+        return Edit(node, args, kwargs, source, self.graph.value(node.name), self.keep, module, operands, *before)
+
+    def _before(self, node: fx.Node) -> Any:
+        """A number as the old graph had it; anything else as it is now."""
+        value = self.graph.value(node.name)
+        return value if isinstance(value, (int, float)) else self.env[node]
 
     def _value_of(self, arg: Any) -> Any:
         return self.graph.value(arg.name) if isinstance(arg, fx.Node) else None

@@ -8,10 +8,10 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
+from stp_fx.analysis.liveness import alive_under
 from stp_fx.errors import RewriteError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.liveness import alive_under
 from stp_fx.passes.masks import drop_idle_masks
 from stp_fx.passes.refit import refit
 from stp_fx.passes.select import planned
@@ -42,7 +42,7 @@ class RemoveChannels(GraphPass):
         if not plan.is_empty:
             refit(result, graph, alive)
             drop_idle_masks(result)
-        state, before = state_of(result), state_of(gm).plan
+        before, state = state_of(gm).plan, state_of(result)
         state.plan = plan if before is None else before.then(plan)
         return PassResult(result, not plan.is_empty)
 

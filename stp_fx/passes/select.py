@@ -15,16 +15,15 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
+from stp_fx.analysis.graph import ChannelGraph, alive_classes, removed_axes
 from stp_fx.analysis.groups import Group
 from stp_fx.criteria import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.errors import InputError, NothingToPruneError, PassError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.liveness import plan_for
 from stp_fx.selection import PrunePlan, carriers, select
 
-__all__ = ["ScoreUnits", "SelectUnits", "groups_named", "planned", "prunable_groups"]
+__all__ = ["ScoreUnits", "SelectUnits", "groups_named", "plan_for", "planned", "prunable_groups"]
 
 _SCORES, _PLAN = "scores", "plan"
 _log = logging.getLogger(__name__)
@@ -103,6 +102,13 @@ class SelectUnits(GraphPass):
         for group in groups:
             _log.debug("Prune %d/%d channels of %s", int(removed[group.units].sum()), group.size, group.name)
         return PassResult(gm, False)
+
+
+def plan_for(graph: ChannelGraph, removed: np.ndarray) -> PrunePlan:
+    """The plan that takes the flagged units (bool, one per unit) out of every axis they touch."""
+    kept = removed_axes(graph, alive_classes(graph, removed))
+    sizes = {(axis.tensor, axis.dim): axis.size for axis in graph.axes}
+    return PrunePlan(kept, {key: sizes[key] for key in kept})
 
 
 def planned(gm: fx.GraphModule) -> PrunePlan:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from stp_fx.ir.train_eval import ModeSwitch, attention_with_dropout
 from stp_fx.rules.domain import Dim, Dims, dim_size
 
 __all__ = ["Edit", "Policy", "TensorDims", "handler_for", "is_size_call", "literal", "module_handler_for", "module_literal", "policy_of"]
@@ -44,8 +45,9 @@ class TensorDims:
 class Edit:
     """One node of the graph being rewritten, with everything a handler needs.
 
-    ``args`` and ``kwargs`` are evaluated in the new graph (numbers are numbers, tensors are meta); ``source`` are the old
-    factors of the first tensor operand, ``result`` those of the value. ``keep`` tells which positions of an old dimension stay.
+    ``args`` and ``kwargs`` are evaluated in the new graph (numbers are numbers, tensors are meta), ``old_args`` and
+    ``old_kwargs`` hold the numbers of the old one: positions are those of old axes. ``source`` are the old factors of the
+    first tensor operand, ``result`` those of the value. ``keep`` tells which positions of an old dimension stay.
     Handlers write ``node.args`` / ``node.kwargs`` / ``node.target``.
     """
 
@@ -57,6 +59,8 @@ class Edit:
     keep: Callable[[Dim], np.ndarray]
     module: nn.Module | None = None
     operands: tuple[Any, ...] = ()
+    old_args: tuple[Any, ...] = ()
+    old_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def size(self, dim: Dim) -> int:
         """How many positions of an old dimension stay."""
@@ -77,6 +81,15 @@ class Edit:
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+    def old(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument with the numbers of the old graph."""
+        return self.old_args[position] if position < len(self.old_args) else self.old_kwargs.get(name, default)
+
+    def renew(self, position: int, name: str, value: Any) -> None:
+        """Writes ``value`` unless the argument has it already; what is computed in the graph stays computed."""
+        if self.arg(position, name) != value:
+            self.set_arg(position, name, value)
 
 
 Handler = Callable[[Edit], None]
@@ -145,6 +158,7 @@ _FOLLOWS = {
     F.instance_norm,
     F.batch_norm,
     F.prelu,
+    attention_with_dropout,
     "matmul",
     "__matmul__",
     "bmm",
@@ -215,6 +229,8 @@ _PLAIN_MODULES = ("torch.nn.modules.", "torchvision.ops.", "stp_fx.")
 
 def policy_of(node: fx.Node, module: nn.Module | None) -> Policy:
     """How the analysis may treat literals inside ``node``; ``module`` is the submodule of a ``call_module``."""
+    if isinstance(module, ModeSwitch):
+        return Policy.FOLLOWS if module.function in _FOLLOWS else Policy.STRICT
     if node.op == "call_module" and module is not None:
         if module_handler_for(module) is not None:
             return Policy.FOLLOWS

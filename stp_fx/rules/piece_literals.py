@@ -56,19 +56,17 @@ def _chunk(edit: Edit) -> None:
 @literal("narrow", torch.narrow)
 def _narrow(edit: Edit) -> None:
     at = edit.arg(1, "dim") % len(edit.source)
-    start = edit.arg(2, "start")
-    if not edit.changed(edit.source[at]):
-        return
-    start = start % dim_size(edit.source[at])
-    edit.set_arg(2, "start", int(_rank(edit.keep(edit.source[at]))[start]))
-    edit.set_arg(3, "length", edit.size(edit.result_dims()[at]))
+    start = edit.old(2, "start") % dim_size(edit.source[at])
+    edit.renew(2, "start", int(_rank(edit.keep(edit.source[at]))[start]))
+    edit.renew(3, "length", edit.size(edit.result_dims()[at]))
 
 
 @literal("select", torch.select)
 def _select(edit: Edit) -> None:
     at = edit.arg(1, "dim") % len(edit.source)
     if edit.changed(edit.source[at]):
-        edit.set_arg(2, "index", int(_rank(edit.keep(edit.source[at]))[edit.arg(2, "index") % dim_size(edit.source[at])]))
+        index = edit.old(2, "index") % dim_size(edit.source[at])
+        edit.renew(2, "index", int(_rank(edit.keep(edit.source[at]))[index]))
 
 
 @literal(operator.getitem, operator.setitem)
@@ -76,10 +74,10 @@ def _index(edit: Edit) -> None:
     """``x[:, 2:8]``, ``x[..., [0, 2]]``, ``x[:, :8] = y``."""
     if not isinstance(edit.operands[0], TensorDims):
         return
-    raw, given = edit.node.args[1], edit.args[1]
-    single = not isinstance(given, tuple)
-    written: list[Any] = [raw] if single else list(raw) if isinstance(raw, tuple) else list(given)  # type: ignore[arg-type]
-    values = [given] if single else list(given)
+    raw, now, old = edit.node.args[1], edit.args[1], edit.old_args[1]
+    single = not isinstance(now, tuple)
+    written = [raw] if single else list(raw) if isinstance(raw, tuple) else list(now)
+    current, values = ([now], [old]) if single else (list(now), list(old))
     consumed = sum(_width(item) for item in values if item is not Ellipsis)
     at = 0
     for k, item in enumerate(values):
@@ -87,11 +85,21 @@ def _index(edit: Edit) -> None:
             at += len(edit.source) - consumed
         elif item is not None:
             if _width(item) == 1 and at < len(edit.source) and edit.changed(edit.source[at]):
-                written[k] = _renewed(item, edit.keep(edit.source[at]))
+                wanted = _renewed(item, edit.keep(edit.source[at]))
+                if not _selects_same(wanted, current[k], edit.size(edit.source[at])):
+                    written[k] = wanted
             at += _width(item)
-    result = written[0] if single else tuple(written)
-    if result != raw:
-        edit.node.update_arg(1, result)
+    if any(a is not b for a, b in zip(written, [raw] if single else list(raw), strict=True)):  # type: ignore[arg-type]
+        edit.node.update_arg(1, written[0] if single else tuple(written))
+
+
+def _selects_same(wanted: Any, current: Any, size: int) -> bool:
+    """Whether two indices take the same positions of an axis of ``size``."""
+    if isinstance(wanted, slice) and isinstance(current, slice):
+        return wanted.indices(size) == current.indices(size)
+    if isinstance(wanted, torch.Tensor) or isinstance(current, torch.Tensor):
+        return wanted is current
+    return bool(wanted == current)
 
 
 def _width(item: Any) -> int:
@@ -120,8 +128,8 @@ def _renewed(item: Any, keep: np.ndarray) -> Any:
 
 @literal(F.pad)
 def _pad(edit: Edit) -> None:
-    amounts = list(edit.arg(1, "pad"))
-    new = list(amounts)
+    amounts = list(edit.old(1, "pad"))
+    new = list(edit.arg(1, "pad"))
     for pair in range(len(amounts) // 2):
         at = len(edit.source) - 1 - pair
         left, right = amounts[2 * pair], amounts[2 * pair + 1]
@@ -130,22 +138,23 @@ def _pad(edit: Edit) -> None:
             continue
         new[2 * pair] = int(result[:left].sum()) if left >= 0 else -int(source[:-left].sum())
         new[2 * pair + 1] = int(result[len(result) - right :].sum()) if right >= 0 else -int(source[right:].sum())
-    if new != amounts:
+    if new != list(edit.arg(1, "pad")):
         edit.set_arg(1, "pad", new)
 
 
 @literal("roll", torch.roll)
 def _roll(edit: Edit) -> None:
-    shifts, along = edit.arg(1, "shifts"), edit.arg(2, "dims")
+    shifts, along = edit.old(1, "shifts"), edit.arg(2, "dims")
     if along is None:
         return
+    now = edit.arg(1, "shifts")
     single = isinstance(shifts, int)
     pairs = [(shifts, along)] if single else list(zip(shifts, along, strict=True))
     new = []
-    for shift, k in pairs:
+    for (shift, k), current in zip(pairs, [now] if single else now, strict=True):
         keep = edit.keep(edit.result_dims()[k % len(edit.source)])
-        new.append(shift if keep.all() else int(keep[: shift % len(keep)].sum()))
-    if [shift for shift, _ in pairs] != new:
+        new.append(current if keep.all() else int(keep[: shift % len(keep)].sum()))
+    if ([now] if single else list(now)) != new:
         edit.set_arg(1, "shifts", new[0] if single else tuple(new))
 
 

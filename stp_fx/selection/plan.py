@@ -20,7 +20,7 @@ AxisKey = tuple[str, int]
 class PrunePlan:
     """Which indices stay, for every axis that a plan shortens.
 
-    ``kept[name, dim]``: original indices that stay, int64, ascending, read-only (any sequence of integers is accepted).
+    ``kept[name, dim]``: original indices that stay, int64, ascending (any sequence of integers is accepted).
     ``sizes[name, dim]``: the axis's original length. Both have the same keys, sorted; entries that keep everything are
     dropped, so plans that do the same are equal. Raises :class:`PlanError`, naming the entry, for anything else.
 
@@ -147,5 +147,4 @@ def _checked_kept(key: AxisKey, indices: object, size: int) -> np.ndarray:
     if falls.size:
         first, second = array[falls[0]], array[falls[0] + 1]
         raise PlanError(f"{_label(key)}: kept indices must ascend without duplicates; got {first} before {second}")
-    array.setflags(write=False)
     return array

@@ -84,7 +84,7 @@ class Absent(TorchDispatchMode):
             return _marked(func(*args, **kwargs), args[0].isnan())
         if name in _CARRIES:
             return func(*args, **kwargs)
-        if torch.Tag.pointwise in func.tags:
+        if torch.Tag.pointwise in func.tags or name in _POINTWISE:
             return _pointwise(func, args, kwargs, floats)
         raise OracleError(f"the oracle has no semantics for {func}: add one to {__name__}")
 
@@ -109,10 +109,16 @@ _CARRIES = frozenset(
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
     adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
     upsample_bicubic2d upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-    replication_pad2d replication_pad3d im2col col2im grid_sampler_2d isnan
+    replication_pad2d replication_pad3d im2col col2im grid_sampler_2d glu
     """.split()
 )
 """Ops that move positions, or work inside one channel: NaN stays where it belongs."""
+
+_POINTWISE = frozenset(
+    """_prelu_kernel hardswish hardswish_ hardsigmoid hardtanh hardtanh_ log_sigmoid_forward softplus masked_fill masked_fill_
+    """.split()
+)
+"""Pointwise ops that torch does not tag."""
 
 _LIKE = frozenset("zeros_like ones_like full_like empty_like rand_like randn_like native_dropout bernoulli".split())
 

@@ -19,8 +19,8 @@ Choice = TypeVar("Choice")
 _ENDS = ("embed", "head", "language", "identity")
 _HOLD_BLOCKS = ("residual", "projected", "concat", "split", "gate", "stack", "in_place", "unet")
 _WIDEST = 16
-_LONGEST = (4, 2, 2)
-"""Blocks in a row, by depth of nesting: about 5 ms for a forward pass."""
+_LENGTHS = ((2, 5), (1, 2), (1, 2))
+"""The fewest and most blocks in a row, by depth of nesting: less than 5 ms for a forward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +116,17 @@ class _Pick:
     def chain(self, at: Shape, *, steady: bool) -> list[Spec]:
         """Blocks that fit one after another; ``steady`` ones keep layout and size."""
         specs: list[Spec] = []
-        for _ in range(self.number(1, _LONGEST[self._depth])):
+        for _ in range(self.number(*_LENGTHS[self._depth])):
             each = self.block(at, steady)
             specs.append(each)
             at = make(each, at).shape
         return specs
 
     def block(self, at: Shape, steady: bool) -> Spec:
-        nested = self._depth + 1 < len(_LONGEST)
-        kind = self.of(*(k for k in _kinds(at.layout, at.rank, steady, nested) if BLOCKS[k].fits(at) and _narrow(k, at)))
+        nested = self._depth + 1 < len(_LENGTHS)
+        kinds = [k for k in _kinds(at.layout, at.rank, steady, nested) if BLOCKS[k].fits(at) and _narrow(k, at)]
+        resizing = [k for k in kinds if BLOCKS[k].resizes]
+        kind = self.of(*resizing) if resizing and self.number(0, 3) == 3 else self.of(*kinds)
         return Spec(kind, BLOCKS[kind].options(self, at))
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import numpy as np
 
 from stp_fx.analysis.graph import ChannelGraph, alive_classes, removed_axes
 from stp_fx.errors import PlanError
-from stp_fx.selection.plan import PrunePlan
 
-__all__ = ["alive_under", "plan_for", "removed_units"]
-
-
-def plan_for(graph: ChannelGraph, removed: np.ndarray) -> PrunePlan:
-    """The plan that takes the flagged units (bool, one per unit) out of every axis they touch."""
-    kept = removed_axes(graph, alive_classes(graph, removed))
-    sizes = {(axis.tensor, axis.dim): axis.size for axis in graph.axes}
-    return PrunePlan(kept, {key: sizes[key] for key in kept})
+__all__ = ["Cut", "alive_under", "removed_units"]
 
 
-def alive_under(graph: ChannelGraph, plan: PrunePlan, *, partial: bool = False) -> np.ndarray:
+class Cut(Protocol):
+    """What a plan says: ``kept[name, dim]`` are the positions that stay, ``sizes[name, dim]`` how long the axis was."""
+
+    @property
+    def kept(self) -> Mapping[tuple[str, int], np.ndarray]: ...
+
+    @property
+    def sizes(self) -> Mapping[tuple[str, int], int]: ...
+
+
+def alive_under(graph: ChannelGraph, plan: Cut, *, partial: bool = False) -> np.ndarray:
     """Which classes live under ``plan`` (bool, one per class).
 
     ``partial`` accepts a plan that does not speak of every coupled axis (a masked graph has gained mask buffers since).
@@ -42,7 +47,7 @@ def alive_under(graph: ChannelGraph, plan: PrunePlan, *, partial: bool = False) 
     return alive
 
 
-def removed_units(graph: ChannelGraph, plan: PrunePlan) -> np.ndarray:
+def removed_units(graph: ChannelGraph, plan: Cut) -> np.ndarray:
     """The units that ``plan`` removes (bool, one per unit): those whose every position is gone."""
     label = graph.solution.label
     axes = {(axis.tensor, axis.dim): axis.ids for axis in graph.found.axes}
@@ -75,7 +80,7 @@ def _canonical(graph: ChannelGraph, key: tuple[str, int]) -> tuple[str, int]:
     return graph.found.aliases.get(key[0], key[0]), key[1]
 
 
-def _first_conflict(graph: ChannelGraph, plan: PrunePlan, both: np.ndarray) -> str:
+def _first_conflict(graph: ChannelGraph, plan: Cut, both: np.ndarray) -> str:
     label = graph.solution.label
     axes = {(axis.tensor, axis.dim): axis.ids for axis in graph.found.axes}
     touching = [key for key in plan.kept if both[label[axes[_canonical(graph, key)]]].any()]

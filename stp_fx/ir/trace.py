@@ -1,0 +1,201 @@
+"""Front ends: from a module and an example to a GraphModule with the example's shapes recorded."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.parameter import is_lazy
+
+from stp_fx.errors import InputError, TraceError
+from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
+from stp_fx.ir.shapes import meta_like
+from stp_fx.ir.state import GraphState, attach_state
+from stp_fx.ir.tracer import ModuleTracer
+from stp_fx.ir.train_eval import mode_calls, switch_modes
+
+__all__ = ["trace"]
+
+_log = logging.getLogger(__name__)
+
+
+def trace(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None, frontend: str = "auto") -> fx.GraphModule:
+    """Captures ``model`` as a GraphModule and records the example's shapes on it.
+
+    The graph shares the model's parameters, buffers and submodules (as ``torch.fx`` does) and keeps their names, hooks and
+    train/eval flags; branches on ``self.training`` are taken as the model stands. Batch and spatial sizes stay free wherever
+    the model's own code leaves them free.
+
+    Args:
+        example_inputs: a tensor or a tuple of positional arguments. Only shapes and dtypes are read.
+        kwargs: arguments by name. Values that hold no tensor are baked in.
+        frontend: "fx", or "auto" for the first front end that succeeds.
+
+    Raises:
+        InputError: missing or unfitting example inputs, an unknown front end, uninitialised lazy modules.
+        TraceError: the model's Python code cannot be captured; says where and what to do.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
+    if frontend != "auto" and frontend not in _FRONT_ENDS:
+        raise InputError(f"unknown front end {frontend!r}; known: auto, {', '.join(_FRONT_ENDS)}")
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
+    arguments = _bind(model, example_inputs, kwargs or {})
+    said = []
+    for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
+        try:
+            return _FRONT_ENDS[name](model, arguments)
+        except TraceError as error:
+            said.append(f"{name}: {error}")
+            cause = error
+    raise TraceError(
+        f"{type(model).__name__} cannot be captured. " + "; ".join(said) + ". Prune a submodule that can be, or keep the part in "
+        "question out of the graph (torch.fx.wrap a function, or give it as its own module from torch.nn)"
+    ) from cause
+
+
+def _bind(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by parameter name of ``forward``; spread ones are numbered.
+
+    Raises:
+        InputError: no example, or not what ``forward`` takes.
+    """
+    if example_inputs is None and not kwargs:
+        raise InputError(f"example_inputs is missing: give a tensor or a tuple of what {type(model).__name__}.forward takes")
+    positional = () if example_inputs is None else example_inputs
+    if isinstance(positional, list):
+        positional = tuple(positional)
+    if not isinstance(positional, tuple):
+        positional = (positional,)
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*positional, **kwargs)
+    except TypeError as error:
+        raise InputError(f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}") from error
+    arguments: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            arguments.update({f"{name}_{k}": each for k, each in enumerate(value)})
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(value)
+        else:
+            arguments[name] = value
+    if not any(_has_tensor(value) for value in arguments.values()):
+        raise InputError("example_inputs hold no tensor, so there is nothing to trace with")
+    return arguments
+
+
+def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
+    values = {name: _on_meta(value) for name, value in arguments.items() if _has_tensor(value)}
+    constants = {name: value for name, value in arguments.items() if not _has_tensor(value)}
+    wide = with_batch(values, BATCH)
+    notes: tuple[str, ...] = ()
+    captured = None
+    if wide is not None:
+        try:
+            captured = _capture(model, wide, constants)
+            free_batch(captured[0])
+            if bakes_batch(captured[0]):
+                captured = None
+        except (TraceError, RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+            _log.debug("a trace with a batch of %d failed, so the example's own is used: %s", BATCH, error)
+            captured = None
+    if captured is None:
+        captured = _capture(model, values, constants)
+        notes = ("the model was traced with the example's own batch size, which it may depend on",)
+    gm, _ = captured
+    inputs = tuple(values[name] for name in (str(n.target) for n in gm.graph.nodes if n.op == "placeholder"))
+    _follow_modes(gm, model, values if wide is None else wide, constants)
+    _finish(gm, model)
+    return attach_state(gm, GraphState(inputs, notes + _unreached(gm, model)))
+
+
+_FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any]], fx.GraphModule]] = {"fx": _trace_with_fx}
+
+
+def _capture(model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> tuple[fx.GraphModule, ModuleTracer]:
+    tracer = ModuleTracer(model, values, constants)
+    try:
+        graph = tracer.trace(model)
+        gm = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    except TraceError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{name}: {_described(value)}" for name, value in values.items())
+        raise TraceError(f"{type(error).__name__}: {error} (traced with {shapes})") from error
+    tracer.forget_constants()
+    return gm, tracer
+
+
+def _follow_modes(gm: fx.GraphModule, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> None:
+    """Functional dropout and the like follow ``.train()``: the calls whose ``training`` literal is the model's own flag."""
+    calls = mode_calls(gm.graph)
+    if model.training and any(calls.values()):
+        flags = [(m, m.training) for m in model.modules()]
+        try:
+            model.eval()
+            evaluated = mode_calls(_capture(model, values, constants)[0].graph)
+        except TraceError:
+            evaluated = {}
+        finally:
+            for module, flag in flags:
+                module.training = flag
+        names = {name for name, training in calls.items() if training and evaluated.get(name) is False}
+    else:
+        names = {name for name, training in calls.items() if not training and not model.training}
+    if names:
+        switch_modes(gm, names, model.training)
+
+
+def _finish(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Takes out numbers that nobody reads, and the values that tracing needed."""
+    for node in reversed(list(gm.graph.nodes)):
+        value = node.meta.pop("val", None)
+        numbers = isinstance(value, (int, float, str, torch.Size, torch.dtype, torch.device))
+        if numbers and not node.users and node.op in ("call_function", "call_method"):
+            gm.graph.erase_node(node)
+    originals = dict(model.named_modules(remove_duplicate=False))
+    for name, module in gm.named_modules():
+        if name in originals:
+            module.training = originals[name].training
+    gm.graph.lint()
+    gm.recompile()
+
+
+def _unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
+    reached = {id(t) for t in (*gm.parameters(), *gm.buffers())}
+    missing = [name for name, p in model.named_parameters() if id(p) not in reached]
+    if not missing:
+        return ()
+    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    mode = "train" if model.training else "eval"
+    note = f"not part of the graph, since the forward does not reach them in {mode} mode: {shown}"
+    _log.warning("%s: %s", type(model).__name__, note)
+    return (note,)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(_has_tensor(v) for v in value)
+    return isinstance(value, Mapping) and any(_has_tensor(v) for v in value.values())
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return meta_like(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_meta(v) for v in value)
+    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _described(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,0 +1,246 @@
+"""The first front end: symbolic tracing that keeps modules and their names, with a meta value at every node."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+
+from stp_fx.ir.lowering import lowering_of
+from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.proxies import ReplayTracer, ValueProxy
+from stp_fx.ir.shapes import meta_like, meta_twin
+
+__all__ = ["ModuleTracer"]
+
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "rand", "randn", "linspace", "eye", "tensor", "randperm", "randint")
+"""Functions without a tensor argument do not reach ``__torch_function__``; while tracing, sizes that are nodes go to them as nodes."""
+
+
+class ModuleTracer(fx.Tracer):
+    """Traces ``root`` with the given meta values; see :func:`stp_fx.trace`."""
+
+    def __init__(self, root: nn.Module, values: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+        super().__init__(param_shapes_constant=False)
+        self._values, self._constants = values, constants
+        memo: dict[int, Any] = {}
+        self._twin = meta_twin(root, memo)
+        self._twins = dict(self._twin.named_modules(remove_duplicate=False))
+        self._metas: dict[int, torch.Tensor] = {}
+        named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+        self._names: dict[int, str] = {}
+        for name, tensor in named:
+            self._names.setdefault(id(tensor), name)
+        self._stored: dict[str, fx.Proxy] = {}
+        self._evaluating = False
+        self._mode = MetaRun()
+        self._hidden = _hidden_functions()
+        self.inputs: list[Any] = []
+
+    # -- what stays a node -----------------------------------------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, nn.Unflatten):
+            return False  # its sizes have to be literals of the graph
+        return super().is_leaf_module(m, module_qualified_name) or _is_random(m)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        lower = lowering_of(m)
+        if lower is not None:
+            return lower(m, *args, **kwargs)
+        name = self.path_of_module(m)
+        if not self.is_leaf_module(m, name):
+            return forward(*args, **kwargs)
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        if kind == "call_function" and target in self._hidden and not (_is_switchable(target) and not _takes_weights(args, kwargs)):
+            return target(*args, **kwargs)
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        if "val" not in proxy.node.meta:
+            proxy.node.meta["val"] = self._evaluate(proxy.node)
+        return proxy
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ValueProxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._evaluating or not isinstance(attr_val, torch.Tensor) or isinstance(attr_val, fx.Proxy):
+            return attr_val
+        name = self._names.get(id(attr_val))
+        return attr_val if name is None else self._stored_proxy(name)
+
+    def _stored_proxy(self, name: str) -> fx.Proxy:
+        if name not in self._stored:
+            self._stored[name] = self.create_proxy("get_attr", name, (), {})
+        return self._stored[name]
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, torch.Tensor) and id(a) in self._names:
+            return self._stored_proxy(self._names[id(a)]).node
+        made = super().create_arg(a)
+        if isinstance(made, fx.Node) and "val" not in made.meta:
+            made.meta["val"] = self._evaluate(made)
+        return made
+
+    # -- values ----------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        """Runs one node on meta tensors."""
+        if node.op == "get_attr":
+            before, self._evaluating = self._evaluating, True
+            try:
+                return self._meta(_attribute(self.root, str(node.target)))
+            finally:
+                self._evaluating = before
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+        if node.op == "call_function" and node.target is getattr and args[1] == "device":
+            return self._device()
+        before, self._evaluating = self._evaluating, True
+        try:
+            with torch.no_grad(), self._mode:
+                if node.op == "call_module":
+                    return self._twins[str(node.target)].forward(*args, **kwargs)
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            self._evaluating = before
+
+    def _meta(self, tensor: Any) -> Any:
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        if id(tensor) not in self._metas:
+            self._metas[id(tensor)] = meta_like(tensor)
+        return self._metas[id(tensor)]
+
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.root.parameters()), torch.device("cpu"))  # type: ignore[union-attr]
+
+    # -- inputs ----------------------------------------------------------------------------------------------------
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
+        """Placeholders for the given tensors, in the order of the signature; everything else is a constant."""
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                spread = [k for k in (*self._values, *self._constants) if k.startswith(f"{parameter.name}_")]
+                positional.extend(self._argument(k) for k in sorted(spread, key=lambda k: int(k.rpartition("_")[2])))
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                known = set(inspect.signature(root_fn).parameters)
+                named.update({k: self._argument(k) for k in (*self._values, *self._constants) if k not in known and k not in named})
+            elif parameter.name in self._values or parameter.name in self._constants:
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    named[parameter.name] = self._argument(parameter.name)
+                else:
+                    positional.append(self._argument(parameter.name))
+            elif parameter.kind is not parameter.KEYWORD_ONLY:
+                positional.append(parameter.default)
+
+        def call(root: nn.Module, *args: Any) -> Any:
+            return root_fn(root, *args, **named)
+
+        return call, [self.root, *positional]
+
+    def _argument(self, name: str) -> Any:
+        if name in self._constants:
+            return self._constants[name]
+        node = self.create_node("placeholder", name, (), {})
+        node.meta["val"] = self._values[name]
+        self.inputs.append(self._values[name])
+        return self.proxy(node)
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        before = set(root.__dict__) | set(root._buffers) | set(root._parameters)
+        try:
+            with _factories_take_nodes(self):
+                graph = super().trace(root, concrete_args)
+        except BaseException:
+            self.forget_constants(before)
+            raise
+        self._before = before
+        graph._tracer_cls = ReplayTracer
+        hidden = self._hidden
+        for node in graph.nodes:
+            # fx marks what a wrapped call returned; here that may be the last node of what was traced through it.
+            if node.meta.get("is_wrapped") and node.target not in hidden and getattr(node.target, "__module__", "") != "math":
+                del node.meta["is_wrapped"]
+        return graph
+
+    def forget_constants(self, before: set[str] | None = None) -> None:
+        """Takes back the attributes under which fx stores constants on the module that it traces."""
+        before = self._before if before is None else before
+        root = self.root
+        for store in (root.__dict__, root._buffers):  # type: ignore[union-attr]
+            for name in [k for k in store if k not in before and k.startswith("_tensor_constant")]:
+                del store[name]
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Stochastic depth and its kin: nothing stored, and a forward that asks whether it trains."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()) or any(True for _ in module.children()):
+        return False
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def _hidden_functions() -> frozenset[Any]:
+    """Python functions that were hidden with ``fx.wrap``."""
+    found = (scope.get(name) for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.items())
+    return frozenset(function for function in found if isinstance(function, types.FunctionType))
+
+
+def _is_switchable(function: Any) -> bool:
+    return "training" in inspect.signature(function).parameters
+
+
+def _takes_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """A function of weights has structure to find; one that only asks whether it trains (stochastic depth) stays a node."""
+    return any(isinstance(a, fx.Proxy) and a.node.op == "get_attr" for a in (*args, *kwargs.values()))
+
+
+@contextmanager
+def _factories_take_nodes(tracer: ModuleTracer) -> Iterator[None]:
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+
+    def taking(original: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not tracer._evaluating and _holds_proxy((args, kwargs)):
+                return tracer.create_proxy("call_function", original, args, kwargs)
+            return original(*args, **kwargs)
+
+        return call
+
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, taking(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+def _holds_proxy(value: Any) -> bool:
+    if isinstance(value, fx.Proxy):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(_holds_proxy(v) for v in value)
+    return isinstance(value, dict) and any(_holds_proxy(v) for v in value.values())
+
+
+def _attribute(root: Any, target: str) -> Any:
+    value = root
+    for atom in target.split("."):
+        value = getattr(value, atom)
+    return value

@@ -1,0 +1,81 @@
+"""Calls that behave differently in training and evaluation, kept switchable by ``.train()`` and ``.eval()``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+__all__ = ["ModeSwitch", "attention_with_dropout", "mode_calls", "switch_modes"]
+
+
+class ModeSwitch(nn.Module):
+    """Calls ``function`` with ``training`` as this module has it: what ``F.dropout(x, p, self.training)`` meant."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, training=self.training, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{self.function.__module__}.{self.function.__name__}"
+
+
+def attention_with_dropout(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    dropout: float,
+    training: bool,
+) -> torch.Tensor:
+    """Scaled dot-product attention whose dropout is on in training only."""
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout if training else 0.0, is_causal, scale=scale)
+
+
+def mode_calls(graph: fx.Graph) -> dict[str, bool]:
+    """Nodes that were given ``training`` as a literal, with it."""
+    found = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            bound = _bound(node)
+            if bound is not None and isinstance(bound.get("training"), bool):
+                found[node.name] = bound["training"]
+    return found
+
+
+def switch_modes(gm: fx.GraphModule, names: set[str], training: bool) -> None:
+    """Makes the named calls follow ``gm.training``."""
+    for node in list(gm.graph.nodes):
+        if node.name not in names:
+            continue
+        arguments = dict(_bound(node) or {})
+        arguments.pop("training")
+        target = f"{node.name}_switch"
+        switch = ModeSwitch(node.target)
+        switch.training = training
+        gm.add_submodule(target, switch)
+        with gm.graph.inserting_before(node):
+            first, *rest = arguments.items()
+            new = gm.graph.call_module(target, (first[1],), dict(rest))
+        node.replace_all_uses_with(new)
+        gm.graph.erase_node(node)
+
+
+def _bound(node: fx.Node) -> dict[str, Any] | None:
+    """A call's arguments by name, where the function has a Python signature with ``training``."""
+    try:
+        signature = inspect.signature(node.target)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    if "training" not in signature.parameters:
+        return None
+    return dict(signature.bind(*node.args, **node.kwargs).arguments)
