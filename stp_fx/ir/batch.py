@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,30 +25,28 @@ def with_batch(values: dict[str, Any], batch: int) -> dict[str, Any] | None:
     return {name: torch.empty((batch, *t.shape[1:]), dtype=t.dtype, device="meta") for name, t in values.items()}
 
 
-def free_batch(gm: fx.GraphModule) -> None:
+def free_batch(graph: fx.Graph) -> None:
     """Replaces every number that is a multiple of the prime by what it was computed from, the input's leading size."""
-    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     made: dict[int, fx.Node] = {}
 
     def regenerated(value: int) -> fx.Node:
         if BATCH not in made:
-            with gm.graph.inserting_after(placeholders[-1]):
-                made[BATCH] = gm.graph.call_method("size", (placeholders[0], 0))
+            with graph.inserting_after(placeholders[-1]):
+                made[BATCH] = graph.call_method("size", (placeholders[0], 0))
         if value not in made:
-            with gm.graph.inserting_after(made[BATCH]):
-                made[value] = gm.graph.call_function(operator.mul, (made[BATCH], value // BATCH))
+            with graph.inserting_after(made[BATCH]):
+                made[value] = graph.call_function(operator.mul, (made[BATCH], value // BATCH))
         return made[value]
 
-    for node in list(gm.graph.nodes):
+    for node in list(graph.nodes):
         if node.op in ("call_function", "call_method"):
             node.args = _replaced(node.args, regenerated)
             node.kwargs = _replaced(node.kwargs, regenerated)
-    gm.recompile()
 
 
-def bakes_batch(gm: fx.GraphModule) -> bool:
+def bakes_batch(constants: Iterable[Any]) -> bool:
     """Whether a constant tensor of the graph was made as long as the batch; then the batch cannot be freed."""
-    constants = [getattr(gm, str(n.target), None) for n in gm.graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor")]
     return any(isinstance(t, torch.Tensor) and any(size and size % BATCH == 0 for size in t.shape) for t in constants)
 
 

@@ -95,78 +95,90 @@ def _bind(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> d
 def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
     values = {name: _on_meta(value) for name, value in arguments.items() if _has_tensor(value)}
     constants = {name: value for name, value in arguments.items() if not _has_tensor(value)}
-    wide = with_batch(values, BATCH)
     notes: tuple[str, ...] = ()
-    captured = None
-    if wide is not None:
-        try:
-            captured = _capture(model, wide, constants)
-            free_batch(captured[0])
-            if bakes_batch(captured[0]):
-                captured = None
-        except (TraceError, RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-            _log.debug("a trace with a batch of %d failed, so the example's own is used: %s", BATCH, error)
-            captured = None
-    if captured is None:
-        captured = _capture(model, values, constants)
+    wide = with_batch(values, BATCH)
+    tracer = None if wide is None else _capture_wide(model, wide, constants)
+    if tracer is None:
+        tracer, wide = _capture(model, values, constants), values
         notes = ("the model was traced with the example's own batch size, which it may depend on",)
-    gm, _ = captured
-    inputs = tuple(values[name] for name in (str(n.target) for n in gm.graph.nodes if n.op == "placeholder"))
-    _follow_modes(gm, model, values if wide is None else wide, constants)
-    _finish(gm, model)
+    _drop_dead_numbers(tracer.graph)
+    calls = _mode_dependent(tracer.graph, model, wide or values, constants)
+    gm = _graph_module(tracer, model)
+    if calls:
+        switch_modes(gm, calls, model.training)
+        gm.recompile()
+    inputs = tuple(values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
     return attach_state(gm, GraphState(inputs, notes + _unreached(gm, model)))
 
 
 _FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any]], fx.GraphModule]] = {"fx": _trace_with_fx}
 
 
-def _capture(model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> tuple[fx.GraphModule, ModuleTracer]:
+def _capture_wide(model: nn.Module, wide: dict[str, Any], constants: dict[str, Any]) -> ModuleTracer | None:
+    """A capture whose batch is free; ``None`` if the model cannot run with another batch than its own."""
+    try:
+        tracer = _capture(model, wide, constants)
+    except TraceError as error:
+        _log.debug("a trace with a batch of %d failed, so the example's own is used: %s", BATCH, error)
+        return None
+    if bakes_batch(tracer.lifted()):
+        tracer.forget_constants()
+        return None
+    free_batch(tracer.graph)
+    return tracer
+
+
+def _capture(model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> ModuleTracer:
     tracer = ModuleTracer(model, values, constants)
     try:
-        graph = tracer.trace(model)
-        gm = fx.GraphModule(model, graph, class_name=type(model).__name__)
+        tracer.trace(model)
     except TraceError:
         raise
     except Exception as error:
         shapes = ", ".join(f"{name}: {_described(value)}" for name, value in values.items())
         raise TraceError(f"{type(error).__name__}: {error} (traced with {shapes})") from error
-    tracer.forget_constants()
-    return gm, tracer
+    return tracer
 
 
-def _follow_modes(gm: fx.GraphModule, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> None:
-    """Functional dropout and the like follow ``.train()``: the calls whose ``training`` literal is the model's own flag."""
-    calls = mode_calls(gm.graph)
-    if model.training and any(calls.values()):
-        flags = [(m, m.training) for m in model.modules()]
-        try:
-            model.eval()
-            evaluated = mode_calls(_capture(model, values, constants)[0].graph)
-        except TraceError:
-            evaluated = {}
-        finally:
-            for module, flag in flags:
-                module.training = flag
-        names = {name for name, training in calls.items() if training and evaluated.get(name) is False}
-    else:
-        names = {name for name, training in calls.items() if not training and not model.training}
-    if names:
-        switch_modes(gm, names, model.training)
+def _mode_dependent(graph: fx.Graph, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> set[str]:
+    """Calls whose ``training`` literal is the model's own flag: functional dropout and the like."""
+    calls = mode_calls(graph)
+    if not model.training:
+        return {name for name, training in calls.items() if not training}
+    if not any(calls.values()):
+        return set()
+    flags = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        tracer = _capture(model, values, constants)
+        tracer.forget_constants()
+        evaluated = mode_calls(tracer.graph)
+    except TraceError:
+        evaluated = {}
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    return {name for name, training in calls.items() if training and evaluated.get(name) is False}
 
 
-def _finish(gm: fx.GraphModule, model: nn.Module) -> None:
+def _drop_dead_numbers(graph: fx.Graph) -> None:
     """Takes out numbers that nobody reads, and the values that tracing needed."""
-    for node in reversed(list(gm.graph.nodes)):
+    for node in reversed(list(graph.nodes)):
         value = node.meta.pop("val", None)
-        numbers = isinstance(value, (int, float, str, torch.Size, torch.dtype, torch.device))
-        if numbers and not node.users and node.op in ("call_function", "call_method"):
-            gm.graph.erase_node(node)
+        number = isinstance(value, (int, float, str, torch.Size, torch.dtype, torch.device))
+        if number and not node.users and node.op in ("call_function", "call_method"):
+            graph.erase_node(node)
+
+
+def _graph_module(tracer: ModuleTracer, model: nn.Module) -> fx.GraphModule:
+    tracer.graph.lint()
+    gm = fx.GraphModule(model, tracer.graph, class_name=type(model).__name__)
+    tracer.forget_constants()
     originals = dict(model.named_modules(remove_duplicate=False))
     for name, module in gm.named_modules():
         if name in originals:
             module.training = originals[name].training
-    gm.graph.lint()
-    gm.recompile()
+    return gm
 
 
 def _unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:

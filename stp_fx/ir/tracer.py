@@ -178,13 +178,18 @@ class ModuleTracer(fx.Tracer):
                 del node.meta["is_wrapped"]
         return graph
 
+    def lifted(self) -> list[Any]:
+        """Tensors that the model's code made while it was traced, now constants of the graph."""
+        return [getattr(self.root, k) for k in self._lifted_names(self._before)]
+
+    def _lifted_names(self, before: set[str]) -> list[str]:
+        stores = (self.root.__dict__, self.root._buffers)  # type: ignore[union-attr]
+        return [k for store in stores for k in store if k not in before and k.startswith("_tensor_constant")]
+
     def forget_constants(self, before: set[str] | None = None) -> None:
         """Takes back the attributes under which fx stores constants on the module that it traces."""
-        before = self._before if before is None else before
-        root = self.root
-        for store in (root.__dict__, root._buffers):  # type: ignore[union-attr]
-            for name in [k for k in store if k not in before and k.startswith("_tensor_constant")]:
-                del store[name]
+        for name in self._lifted_names(self._before if before is None else before):
+            delattr(self.root, name)
 
 
 def _is_random(module: nn.Module) -> bool:

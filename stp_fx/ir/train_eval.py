@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -72,10 +73,13 @@ def switch_modes(gm: fx.GraphModule, names: set[str], training: bool) -> None:
 
 def _bound(node: fx.Node) -> dict[str, Any] | None:
     """A call's arguments by name, where the function has a Python signature with ``training``."""
-    try:
-        signature = inspect.signature(node.target)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    signature = _signature_with_training(node.target)
+    return None if signature is None else dict(signature.bind(*node.args, **node.kwargs).arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature_with_training(function: Any) -> inspect.Signature | None:
+    if not inspect.isfunction(function):
         return None
-    if "training" not in signature.parameters:
-        return None
-    return dict(signature.bind(*node.args, **node.kwargs).arguments)
+    signature = inspect.signature(function)
+    return signature if "training" in signature.parameters else None
