@@ -72,7 +72,9 @@ def _picture(graph: ChannelGraph) -> pydot.Dot:
         style = "solid" if data["exact"] else "dashed"
         label = str(data["units"])
         picture.add_edge(
-            pydot.Edge(_quoted(source), _quoted(target), label=label, color=colour, fontcolor=colour, style=style, fontname="Helvetica")
+            pydot.Edge(
+                _quoted(source), _quoted(target), label=label, color=colour, fontcolor=colour, style=style, fontname="Helvetica"
+            )
         )
     return picture
 

@@ -113,10 +113,10 @@ class Elements:
     def _add_product(self, ids: np.ndarray, factors: tuple[np.ndarray, ...]) -> ProductRecord:
         record = ProductRecord(ids, factors, self.node)
         self.products.append(record)
-        starts = [self._start_of(f) for f in factors]
-        if all(s is not None and len(f) == self._length_at(s) and f[0] == s for s, f in zip(starts, factors, strict=True)):
+        starts = [int(f[0]) for f in factors]
+        if all(self._start_of(f) == s and len(f) == self._length_at(s) for s, f in zip(starts, factors, strict=True)):
             order = tuple(int(k) for k in np.argsort(starts))
-            self._by_factors.setdefault(tuple(starts[k] for k in order), (record, order))  # type: ignore[misc]
+            self._by_factors.setdefault(tuple(starts[k] for k in order), (record, order))
         return record
 
     def _start_of(self, ids: np.ndarray) -> int | None:

@@ -40,10 +40,14 @@ def _axes_named(graph: ChannelGraph, name: str) -> list[AxisRecord]:
     if inside:
         return inside
     if name in graph.found.shapes or (dim.isdigit() and tensor in graph.found.shapes):
-        raise InputError(f"{name!r} has shape {graph.found.shapes.get(name, graph.found.shapes.get(tensor))}: no axis longer than one")
+        raise InputError(
+            f"{name!r} has shape {graph.found.shapes.get(name, graph.found.shapes.get(tensor))}: no axis longer than one"
+        )
     known = sorted({a.tensor for a in graph.found.axes} | {g.name for g in graph.groups})
     close = difflib.get_close_matches(name, known, n=3)
-    raise InputError(f"no parameter, axis, module or group {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else ""))
+    raise InputError(
+        f"no parameter, axis, module or group {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
+    )
 
 
 def _explain_axis(graph: ChannelGraph, axis: AxisRecord, index: int | None) -> str:
@@ -96,7 +100,9 @@ def pin_reasons(graph: ChannelGraph, classes: np.ndarray) -> list[str]:
         elif any(wanted[factor].any() for factor in product.factors):
             wanted[product.classes.ravel()] = True
     reasons = _said(graph, wanted)
-    return [f"{reason}, through an axis it is a factor of" for reason in reasons] or ["coupled to positions that cannot be removed"]
+    return [f"{reason}, through an axis it is a factor of" for reason in reasons] or [
+        "coupled to positions that cannot be removed"
+    ]
 
 
 def _said(graph: ChannelGraph, wanted: np.ndarray) -> list[str]:

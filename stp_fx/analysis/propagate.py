@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._decomp import decomposition_table
+from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from stp_fx.analysis.elements import Elements
 from stp_fx.errors import TraceError
@@ -98,7 +100,7 @@ def _run_node(node: fx.Node, env: dict[fx.Node, Any], twin: nn.Module, inputs: A
         return next(inputs)
     if node.op == "get_attr":
         return _fetch(twin, str(node.target))
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
     if node.op == "output":
         run.outputs(args[0])
         return args[0]
@@ -186,7 +188,7 @@ class _Propagation(TorchDispatchMode):
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
         reason = f"{type(module).__name__} hides how it uses its channels; lower it or write a rule"
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             value = module(*args, **kwargs)
         stored = [*module.parameters(), *module.buffers()]
         for tensor in [*tensors_in(args), *tensors_in(kwargs), *stored]:
@@ -299,7 +301,12 @@ class _Propagation(TorchDispatchMode):
     def constant(self, tensor: torch.Tensor) -> np.ndarray | None:
         original = self._constants.get(id(tensor))
         if original is not None:
-            if original.is_floating_point() or original.dtype == torch.bool or original.numel() > _CONSTANT_LIMIT or original.is_meta:
+            if (
+                original.is_floating_point()
+                or original.dtype == torch.bool
+                or original.numel() > _CONSTANT_LIMIT
+                or original.is_meta
+            ):
                 return None
             return original.detach().cpu().numpy()
         return _literal_index(self._node, tensor)
@@ -316,10 +323,9 @@ class _Propagation(TorchDispatchMode):
     def decompose(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(has_ids(dim) for t in tensors_in((args, kwargs)) for dim in self.dims(t)):
             return NotImplemented
-        table = torch._decomp.decomposition_table
         with self:
-            if func in table:
-                return table[func](*args, **kwargs)
+            if func in decomposition_table:
+                return decomposition_table[func](*args, **kwargs)
             return func.decompose(*args, **kwargs)
 
 

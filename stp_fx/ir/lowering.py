@@ -21,14 +21,14 @@ Lowering = Callable[..., Any]
 
 
 def lowering_of(module: nn.Module) -> Lowering | None:
-    """How to trace through ``module``, or ``None`` if it is kept as it is. Subclasses with a forward of their own are not lowered."""
+    """How to trace through ``module``, or ``None`` if it is kept. Subclasses with their own forward are."""
     for kind, lowering in _LOWERINGS.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
             return None if kind is nn.MultiheadAttention and _rare(module) else lowering
     return None
 
 
-def _rare(attention: nn.Module) -> bool:
+def _rare(attention: Any) -> bool:
     """Options that no known network uses; such a module stays one call, and its channels are pinned."""
     return attention.bias_k is not None or attention.bias_v is not None or attention.add_zero_attn
 
@@ -139,7 +139,9 @@ def _self_attention(attention: nn.MultiheadAttention, x: Any, mask: Any, padding
     return attention(x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False, is_causal=is_causal)[0]
 
 
-def _encoder(self: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None) -> Any:
+def _encoder(
+    self: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
+) -> Any:
     for layer in self.layers:
         src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal))
     return src if self.norm is None else self.norm(src)
@@ -175,7 +177,9 @@ def _decoder_layer(
     return self.norm3(tgt + feed(tgt))
 
 
-def _decoder(self: nn.TransformerDecoder, tgt: Any, memory: Any, tgt_mask: Any = None, memory_mask: Any = None, **named: Any) -> Any:
+def _decoder(
+    self: nn.TransformerDecoder, tgt: Any, memory: Any, tgt_mask: Any = None, memory_mask: Any = None, **named: Any
+) -> Any:
     named["tgt_is_causal"] = bool(named.get("tgt_is_causal"))
     for layer in self.layers:
         tgt = layer(tgt, memory, tgt_mask=tgt_mask, memory_mask=memory_mask, **named)

@@ -15,7 +15,19 @@ from stp_fx.errors import TraceError
 
 __all__ = ["ReplayTracer", "ValueProxy"]
 
-_PLAIN = {"ndim", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_nested", "is_sparse", "is_quantized", "requires_grad", "layout", "is_leaf"}
+_PLAIN = {
+    "ndim",
+    "is_cuda",
+    "is_cpu",
+    "is_mps",
+    "is_xpu",
+    "is_nested",
+    "is_sparse",
+    "is_quantized",
+    "requires_grad",
+    "layout",
+    "is_leaf",
+}
 """Tensor attributes that are answered at once; others (``shape``, ``dtype``, ``device``) are nodes of the graph."""
 
 
@@ -58,7 +70,7 @@ class ValueProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[k] for k in range(len(self))])
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, k), {}) for k in range(len(self))])
 
     def __len__(self) -> int:
         return len(self.value)

@@ -15,7 +15,7 @@ __all__ = ["GraphState", "attach_state", "example_of", "has_state", "state_of"]
 
 _KEY = "stp_fx"
 _ATTRIBUTE = "_stp_fx_state"
-"""The same state as an attribute: pickling a GraphModule keeps its attributes but not ``meta``, copying it the other way round."""
+"""The same state as an attribute: pickling a GraphModule keeps attributes but not ``meta``, copying the other way round."""
 
 
 @dataclasses.dataclass
@@ -23,8 +23,9 @@ class GraphState:
     """Lives in ``gm.meta["stp_fx"]``.
 
     ``inputs`` holds one value per placeholder, in graph order: tensors on the meta device with the recorded example's
-    shape and dtype, other values (numbers, strings, ``None``) as they were. ``cache`` holds analyses; it never travels with a copy, since a copy may be changed. ``plan`` is what has been removed since the capture, ``masked`` the
-    plan of what is masked now.
+    shape and dtype, other values (numbers, strings, ``None``) as they were. ``plan`` is what has been removed since the
+    capture, ``masked`` the plan of what is masked now, ``dtype`` that of the parameters at capture. ``cache`` holds
+    analyses; it never travels with a copy, since a copy may be changed.
     """
 
     inputs: tuple[Any, ...]

@@ -23,7 +23,9 @@ __all__ = ["trace"]
 _log = logging.getLogger(__name__)
 
 
-def trace(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None, frontend: str = "auto") -> fx.GraphModule:
+def trace(
+    model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None, frontend: str = "auto"
+) -> fx.GraphModule:
     """Captures ``model`` as a GraphModule and records the example's shapes on it.
 
     The graph shares the model's parameters, buffers and submodules (as ``torch.fx`` does) and keeps their names, hooks and
@@ -47,7 +49,8 @@ def trace(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | 
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     arguments = _bind(model, example_inputs, kwargs or {})
-    said = []
+    said: list[str] = []
+    cause: TraceError | None = None
     for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
         try:
             return _FRONT_ENDS[name](model, arguments)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
+from torch.fx.node import map_arg
 
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
@@ -20,7 +21,7 @@ from stp_fx.ir.shapes import meta_like, meta_twin
 __all__ = ["ModuleTracer"]
 
 _FACTORIES = ("arange", "zeros", "ones", "full", "empty", "rand", "randn", "linspace", "eye", "tensor", "randperm", "randint")
-"""Functions without a tensor argument do not reach ``__torch_function__``; while tracing, sizes that are nodes go to them as nodes."""
+"""These take no tensor, so nodes among their sizes do not reach ``__torch_function__``; while tracing they are patched."""
 
 
 class ModuleTracer(fx.Tracer):
@@ -61,8 +62,14 @@ class ModuleTracer(fx.Tracer):
             return forward(*args, **kwargs)
         return self.create_proxy("call_module", name, args, kwargs)
 
-    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any) -> Any:
-        if kind == "call_function" and target in self._hidden and not (_is_switchable(target) and not _takes_weights(args, kwargs)):
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
+    ) -> Any:
+        if (
+            kind == "call_function"
+            and target in self._hidden
+            and not (_is_switchable(target) and not _takes_weights(args, kwargs))
+        ):
             return target(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
@@ -103,7 +110,7 @@ class ModuleTracer(fx.Tracer):
                 return self._meta(_attribute(self.root, str(node.target)))
             finally:
                 self._evaluating = before
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
         if node.op == "call_function" and node.target is getattr and args[1] == "device":
             return self._device()
         before, self._evaluating = self._evaluating, True
@@ -139,7 +146,9 @@ class ModuleTracer(fx.Tracer):
                 positional.extend(self._argument(k) for k in sorted(spread, key=lambda k: int(k.rpartition("_")[2])))
             elif parameter.kind is parameter.VAR_KEYWORD:
                 known = set(inspect.signature(root_fn).parameters)
-                named.update({k: self._argument(k) for k in (*self._values, *self._constants) if k not in known and k not in named})
+                named.update(
+                    {k: self._argument(k) for k in (*self._values, *self._constants) if k not in known and k not in named}
+                )
             elif parameter.name in self._values or parameter.name in self._constants:
                 if parameter.kind is parameter.KEYWORD_ONLY:
                     named[parameter.name] = self._argument(parameter.name)

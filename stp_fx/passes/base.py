@@ -74,5 +74,3 @@ class Pipeline(GraphPass):
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(map(repr, self.passes))})"
-
-

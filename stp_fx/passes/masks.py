@@ -30,7 +30,7 @@ def add_masks(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> int
     device = next((t.device for t in gm.parameters()), torch.device("cpu"))
     made: dict[tuple[str, int, bytes], fx.Node] = {}
     for node in list(gm.graph.nodes):
-        if node.name in contracted and contracted[node.name]:
+        if contracted.get(node.name):
             _mask_operands(gm, graph, node, np.concatenate(contracted[node.name]), alive, made, device)
     gm.recompile()
     return len(made)

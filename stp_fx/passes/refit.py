@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 from stp_fx.analysis.graph import ChannelGraph, kept_positions
 from stp_fx.errors import RewriteError
@@ -92,14 +93,14 @@ class _Refit:
         return bool(self._before(condition)) if isinstance(condition, fx.Node) else False
 
     def _evaluated(self, node: fx.Node) -> Any:
-        return fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
+        return map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
 
     def _edit(self, node: fx.Node, args: Any, kwargs: Any, module: nn.Module | None = None) -> Edit:
         operands = tuple(self._value_of(arg) for arg in node.args)
         source = next((o.dims for o in operands if isinstance(o, TensorDims)), ())
         if not source:
             source = next((o.dims for o in map(self._value_of, node.kwargs.values()) if isinstance(o, TensorDims)), ())
-        before = fx.node.map_arg((node.args, dict(node.kwargs)), self._before)
+        before = map_arg((node.args, dict(node.kwargs)), self._before)
         return Edit(node, args, kwargs, source, self.graph.value(node.name), self.keep, module, operands, *before)
 
     def _before(self, node: fx.Node) -> Any:
@@ -123,8 +124,8 @@ class _Refit:
             before, now = self.graph.value(source.name), self.env[source]
             if isinstance(before, (int, float)) and isinstance(now, (int, float)) and before != now:
                 freeze = {source: before}
-                node.args = fx.node.map_arg(node.args, lambda n, f=freeze: f.get(n, n))
-                node.kwargs = fx.node.map_arg(node.kwargs, lambda n, f=freeze: f.get(n, n))
+                node.args = map_arg(node.args, lambda n, f=freeze: f.get(n, n))
+                node.kwargs = map_arg(node.kwargs, lambda n, f=freeze: f.get(n, n))
 
     def _renew_module(self, node: fx.Node, args: Any, kwargs: Any) -> None:
         module = self.gm.get_submodule(str(node.target))
@@ -179,7 +180,16 @@ def _drop_dead_numbers(gm: fx.GraphModule) -> None:
     """Sizes that nobody reads any more."""
     import operator
 
-    pure = {getattr, operator.getitem, operator.mul, operator.floordiv, operator.add, operator.sub, operator.mod, operator.truediv}
+    pure = {
+        getattr,
+        operator.getitem,
+        operator.mul,
+        operator.floordiv,
+        operator.add,
+        operator.sub,
+        operator.mod,
+        operator.truediv,
+    }
     for node in reversed(list(gm.graph.nodes)):
         if node.users:
             continue

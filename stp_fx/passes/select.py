@@ -171,7 +171,9 @@ def _module_name(gm: fx.GraphModule, module: nn.Module, argument: str) -> str:
     raise InputError(f"`{argument}` holds a {type(module).__name__} that is not part of the graph; name it instead")
 
 
-def _ratios_by_group(gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:
+def _ratios_by_group(
+    gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], ratios: Mapping[str, float]
+) -> dict[int, float]:
     """A named layer's ratio is that of its outputs' groups; that of a tensor without outputs (a norm's), of all it touches."""
     allowed = {group.index for group in groups}
     result: dict[int, float] = {}

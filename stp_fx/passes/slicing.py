@@ -36,7 +36,7 @@ def shortened_copy(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -
     for (name, dim), positions in kept.items():
         per_tensor.setdefault(name, {})[dim] = positions
     memo: dict[int, Any] = {}
-    for name, tensor in [*gm.named_parameters(), *gm.named_buffers()]:
+    for name, tensor in (*gm.named_parameters(), *gm.named_buffers()):
         cuts = per_tensor.get(graph.found.aliases.get(name, name), {})
         short = take(_renumbered(tensor, graph, name, alive), cuts)
         memo[id(tensor)] = _like_parameter(tensor, short, cuts) if isinstance(tensor, nn.Parameter) else short

@@ -32,7 +32,9 @@ def contract_pattern(
     letters = apply_pattern(ctx, pattern, inputs, [out], sizes, roles)
     parsed = parse(pattern)
     ctx.contract(
-        [letters[k] for k in letters_of(parsed) if k in letters], [letters[k] for k in parsed.contracted if k in letters], multiplier
+        [letters[k] for k in letters_of(parsed) if k in letters],
+        [letters[k] for k in parsed.contracted if k in letters],
+        multiplier,
     )
     return letters
 
@@ -118,5 +120,3 @@ def _add_bias(ctx: Context, bias: torch.Tensor, out: torch.Tensor) -> None:
             dims[-k] = ctx.unify(dims[-k], dim)
     ctx.reads(bias, "bias", None, None)
     ctx.assign(out, tuple(dims))
-
-

@@ -73,7 +73,7 @@ class Context(Protocol):
         ...
 
     def contract(self, letters: Sequence[Dim], contracted: Sequence[Dim], multiplier: int) -> None:
-        """A contraction: ``multiplier`` x the product of all ``letters``' sizes multiply-accumulates, summing over ``contracted``."""
+        """``multiplier`` x the product of all ``letters``' sizes multiply-accumulates, summing over ``contracted``."""
         ...
 
     def reads(self, tensor: torch.Tensor, role: str, out: int | None = None, into: int | None = None) -> None:

@@ -89,7 +89,16 @@ def _gather(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     ctx.assign(out, _aligned(ctx, [source, index], at, out, f"gather: {_BY_DATA}"))
 
 
-@rule("aten.scatter.src", "aten.scatter_.src", "aten.scatter.value", "aten.scatter_.value", "aten.scatter_add.default", "aten.scatter_add_.default", "aten.scatter_reduce.two", "aten.scatter_reduce_.two")  # fmt: skip
+@rule(
+    "aten.scatter.src",
+    "aten.scatter_.src",
+    "aten.scatter.value",
+    "aten.scatter_.value",
+    "aten.scatter_add.default",
+    "aten.scatter_add_.default",
+    "aten.scatter_reduce.two",
+    "aten.scatter_reduce_.two",
+)
 def _scatter(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
     tensors = [args[0], args[2], *(t for t in args[3:4] if isinstance(t, torch.Tensor))]
     ctx.assign(out, _aligned(ctx, tensors, args[1] % max(args[0].dim(), 1), out, f"scatter: {_BY_DATA}"))
@@ -122,15 +131,15 @@ def _index_put(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 @rule("aten.slice_scatter.default", "aten.select_scatter.default")
 def _into(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
     """Functional forms of writing into a piece; in graphs of ours only after functionalisation, so they pin the piece's axis."""
-    dims = ctx.dims(args[0])
+    dims: Dims = ctx.dims(args[0])
     at = (args[2] if len(args) > 2 else 0) % len(dims)
     ctx.pin(dims[at], "written into by position")
-    source = list(ctx.dims(args[1]))
-    if len(source) == len(dims):
-        ctx.pin(source.pop(at), "written into by position")
+    target, piece = args[0], args[1]
+    source = list(ctx.dims(piece))
+    if piece.dim() == target.dim():
+        ctx.pin(source[at], "written into by position")
+        del source[at]
     rest = [dim for k, dim in enumerate(dims) if k != at]
     joined = [ctx.unify(a, b) for a, b in zip(rest, source, strict=True)]
     joined.insert(at, dims[at])
     ctx.assign(out, tuple(joined))
-
-

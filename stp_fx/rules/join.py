@@ -22,15 +22,15 @@ def _piece(ctx: Context, dim: Dim, start: int, stop: int, step: int = 1) -> Dim:
         return dim
     if not has_ids(dim):
         return fixed_dim(length)
-    if not ctx.editable:
-        ctx.pin(dim, "a piece of it is taken where the graph cannot be rewritten")
+    if not ctx.editable or step != 1:
+        ctx.pin(dim, "a piece of it is taken " + ("in steps" if step != 1 else "where the graph cannot be rewritten"))
         return fixed_dim(length)
-    inner = math.prod(factor.size for factor in dim[1:])
-    if step == 1 and inner > 1 and start % inner == 0 and length % inner == 0 and length > inner:
-        outer = dim[0]
+    outer, *rest = dim
+    inner = math.prod(factor.size for factor in rest)
+    if inner > 1 and start % inner == 0 and length % inner == 0 and length > inner:
         ids = None if outer.ids is None else outer.ids[start // inner : stop // inner]
-        return (Factor(length // inner, ids), *dim[1:])
-    return ctx.positions(ctx.flat(dim)[start:stop:step])
+        return (Factor(length // inner, ids), *rest)
+    return ctx.positions(ctx.flat(dim)[start:stop])
 
 
 @rule("aten.slice.Tensor")
@@ -62,10 +62,7 @@ def _glu(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     at = (args[1] if len(args) > 1 else -1) % len(dims)
     half = int(out.shape[at])
     flat = ctx.flat(dims[at]) if has_ids(dims[at]) else None
-    if flat is None:
-        joined = fixed_dim(half)
-    else:
-        joined = ctx.unify(ctx.positions(flat[:half]), ctx.positions(flat[half:]))
+    joined = fixed_dim(half) if flat is None else ctx.unify(ctx.positions(flat[:half]), ctx.positions(flat[half:]))
     ctx.assign(out, (*dims[:at], joined, *dims[at + 1 :]))
 
 

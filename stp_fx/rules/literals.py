@@ -21,7 +21,17 @@ from torch import fx, nn
 from stp_fx.ir.train_eval import ModeSwitch, attention_with_dropout
 from stp_fx.rules.domain import Dim, Dims, dim_size
 
-__all__ = ["Edit", "Policy", "TensorDims", "handler_for", "is_size_call", "literal", "module_handler_for", "module_literal", "policy_of"]
+__all__ = [
+    "Edit",
+    "Policy",
+    "TensorDims",
+    "handler_for",
+    "is_size_call",
+    "literal",
+    "module_handler_for",
+    "module_literal",
+    "policy_of",
+]
 
 
 class Policy(enum.Enum):
@@ -57,7 +67,7 @@ class Edit:
     source: Dims
     result: Any
     keep: Callable[[Dim], np.ndarray]
-    module: nn.Module | None = None
+    module: Any = None
     operands: tuple[Any, ...] = ()
     old_args: tuple[Any, ...] = ()
     old_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -76,7 +76,13 @@ def _weight_norm(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[st
     ctx.assign(out[1], tuple(dim if k == kept else () for k, dim in enumerate(dims)))
 
 
-@rule("aten._softmax.default", "aten._log_softmax.default", "aten._safe_softmax.default", "aten.cumprod.default", "aten.logcumsumexp.default")
+@rule(
+    "aten._softmax.default",
+    "aten._log_softmax.default",
+    "aten._safe_softmax.default",
+    "aten.cumprod.default",
+    "aten.logcumsumexp.default",
+)
 def _softmax(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
     dims = ctx.dims(args[0])
     if dims:
@@ -159,7 +165,18 @@ def _negative_order(values: dict[str, Any]) -> bool:
     return isinstance(order, (int, float)) and order < 0
 
 
-@rule("aten.argmax.default", "aten.argmin.default", "aten.sort.default", "aten.sort.stable", "aten.argsort.default", "aten.topk.default", "aten.kthvalue.default", "aten.mode.default", "aten.cummax.default", "aten.cummin.default")  # fmt: skip
+@rule(
+    "aten.argmax.default",
+    "aten.argmin.default",
+    "aten.sort.default",
+    "aten.sort.stable",
+    "aten.argsort.default",
+    "aten.topk.default",
+    "aten.kthvalue.default",
+    "aten.mode.default",
+    "aten.cummax.default",
+    "aten.cummin.default",
+)
 def _positions(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Results hold positions along a dimension, so it must keep its numbering."""
     values = bound(func, args, kwargs)

@@ -18,7 +18,7 @@ Token = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """A parsed mapping; each tensor is a tuple of dimensions, each dimension a tuple of letters (``("..",)``, ``("*",)`` for runs)."""
+    """A parsed mapping; each tensor is a tuple of dimensions, each dimension one of letters; runs are ``("..",)``, ``("*",)``."""
 
     text: str
     inputs: tuple[tuple[Token, ...], ...]
@@ -35,7 +35,7 @@ class Pattern:
         return tuple(seen)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parse(text: str) -> Pattern:
     """Parses a mapping.
 

@@ -30,10 +30,7 @@ def _split(edit: Edit) -> None:
     given = edit.arg(1, "split_size_or_sections", edit.kwargs.get("split_size", edit.kwargs.get("split_sizes")))
     expected = _part_sizes(edit, at)
     total = edit.size(edit.source[at])
-    if isinstance(given, int):
-        written = [min(given, total - start) for start in range(0, total, given)]
-    else:
-        written = list(given)
+    written = [min(given, total - k) for k in range(0, total, given)] if isinstance(given, int) else list(given)
     if written != expected:
         for name in ("split_size", "split_sizes"):
             if name in edit.node.kwargs:
@@ -161,5 +158,3 @@ def _roll(edit: Edit) -> None:
 @literal(torch.index_select, "index_select")
 def _index_select(edit: Edit) -> None:
     """The index is a buffer, and buffers are renumbered with their axes."""
-
-

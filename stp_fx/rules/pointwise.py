@@ -53,9 +53,43 @@ def _same(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             ctx.assign(tensor, ctx.dims(args[0]))
 
 
-rule("aten.clone.default", "aten.detach.default", "aten.alias.default", "aten._to_copy.default", "aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default", "aten.contiguous.default", "aten.native_dropout.default", "aten.bernoulli.default", "aten.bernoulli.p", "aten.bernoulli_.float", "aten.fill_.Scalar", "aten.fill.Scalar", "aten.zero_.default", "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default", "aten.rand_like.default", "aten.randn_like.default", "aten.normal_.default", "aten.uniform_.default", "aten.detach_.default")(_same)  # fmt: skip
+rule(
+    "aten.clone.default",
+    "aten.detach.default",
+    "aten.alias.default",
+    "aten._to_copy.default",
+    "aten.lift_fresh.default",
+    "aten.lift_fresh_copy.default",
+    "aten.lift.default",
+    "aten.contiguous.default",
+    "aten.native_dropout.default",
+    "aten.bernoulli.default",
+    "aten.bernoulli.p",
+    "aten.bernoulli_.float",
+    "aten.fill_.Scalar",
+    "aten.fill.Scalar",
+    "aten.zero_.default",
+    "aten.zeros_like.default",
+    "aten.ones_like.default",
+    "aten.full_like.default",
+    "aten.empty_like.default",
+    "aten.rand_like.default",
+    "aten.randn_like.default",
+    "aten.normal_.default",
+    "aten.uniform_.default",
+    "aten.detach_.default",
+)(_same)
 
 
-@rule("aten.copy_.default", "aten.copy.default", "aten._prelu_kernel.default", "aten.masked_fill.Scalar", "aten.masked_fill_.Scalar", "aten.masked_fill.Tensor", "aten.masked_fill_.Tensor", "aten.rrelu_with_noise.default")  # fmt: skip
+@rule(
+    "aten.copy_.default",
+    "aten.copy.default",
+    "aten._prelu_kernel.default",
+    "aten.masked_fill.Scalar",
+    "aten.masked_fill_.Scalar",
+    "aten.masked_fill.Tensor",
+    "aten.masked_fill_.Tensor",
+    "aten.rrelu_with_noise.default",
+)
 def _joined(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     pointwise(ctx, func, args, kwargs, out)

@@ -27,9 +27,52 @@ def _register(rank: int, names: list[str]) -> None:
         apply_pattern(ctx, f"{side} -> " + ", ".join([side] * len(outs)), args[:1], outs)
 
 
-_register(1, ["aten.max_pool1d_with_indices.default", "aten.avg_pool1d.default", "aten.adaptive_avg_pool1d.default", "aten.reflection_pad1d.default", "aten.replication_pad1d.default", "aten.upsample_nearest1d.default", "aten._upsample_nearest_exact1d.default", "aten.upsample_linear1d.default"])  # fmt: skip
-_register(2, ["aten.max_pool2d_with_indices.default", "aten.avg_pool2d.default", "aten._adaptive_avg_pool2d.default", "aten.adaptive_max_pool2d.default", "aten.fractional_max_pool2d.default", "aten.reflection_pad2d.default", "aten.replication_pad2d.default", "aten.upsample_nearest2d.default", "aten._upsample_nearest_exact2d.default", "aten.upsample_bilinear2d.default", "aten._upsample_bilinear2d_aa.default", "aten.upsample_bicubic2d.default", "aten._upsample_bicubic2d_aa.default", "aten.max_unpool2d.default"])  # fmt: skip
-_register(3, ["aten.max_pool3d_with_indices.default", "aten.avg_pool3d.default", "aten._adaptive_avg_pool3d.default", "aten.adaptive_max_pool3d.default", "aten.reflection_pad3d.default", "aten.replication_pad3d.default", "aten.upsample_nearest3d.default", "aten._upsample_nearest_exact3d.default", "aten.upsample_trilinear3d.default"])  # fmt: skip
+_register(
+    1,
+    [
+        "aten.max_pool1d_with_indices.default",
+        "aten.avg_pool1d.default",
+        "aten.adaptive_avg_pool1d.default",
+        "aten.reflection_pad1d.default",
+        "aten.replication_pad1d.default",
+        "aten.upsample_nearest1d.default",
+        "aten._upsample_nearest_exact1d.default",
+        "aten.upsample_linear1d.default",
+    ],
+)
+_register(
+    2,
+    [
+        "aten.max_pool2d_with_indices.default",
+        "aten.avg_pool2d.default",
+        "aten._adaptive_avg_pool2d.default",
+        "aten.adaptive_max_pool2d.default",
+        "aten.fractional_max_pool2d.default",
+        "aten.reflection_pad2d.default",
+        "aten.replication_pad2d.default",
+        "aten.upsample_nearest2d.default",
+        "aten._upsample_nearest_exact2d.default",
+        "aten.upsample_bilinear2d.default",
+        "aten._upsample_bilinear2d_aa.default",
+        "aten.upsample_bicubic2d.default",
+        "aten._upsample_bicubic2d_aa.default",
+        "aten.max_unpool2d.default",
+    ],
+)
+_register(
+    3,
+    [
+        "aten.max_pool3d_with_indices.default",
+        "aten.avg_pool3d.default",
+        "aten._adaptive_avg_pool3d.default",
+        "aten.adaptive_max_pool3d.default",
+        "aten.reflection_pad3d.default",
+        "aten.replication_pad3d.default",
+        "aten.upsample_nearest3d.default",
+        "aten._upsample_nearest_exact3d.default",
+        "aten.upsample_trilinear3d.default",
+    ],
+)
 
 
 @rule("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")

@@ -16,12 +16,11 @@ __all__: list[str] = []
 
 def _spelled(edit: Edit, start: int, names: tuple[str, ...]) -> tuple[list[Any], list[Any], Any] | None:
     """(raw sizes, evaluated sizes, how to write them back) of ``f(x, 1, 2)``, ``f(x, (1, 2))`` or ``f(x, size=(1, 2))``."""
-    for name in names:
-        if name in edit.node.kwargs:
-            raw = edit.node.kwargs[name]
-            values = list(edit.kwargs[name])
-            written = list(raw) if isinstance(raw, (list, tuple)) else values
-            return written, values, lambda sizes: edit.node.update_kwarg(name, tuple(sizes))
+    name = next((n for n in names if n in edit.node.kwargs), None)
+    if name is not None:
+        raw, values = edit.node.kwargs[name], list(edit.kwargs[name])
+        written = list(raw) if isinstance(raw, (list, tuple)) else values
+        return written, values, lambda sizes: edit.node.update_kwarg(name, tuple(sizes))
     if start >= len(edit.args) or isinstance(edit.args[start], torch.dtype):
         return None
     if isinstance(edit.args[start], (list, tuple)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -160,7 +162,7 @@ def test_regrouping_keeps_every_position(case: tuple[list[int], list[int]]) -> N
 def test_unions_are_recorded_as_arrays(count: int) -> None:
     elements = Elements()
     dims = [elements.new_dim(64) for _ in range(count)]
-    for a, b in zip(dims, dims[1:], strict=False):
+    for a, b in itertools.pairwise(dims):
         elements.unify(a, b)
     assert len(elements.unions) == count - 1
     assert solve(elements).count == 65

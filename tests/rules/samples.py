@@ -1,4 +1,4 @@
-"""At least one call per registered op (more behind a ``#``): every floating argument made by ``t`` gets an axis of its own for each dimension."""
+"""At least one call per registered op (more behind a ``#``): what ``t`` makes gets an axis of its own for each dimension."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ sample(A + "mv.default")(lambda t: args(t(2, 3), t(3)))
 sample(A + "dot.default", A + "vdot.default")(lambda t: args(t(3), t(3)))
 sample(A + "_cdist_forward.default")(lambda t: args(t(2, 3, 5), t(2, 7, 5), 2.0, None))
 sample(A + "_euclidean_dist.default")(lambda t: args(t(3, 5), t(7, 5)))
-sample(A + "convolution.default")(
-    lambda t: args(t(2, 6, 5, 7), t(4, 3, 3, 3), t(4), [1, 1], [0, 0], [1, 1], False, [0, 0], 2)
-)
+sample(A + "convolution.default")(lambda t: args(t(2, 6, 5, 7), t(4, 3, 3, 3), t(4), [1, 1], [0, 0], [1, 1], False, [0, 0], 2))
 sample(A + "convolution.default#transposed")(
     lambda t: args(t(2, 6, 5, 7), t(6, 2, 3, 3), t(4), [1, 1], [0, 0], [1, 1], True, [0, 0], 2)
 )
@@ -57,9 +55,9 @@ sample(A + "_trilinear.default")(lambda t: args(t(2, 3), t(5, 3, 7), t(2, 7), [1
 _BN = lambda t: (t(2, 6, 5, 7), t(6), t(6), t(6), t(6))  # noqa: E731
 sample(A + "native_batch_norm.default", A + "_native_batch_norm_legit.default")(lambda t: args(*_BN(t), False, 0.1, 1e-5))
 sample(A + "cudnn_batch_norm.default", A + "miopen_batch_norm.default")(lambda t: args(*_BN(t), True, 0.1, 1e-5))
-sample(A + "_native_batch_norm_legit_no_training.default", A + "_batch_norm_with_update.default", A + "_batch_norm_no_update.default")(
-    lambda t: args(*_BN(t), 0.1, 1e-5)
-)
+sample(
+    A + "_native_batch_norm_legit_no_training.default", A + "_batch_norm_with_update.default", A + "_batch_norm_no_update.default"
+)(lambda t: args(*_BN(t), 0.1, 1e-5))
 sample(A + "_native_batch_norm_legit.no_stats")(lambda t: args(t(2, 6, 5), t(6), t(6), True, 0.1, 1e-5))
 sample(A + "native_layer_norm.default")(lambda t: args(t(2, 3, 6), [6], t(6), t(6), 1e-5))
 sample(A + "_fused_rms_norm.default", A + "rms_norm.default")(lambda t: args(t(2, 3, 6), [6], t(6), 1e-5))
@@ -187,7 +185,19 @@ sample(
 sample(A + "_scaled_dot_product_fused_attention_overrideable.default")(lambda t: args(*_QKV(t), t(2, 4, 3, 5)))
 
 # pointwise kin and copies
-for _name in ("clone", "detach", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy", "lift", "contiguous", "bernoulli", "zero_", "detach_"):
+for _name in (
+    "clone",
+    "detach",
+    "alias",
+    "_to_copy",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "lift",
+    "contiguous",
+    "bernoulli",
+    "zero_",
+    "detach_",
+):
     sample(f"{A}{_name}.default")(lambda t: args(t(2, 3)))
 for _name in ("zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "normal_", "uniform_"):
     sample(f"{A}{_name}.default")(lambda t: args(t(2, 3)))
@@ -196,9 +206,7 @@ sample(A + "native_dropout.default")(lambda t: args(t(2, 3), 0.5, True))
 sample(A + "fill_.Scalar", A + "fill.Scalar", A + "full_like.default")(lambda t: args(t(2, 3), 1.0))
 sample(A + "copy_.default", A + "copy.default")(lambda t: args(t(2, 3), t(2, 3)))
 sample(A + "_prelu_kernel.default")(lambda t: args(t(2, 3, 5), t(1, 3, 1)))
-sample(A + "masked_fill.Scalar", A + "masked_fill_.Scalar")(
-    lambda t: args(t(2, 3), t(1, 3, dtype=torch.bool), 0.0)
-)
+sample(A + "masked_fill.Scalar", A + "masked_fill_.Scalar")(lambda t: args(t(2, 3), t(1, 3, dtype=torch.bool), 0.0))
 sample(A + "masked_fill.Tensor", A + "masked_fill_.Tensor")(
     lambda t: args(t(2, 3), t(1, 3, dtype=torch.bool), torch.empty((), device="meta"))
 )

@@ -92,7 +92,7 @@ class _Bench:
 
 
 def test_every_rule_has_a_sample() -> None:
-    assert {name.partition('#')[0] for name in SAMPLES} == set(registered())
+    assert {name.partition("#")[0] for name in SAMPLES} == set(registered())
 
 
 def test_rules_match_their_golden_lines() -> None:
