@@ -38,9 +38,9 @@ test-all: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(PYTEST) -n $(JOBS) tests/properties --hypothesis-profile=fuzz $(ARGS)
 
-#   make goldens   write tests/goldens anew; read the diff before committing it
+#   make goldens   write the golden files anew; read the diff before committing it
 goldens: $(VENV)/.installed-test
-	$(PYTEST) tests/goldens --update-goldens $(ARGS)
+	STP_FX_GOLDENS=update $(PYTEST) tests -k golden $(ARGS)
 
 #   make lint, make types, make contracts   ruff, pyright, import-linter; make check: all three
 lint: $(VENV)/.installed-dev

@@ -34,9 +34,7 @@ def network(name: str, rounds: str, peer_rounds: str) -> dict[str, Any]:
     warm_up()
     pruned = ours(model, example)
     kept, result = shapes_of(pruned), {"ours_result": describe(pruned, example)}
-    times: dict[str, list[float]] = {
-        key: [] for key in ("ours", "trace", "analysis", "prune", "peer", "floor", "bare_floor")
-    }
+    times: dict[str, list[float]] = {key: [] for key in ("ours", "trace", "analysis", "prune", "peer", "floor", "bare_floor")}
     del pruned
     for turn in range(max(int(rounds), int(peer_rounds))):
         if turn < int(rounds):

@@ -5,7 +5,8 @@
 Each network runs in a process of its own (``_coverage_worker.py``), with random weights *and* random normalisation
 statistics, so that the equations are not true for want of a signal. Checked for each:
 
-- ``output``: the traced network gives the module's own outputs (eval mode).
+- ``output``: the traced network gives the module's own outputs (eval mode; on smaller images than it was traced with,
+  where a network takes any size).
 - ``shapes``: pruned at ratio 0.5, the outputs keep their shapes in eval and train mode.
 - ``batch``: the same at another batch size than the recorded one.
 - ``step``: one SGD step on the pruned network, every parameter that had a gradient before has a finite one.
@@ -115,9 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("collection", choices=("torchvision",))
     parser.add_argument("--models", help="comma-separated names (default: all)")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "coverage-torchvision", help="result files, without suffix"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "coverage-torchvision", help="result files, without suffix")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one network (default: %(default)s)")
     parser.add_argument("--memory", type=float, default=20.0, help="gigabytes for one network (default: %(default)s)")
     return parser.parse_args()

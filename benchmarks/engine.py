@@ -177,12 +177,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: %(default)s)")
     parser.add_argument("--families", default=",".join(SIZES), help="comma-separated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of stp_fx and the floor (default: %(default)s)")
-    parser.add_argument(
-        "--limit", type=float, default=60, help="seconds for one point of growth (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--peer-limit", type=float, default=110, help="seconds for the peer on swin_t (default: %(default)s)"
-    )
+    parser.add_argument("--limit", type=float, default=60, help="seconds for one point of growth (default: %(default)s)")
+    parser.add_argument("--peer-limit", type=float, default=110, help="seconds for the peer on swin_t (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "engine", help="result files, without suffix")
     return parser.parse_args()
 

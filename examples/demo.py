@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pydot
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -43,9 +41,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(width_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(width_in, width_out, 1, stride, bias=False), nn.BatchNorm2d(width_out)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width_out, 1, stride, bias=False), nn.BatchNorm2d(width_out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -145,29 +141,12 @@ def draw_channels(model: nn.Module, plan: stp_fx.PrunePlan, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_dependencies(graph: stp_fx.ChannelGraph, plan: stp_fx.PrunePlan, path: Path, console: Console) -> None:
-    """Which layers write and read the channels of each group: a picture with Graphviz, else the text that it draws."""
-    dot = pydot.Dot(rankdir="LR", nodesep="0.12", fontname="Helvetica")
-    dot.set_node_defaults(fontname="Helvetica", fontsize="10")
-    for group in graph.groups:
-        first = group.members[0].axis
-        kept = len(plan.kept[first.tensor, first.dim]) if (first.tensor, first.dim) in plan.kept else group.size
-        hub = f"group {group.index}"
-        dot.add_node(pydot.Node(hub, label=f"{kept} of {group.size}", style="filled", fillcolor=REMOVED))
-        for member in group.members:
-            if member.axis.role == "weight":
-                layer = f'"{member.axis.tensor.removesuffix(".weight")}"'
-                dot.add_node(pydot.Node(layer, shape="box"))
-                ends = (layer, hub) if member.axis.side == "out" else (hub, layer)
-                dot.add_edge(pydot.Edge(*ends, color=KEPT))
-    source = path.with_suffix(".dot")
-    dot.write_raw(source)
-    if shutil.which("dot"):
-        dot.write(path, format=path.suffix[1:])
-        console.print(f"Which layers share channels: {path}")
-    else:
-        console.print(f"Which layers share channels: {source}")
-        console.print(f"  For a picture of it, install Graphviz and run: dot -Tsvg {source} -o {path}")
+def draw_dependencies(graph: stp_fx.ChannelGraph, path: Path, console: Console) -> None:
+    """Which layers lose channels together: a picture, or without Graphviz the text that it draws from."""
+    written = graph.draw(path)
+    console.print(f"Which layers lose channels together: {written}")
+    if written != path:
+        console.print(f"  For a picture of it, install Graphviz and run: dot -Tsvg {written} -o {path}")
 
 
 def save_and_reload(pruned: fx.GraphModule, example: Tensor, out: Path) -> fx.GraphModule:
@@ -185,9 +164,7 @@ def save_and_reload(pruned: fx.GraphModule, example: Tensor, out: Path) -> fx.Gr
 
 
 def print_comparison(rows: dict[str, list[str]], console: Console) -> None:
-    table = Table(
-        title="Handwritten digits: accuracy on the held-out quarter, latency on one thread", title_justify="left"
-    )
+    table = Table(title="Handwritten digits: accuracy on the held-out quarter, latency on one thread", title_justify="left")
     table.add_column("")
     for column in ("before", "right after pruning", "after fine-tuning"):
         table.add_column(column, justify="right")
@@ -198,14 +175,10 @@ def print_comparison(rows: dict[str, list[str]], console: Console) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--ratio", type=float, default=0.5, help="fraction of the MACs to remove (default: %(default)s)"
-    )
+    parser.add_argument("--ratio", type=float, default=0.5, help="fraction of the MACs to remove (default: %(default)s)")
     parser.add_argument("--criterion", default="magnitude", help="default: %(default)s")
     parser.add_argument("--scope", default="local", choices=("local", "global"), help="default: %(default)s")
-    parser.add_argument(
-        "--round-to", type=int, default=1, help="channels left per group: a multiple of this (default: 1)"
-    )
+    parser.add_argument("--round-to", type=int, default=1, help="channels left per group: a multiple of this (default: 1)")
     parser.add_argument("--epochs", type=int, default=12, help="training epochs (default: %(default)s)")
     parser.add_argument("--finetune-epochs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)")
@@ -213,7 +186,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    args, console = arguments(), Console()
+    args, console = arguments(), Console(soft_wrap=True)
     args.out.mkdir(parents=True, exist_ok=True)
     # More threads gain little on a network this small, and lose much where the cores are shared.
     torch.set_num_threads(1)
@@ -224,9 +197,7 @@ def main() -> None:
     start = time.perf_counter()
     model = SmallResNet()
     train(model, digits, args.epochs, lr=0.1)
-    console.print(
-        f"Trained {args.epochs} epochs on {len(digits.train[1])} images in {time.perf_counter() - start:.0f} s"
-    )
+    console.print(f"Trained {args.epochs} epochs on {len(digits.train[1])} images in {time.perf_counter() - start:.0f} s")
 
     gm = stp_fx.trace(model, example)
     start = time.perf_counter()
@@ -252,12 +223,10 @@ def main() -> None:
     print_comparison(rows, console)
 
     save_and_reload(pruned, example, args.out)
-    console.print(
-        f"\nPruned network, saved and loaded again: {args.out}/pruned.safetensors, {args.out}/pruned.plan.json"
-    )
+    console.print(f"\nPruned network, saved and loaded again: {args.out}/pruned.safetensors, {args.out}/pruned.plan.json")
     draw_channels(model, stp_fx.plan_of(pruned), args.out / "channels.png")
     console.print(f"Which channels went: {args.out}/channels.png")
-    draw_dependencies(stp_fx.analyze(gm), stp_fx.plan_of(pruned), args.out / "dependencies.svg", console)
+    draw_dependencies(stp_fx.analyze(gm), args.out / "dependencies.svg", console)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-import traceback
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import fx
 
 from stp_fx.errors import TraceError
 
-__all__ = ["ReplayTracer", "ValueProxy"]
+__all__ = ["ReplayTracer", "ValueProxy", "user_line"]
 
 _PLAIN = {
     "ndim",
@@ -79,19 +79,21 @@ class ValueProxy(fx.Proxy):
         return any(bool(each == item) for each in self)
 
     def __bool__(self) -> bool:
-        return bool(self._number("bool()"))
+        value = bool(self._number("bool()"))
+        self.tracer.guard(self.node, value, truth=True)
+        return value
 
     def __int__(self) -> int:
-        return int(self._number("int()"))
+        return int(self._baked("int()"))
 
     def __float__(self) -> float:
-        return float(self._number("float()"))
+        return float(self._baked("float()"))
 
     def __index__(self) -> int:
-        return operator.index(self._number("an index"))
+        return operator.index(self._baked("an index"))
 
     def __round__(self, digits: int | None = None) -> Any:
-        return round(self._number("round()"), digits)
+        return round(self._baked("round()"), digits)
 
     def __format__(self, spec: str) -> str:
         value = self.value
@@ -101,9 +103,15 @@ class ValueProxy(fx.Proxy):
         value = self.value
         if isinstance(value, torch.Tensor):
             raise TraceError(
-                f"{what} of a tensor whose value depends on the data, at {_user_line()}: a graph has no branches on data. "
+                f"{what} of a tensor whose value depends on the data, at {user_line()}: a graph has no branches on data. "
                 "Prune a submodule that does not branch, or make the branching module a leaf"
             )
+        return value
+
+    def _baked(self, what: str) -> Any:
+        """A size that becomes a number of the graph: other inputs must have the same one."""
+        value = self._number(what)
+        self.tracer.guard(self.node, value, truth=False)
         return value
 
     def item(self) -> Any:
@@ -113,12 +121,14 @@ class ValueProxy(fx.Proxy):
         return self._number("tolist()")
 
 
-def _user_line() -> str:
-    """The innermost line of the model's own code."""
-    inside = ("/torch/", "/stp_fx/ir/")
-    for frame in reversed(traceback.extract_stack()):
-        if not any(part in frame.filename for part in inside):
-            return f"{frame.filename}:{frame.lineno} ({frame.line})"
+def user_line() -> str:
+    """The innermost line of the model's own code, as file:line."""
+    frame = sys._getframe()
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/torch/" not in name and "/stp_fx/ir/" not in name:
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
     return "an unknown line"
 
 

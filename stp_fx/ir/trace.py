@@ -124,7 +124,7 @@ def _capture_wide(model: nn.Module, wide: dict[str, Any], constants: dict[str, A
     except TraceError as error:
         _log.debug("a trace with a batch of %d failed, so the example's own is used: %s", BATCH, error)
         return None
-    if bakes_batch(tracer.lifted()):
+    if tracer.branches_on_batch or bakes_batch(tracer.lifted()):
         tracer.forget_constants()
         return None
     free_batch(tracer.graph)

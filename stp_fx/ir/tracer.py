@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.fx.node import map_arg
 
+from stp_fx.ir.batch import BATCH
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
-from stp_fx.ir.proxies import ReplayTracer, ValueProxy
+from stp_fx.ir.proxies import ReplayTracer, ValueProxy, user_line
 from stp_fx.ir.shapes import meta_like, meta_twin
 
 __all__ = ["ModuleTracer"]
@@ -43,6 +45,7 @@ class ModuleTracer(fx.Tracer):
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
+        self.branches_on_batch = False
 
     # -- what stays a node -----------------------------------------------------------------------------------------
 
@@ -133,6 +136,37 @@ class ModuleTracer(fx.Tracer):
 
     def _device(self) -> torch.device:
         return next((p.device for p in self.root.parameters()), torch.device("cpu"))  # type: ignore[union-attr]
+
+    # -- branches over sizes ---------------------------------------------------------------------------------------
+
+    def guard(self, node: fx.Node, value: Any, *, truth: bool) -> None:
+        """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not."""
+        if self._evaluating or not isinstance(value, (bool, int, float)):
+            return
+        if self._of_batch(node):
+            if not truth and value and value % BATCH == 0:
+                return  # a number that comes from the batch is made of it again later
+            if not (truth and self._compares_batches(node)):
+                self.branches_on_batch = True
+            return
+        message = f"captured with another shape: {user_line()} went another way; trace again with an example of this shape"
+        if not truth:
+            node = self.create_proxy("call_function", operator.eq, (self.proxy(node), value), {}).node
+        elif not value:
+            node = self.create_proxy("call_function", operator.not_, (self.proxy(node),), {}).node
+        self.create_proxy("call_function", torch._assert, (self.proxy(node), message), {})
+
+    def _of_batch(self, node: fx.Node) -> bool:
+        """Whether a number was computed from the batch: it is a multiple of the prime, or made of one that is."""
+        value = node.meta["val"]
+        if isinstance(value, int) and not isinstance(value, bool) and value and value % BATCH == 0:
+            return True
+        return isinstance(value, (bool, int, float)) and any(self._of_batch(n) for n in node.all_input_nodes)
+
+    def _compares_batches(self, node: fx.Node) -> bool:
+        """``b == b2``, ``2 * b > b``: true or false whatever the batch."""
+        values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
+        return all(isinstance(v, int) and v and v % BATCH == 0 for v in values)
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 

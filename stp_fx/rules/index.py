@@ -131,15 +131,14 @@ def _index_put(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 @rule("aten.slice_scatter.default", "aten.select_scatter.default")
 def _into(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
     """Functional forms of writing into a piece; in graphs of ours only after functionalisation, so they pin the piece's axis."""
-    dims: Dims = ctx.dims(args[0])
-    at = (args[2] if len(args) > 2 else 0) % len(dims)
+    target, piece, *rest = args
+    dims, source = ctx.dims(target), list(ctx.dims(piece))
+    at = (rest[0] if rest else 0) % len(dims)
     ctx.pin(dims[at], "written into by position")
-    target, piece = args[0], args[1]
-    source = list(ctx.dims(piece))
-    if piece.dim() == target.dim():
+    if len(source) == len(dims):
         ctx.pin(source[at], "written into by position")
         del source[at]
-    rest = [dim for k, dim in enumerate(dims) if k != at]
-    joined = [ctx.unify(a, b) for a, b in zip(rest, source, strict=True)]
+    others = [dim for k, dim in enumerate(dims) if k != at]
+    joined = [ctx.unify(a, b) for a, b in zip(others, source, strict=True)]
     joined.insert(at, dims[at])
     ctx.assign(out, tuple(joined))

@@ -11,6 +11,7 @@ import torch
 
 from stp_fx.rules.domain import FIXED, Context, Dim, Factor, dim_size, fixed_dim, has_ids
 from stp_fx.rules.registry import rule
+from stp_fx.rules.schema import bound
 
 __all__: list[str] = []
 
@@ -35,11 +36,11 @@ def _piece(ctx: Context, dim: Dim, start: int, stop: int, step: int = 1) -> Dim:
 
 @rule("aten.slice.Tensor")
 def _slice(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
-    dims = list(ctx.dims(args[0]))
-    at = (args[1] if len(args) > 1 else 0) % len(dims)
-    step = int(args[4]) if len(args) > 4 else 1
-    size = int(args[0].shape[at])
-    start, stop, _ = slice(args[2] if len(args) > 2 else None, args[3] if len(args) > 3 else None, step).indices(size)
+    values = bound(func, args, kwargs)
+    source, step = values["self"], int(values["step"])
+    dims = list(ctx.dims(source))
+    at = values["dim"] % len(dims)
+    start, stop, _ = slice(values["start"], values["end"], step).indices(int(source.shape[at]))
     dims[at] = _piece(ctx, dims[at], start, max(stop, start), step)
     ctx.assign(out, tuple(dims))
 

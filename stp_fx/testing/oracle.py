@@ -45,8 +45,9 @@ def _own_input_axes(module: nn.Module) -> dict[str, int]:
 
 
 def columns_suffice(module: nn.Module) -> bool:
-    """Whether zeroing input columns silences every consumer in ``module``."""
-    return all(each.columns_suffice for each in module.modules() if isinstance(each, Block))
+    """Whether zeroing input columns silences every consumer in ``module``; False if it is not made of blocks, which tell."""
+    blocks = [each for each in module.modules() if isinstance(each, Block)]
+    return bool(blocks) and all(each.columns_suffice for each in blocks)
 
 
 def silenced_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:

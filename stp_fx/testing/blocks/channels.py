@@ -228,7 +228,7 @@ class Sums(Block):
         if self.how == "max":
             return x * torch.sigmoid(x.amax(axis, keepdim=True))
         if self.how == "std":
-            return x / (0.5 + x.std(axis, keepdim=True))
+            return x / (0.5 + x.std(axis, correction=0, keepdim=True))
         if self.how == "norm":
             return x / (0.5 + x.norm(dim=axis, keepdim=True))
         total = x.sum(axis, keepdim=True) if self.how == "sum" else x.mean(axis, keepdim=True)

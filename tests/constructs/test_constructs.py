@@ -1,0 +1,86 @@
+"""One construct at a time: what users write between two layers is pruned right, or refused with a reason."""
+
+from __future__ import annotations
+
+import attention
+import joins
+import layers
+import pytest
+import reductions
+import shapes
+import torch
+import weights
+from catalogue import CONSTRUCTS, Construct
+
+import stp_fx
+from stp_fx.testing import Request
+from stp_fx.testing.laws import Case, check_laws, touched_groups
+from stp_fx.testing.recipe import randomise
+
+THEMES = (attention, joins, layers, reductions, shapes, weights)
+
+
+def doubled(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(value.double() if value.is_floating_point() else value for value in inputs)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    construct: Construct = request.param
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = construct.build()
+        randomise(module)
+        inputs, more = doubled(construct.inputs()), doubled(construct.inputs(3))
+    return Case(module.double().eval(), inputs, Request(ratio=0.5), [more], criterion="magnitude", columns=construct.columns)
+
+
+def each(*expectations: str) -> list[pytest.param]:
+    return [pytest.param(c, c, id=c.name) for c in CONSTRUCTS.values() if c.expect in expectations]
+
+
+@pytest.mark.parametrize(("construct", "case"), each("exact", "inexact"), indirect=["case"])
+def test_what_can_be_pruned_is(construct: Construct, case: Case) -> None:
+    outcome = check_laws(case)
+    assert outcome.pruned
+    name, dim = axis_of(construct)
+    assert (name, dim) in case.plan.kept, case.graph.explain(name)
+    touching = [
+        group
+        for group in touched_groups(case.graph, case.plan)
+        if any((m.axis.tensor, m.axis.dim) == (name, dim) for m in group.members)
+    ]
+    assert touching
+    if construct.expect == "exact":
+        assert all(group.exact for group in touching), [group.notes for group in touching]
+    else:
+        assert any(not group.exact and group.notes for group in touching)
+    if construct.reason:
+        assert construct.reason in case.graph.explain(construct.axis)
+
+
+@pytest.mark.parametrize(("construct", "case"), each("pinned"), indirect=["case"])
+def test_what_cannot_be_pruned_is_refused_with_a_reason(construct: Construct, case: Case) -> None:
+    check_laws(case)
+    name, dim = axis_of(construct)
+    assert (name, dim) not in case.plan.kept
+    text = case.graph.explain(construct.axis)
+    assert "pinned" in text
+    assert construct.reason in text
+
+
+@pytest.mark.parametrize(("construct", "case"), each("sound"), indirect=["case"])
+def test_what_may_be_pruned_is_pruned_right_or_explained(construct: Construct, case: Case) -> None:
+    check_laws(case)
+    assert case.graph.explain(construct.axis)
+
+
+def axis_of(construct: Construct) -> tuple[str, int]:
+    name, _, dim = construct.axis.rpartition(":")
+    return name, int(dim)
+
+
+def test_the_catalogue_is_not_short() -> None:
+    assert len(CONSTRUCTS) >= 88
+    assert {theme.__name__ for theme in THEMES} == {"attention", "joins", "layers", "reductions", "shapes", "weights"}
+    assert stp_fx.__version__
