@@ -101,3 +101,15 @@ def _by_position(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[st
             ctx.pin(dims[k], f"{name} reads absolute positions along it")
     kept = [dim if k not in touched else fixed_dim(int(out.shape[k])) for k, dim in enumerate(dims) if k < out.dim()]
     ctx.assign(out, tuple(kept) + tuple(fixed_dim(int(s)) for s in out.shape[len(kept) :]))
+
+
+@rule("aten.as_strided_.default")
+def _restride(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
+    """Pooling to one position lays its result out anew this way: the same shape is the same positions."""
+    dims = ctx.dims(args[0])
+    if tuple(dim_size(dim) for dim in dims) == tuple(out.shape):
+        ctx.assign(out, dims)
+        return
+    for dim in dims:
+        ctx.pin(dim, "as_strided_ reads absolute positions")
+    ctx.assign(out, tuple(fixed_dim(int(size)) for size in out.shape))

@@ -167,6 +167,20 @@ def _plain(empty: float, function: Callable[..., torch.Tensor]) -> Callable[[Any
     return run
 
 
+def _extremum(empty: float) -> Callable[[Any, Any, Any], Any]:
+    """``max`` and ``min`` over everything, or along one dimension with the positions."""
+
+    def run(func: Any, args: Any, kwargs: Any) -> Any:
+        gone = args[0].isnan()
+        out = func(args[0].masked_fill(gone, empty), *args[1:], **kwargs)
+        if isinstance(out, torch.Tensor):
+            return out
+        keepdim = _bound(func, args, kwargs).get("keepdim", False)
+        return out[0].masked_fill(gone.all(args[1], keepdim=keepdim), NAN), out[1]
+
+    return run
+
+
 def _prod(x: torch.Tensor, dims: list[int], keepdim: bool) -> torch.Tensor:
     for d in dims:
         x = x.prod(d, keepdim=True)
@@ -333,9 +347,9 @@ def _attention(func: Any, args: Any, kwargs: Any) -> Any:
 _SEMANTICS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sum": _plain(0.0, torch.sum),
     "amax": _plain(float("-inf"), torch.amax),
-    "max": _plain(float("-inf"), torch.amax),
+    "max": _extremum(float("-inf")),
     "amin": _plain(float("inf"), torch.amin),
-    "min": _plain(float("inf"), torch.amin),
+    "min": _extremum(float("inf")),
     "prod": _plain(1.0, _prod),
     "logsumexp": _plain(float("-inf"), torch.logsumexp),
     "mean": _mean,
@@ -358,6 +372,7 @@ _SEMANTICS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "bmm": _matmul,
     "mv": _matmul,
     "dot": _matmul,
+    "vdot": _matmul,
     "addmm": _biased_matmul,
     "baddbmm": _biased_matmul,
     "convolution": _convolution,

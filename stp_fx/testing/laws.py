@@ -179,6 +179,9 @@ def assert_same(actual: Any, expected: Any, what: str, *, tolerance: float = TOL
         actual, expected = actual.detach(), expected.detach()
         assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)}, expected {tuple(expected.shape)}"
         assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, expected {expected.dtype}"
+        if not expected.is_floating_point():
+            assert torch.equal(actual, expected), what
+            return
         assert bool(expected.isfinite().all()), f"{what}: the expected numbers are not finite"
         if expected.numel():
             scale = max(float(expected.abs().max()), 1e-30)
@@ -266,6 +269,7 @@ def _count_trilinear(a: Any, b: Any, c: Any, expand1: Any, expand2: Any, expand3
 _COUNTED: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _count_mv,
     torch.ops.aten.dot: _count_mv,
+    torch.ops.aten.vdot: _count_mv,
     torch.ops.aten._trilinear: _count_trilinear,
 }
 

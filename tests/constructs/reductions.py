@@ -25,7 +25,7 @@ maps("argmax over channels", lambda y: y + y.argmax(1, keepdim=True), "pinned", 
 maps("argsort over channels", lambda y: y.gather(1, y.argsort(1)), "pinned", "argsort")
 maps("spatial mean and max", lambda y: y + y.mean((2, 3), keepdim=True) + y.amax((2, 3), keepdim=True), "exact")
 maps("softmax over positions", lambda y: y.flatten(2).softmax(2).view(y.shape), "exact")
-maps("maxout over halves", lambda y: y.view(-1, 2, 4, 6, 6).amax(1), "inexact", out=4)
+maps("maxout over halves", lambda y: y.view(-1, 2, 4, 6, 6).amax(1), "exact", out=4)
 maps("maxout over pairs", lambda y: y.unflatten(1, (4, 2)).max(2)[0], "sound", out=4)
 maps("maximum of two halves", lambda y: torch.maximum(y[:, :4], y[:, 4:]), "exact", out=4)
 maps("where over channels", lambda y: torch.where(y > 0.5, y, 1 - y), "exact")
@@ -38,7 +38,7 @@ maps("gather with a channel index", lambda y: y.gather(1, torch.zeros(y.shape[0]
 maps("scatter with a channel index", lambda y: y.scatter(1, torch.zeros(y.shape[0], 8, 6, 6, dtype=torch.int64), y), "pinned", "scatter")
 maps("cosine similarity over channels", lambda y: y * F.cosine_similarity(y, y.cos(), dim=1).unsqueeze(1), "exact")
 rows("gram matrix", lambda y: y @ y.mT, "exact", out=5)
-rows("gram matrix of channels", lambda y: y.mT @ y, "exact")
+rows("gram matrix of channels", lambda y: y @ (y.mT @ y), "exact")
 rows("cdist over channels", lambda y: torch.cdist(y, y.cos()), "exact", out=5)
 rows("triu over channels", lambda y: torch.triu(y), "pinned", "triu")
 rows("einsum gram", lambda y: torch.einsum("btc,bsc->bts", y, y), "exact", out=5)
@@ -71,7 +71,7 @@ class Bilinear(nn.Module):
         return self.b(self.join(self.a(x), self.other(x)).sigmoid())
 
 
-@network("channels attend to channels", "inexact", tokens())
+@network("channels attend to channels", "inexact", tokens(), axis="k.weight:0")
 class CrossCovariance(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -136,6 +136,8 @@ sample(A + "expand.default")(lambda t: args(t(2, 1, 3), [2, 4, 3]))
 sample(A + "repeat.default")(lambda t: args(t(2, 3), [4, 1, 2]))
 sample(A + "diagonal.default")(lambda t: args(t(3, 3)))
 sample(A + "as_strided.default")(lambda t: args(t(2, 6), [3, 4], [4, 1]))
+sample(A + "as_strided_.default")(lambda t: args(t(2, 6, 1, 1), [2, 6, 1, 1], [6, 1, 6, 6]))
+sample(A + "as_strided_.default#other")(lambda t: args(t(2, 6), [3, 4], [4, 1]))
 sample(A + "unfold.default")(lambda t: args(t(2, 6), 1, 3, 1))
 sample(A + "tril.default", A + "triu.default")(lambda t: args(t(2, 3, 5)))
 
