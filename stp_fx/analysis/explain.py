@@ -22,7 +22,7 @@ _SHOWN = 12
 def explain(graph: ChannelGraph, name: str, index: int | None = None) -> str:
     """See :meth:`ChannelGraph.explain`."""
     for group in graph.groups:
-        if group.name == name and index is None and not any(a.tensor == name for a in graph.axes):
+        if group.name == name and index is None and not any(name in (axis.tensor, axis.name) for axis in graph.axes):
             return _explain_group(graph, group)
     axes = _axes_named(graph, name)
     if index is not None and len(axes) > 1:

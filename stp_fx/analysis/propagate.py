@@ -11,13 +11,14 @@ import torch
 from torch import fx, nn
 from torch._decomp import decomposition_table
 from torch.fx.node import map_arg
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.elements import Elements
 from stp_fx.errors import TraceError
 from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.state import example_of
+from stp_fx.ir.train_eval import AutogradCall
 from stp_fx.rules import Dim, Dims, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
 from stp_fx.rules.literals import Policy, TensorDims, policy_of
 
@@ -187,11 +188,12 @@ class _Propagation(TorchDispatchMode):
         module = self._modules[str(node.target)]
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
-        reason = f"{type(module).__name__} hides how it uses its channels; lower it or write a rule"
-        with _disable_current_modes():
-            value = module(*args, **kwargs)
+        hidden = module.function if isinstance(module, AutogradCall) else type(module)
+        reason = f"{hidden.__name__} hides how it uses its channels; lower it or write a rule"
+        self._policy = Policy.STRICT
+        value = module(*args, **kwargs)
         stored = [*module.parameters(), *module.buffers()]
-        for tensor in [*tensors_in(args), *tensors_in(kwargs), *stored]:
+        for tensor in [*tensors_in(args), *tensors_in(kwargs), *stored, *tensors_in(value)]:
             for dim in self.dims(tensor):
                 self.pin(dim, reason)
         return value

@@ -38,12 +38,6 @@ class ValueProxy(fx.Proxy):
     def value(self) -> Any:
         return self.node.meta["val"]
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
-        # ``isinstance(x, torch.Tensor)`` in a model's forward must see a tensor; ``type(x)`` still says what this is.
-        value = self.node.meta.get("val")
-        return torch.Tensor if isinstance(value, torch.Tensor) else type(self)
-
     def __getattr__(self, name: str) -> Any:
         value = self.value
         if isinstance(value, torch.Tensor) and name in _PLAIN:

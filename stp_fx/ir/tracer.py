@@ -6,7 +6,7 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,16 +14,21 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.fx.node import map_arg
 
+from stp_fx.errors import TraceError
 from stp_fx.ir.batch import BATCH
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.proxies import ReplayTracer, ValueProxy, user_line
 from stp_fx.ir.shapes import meta_like, meta_twin
+from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
 
 _FACTORIES = ("arange", "zeros", "ones", "full", "empty", "rand", "randn", "linspace", "eye", "tensor", "randperm", "randint")
 """These take no tensor, so nodes among their sizes do not reach ``__torch_function__``; while tracing they are patched."""
+
+
+_LEAF = "_autograd_function_"
 
 
 class ModuleTracer(fx.Tracer):
@@ -46,6 +51,7 @@ class ModuleTracer(fx.Tracer):
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
         self.branches_on_batch = False
+        self.root = root  # fx sets it too, but only once it traces
 
     # -- what stays a node -----------------------------------------------------------------------------------------
 
@@ -76,7 +82,13 @@ class ModuleTracer(fx.Tracer):
             return target(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
-            proxy.node.meta["val"] = self._evaluate(proxy.node)
+            try:
+                proxy.node.meta["val"] = self._evaluate(proxy.node)
+            except NotImplementedError as error:
+                raise TraceError(
+                    f"{proxy.node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
+                    "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
+                ) from error
         return proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -205,9 +217,9 @@ class ModuleTracer(fx.Tracer):
         return self.proxy(node)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        before = set(root.__dict__) | set(root._buffers) | set(root._parameters)
+        before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with _factories_take_nodes(self):
+            with _python_sees_values(self, root):
                 graph = super().trace(root, concrete_args)
         except BaseException:
             self.forget_constants(before)
@@ -221,16 +233,23 @@ class ModuleTracer(fx.Tracer):
                 del node.meta["is_wrapped"]
         return graph
 
+    def leaf(self, module: nn.Module) -> str:
+        """Puts a module of our own beside the model's, for the graph to call; it is taken back with the constants."""
+        name = f"{_LEAF}{sum(k.startswith(_LEAF) for k in self.root._modules)}"  # type: ignore[union-attr]
+        module.training = self.root.training  # type: ignore[union-attr]
+        self.root._modules[name] = self._twins[name] = module  # type: ignore[union-attr]
+        return name
+
     def lifted(self) -> list[Any]:
         """Tensors that the model's code made while it was traced, now constants of the graph."""
-        return [getattr(self.root, k) for k in self._lifted_names(self._before)]
+        return [getattr(self.root, k) for k in self._lifted_names(self._before) if not k.startswith(_LEAF)]
 
     def _lifted_names(self, before: set[str]) -> list[str]:
-        stores = (self.root.__dict__, self.root._buffers)  # type: ignore[union-attr]
-        return [k for store in stores for k in store if k not in before and k.startswith("_tensor_constant")]
+        stores = (self.root.__dict__, self.root._buffers, self.root._modules)  # type: ignore[union-attr]
+        return [k for store in stores for k in store if k not in before and k.startswith(("_tensor_constant", _LEAF))]
 
     def forget_constants(self, before: set[str] | None = None) -> None:
-        """Takes back the attributes under which fx stores constants on the module that it traces."""
+        """Takes back the attributes under which constants were stored on the module that was traced."""
         for name in self._lifted_names(self._before if before is None else before):
             delattr(self.root, name)
 
@@ -259,24 +278,56 @@ def _takes_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _factories_take_nodes(tracer: ModuleTracer) -> Iterator[None]:
-    originals = {name: getattr(torch, name) for name in _FACTORIES}
-
-    def taking(original: Any) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not tracer._evaluating and _holds_proxy((args, kwargs)):
-                return tracer.create_proxy("call_function", original, args, kwargs)
-            return original(*args, **kwargs)
-
-        return call
-
-    try:
-        for name, original in originals.items():
-            setattr(torch, name, taking(original))
+def _python_sees_values(tracer: ModuleTracer, root: nn.Module) -> Iterator[None]:
+    """While tracing: factories take nodes as sizes, custom autograd functions stay calls, ``isinstance`` sees tensors."""
+    with ExitStack() as undo:
+        for name in _FACTORIES:
+            original = getattr(torch, name)
+            setattr(torch, name, _taking_nodes(tracer, original))
+            undo.callback(setattr, torch, name, original)
+        apply = torch.autograd.Function.__dict__["apply"]
+        torch.autograd.Function.apply = classmethod(_taking_function(tracer, apply))  # type: ignore[assignment]
+        undo.callback(setattr, torch.autograd.Function, "apply", apply)
+        for scope in {id(g): g for g in _scopes(root)}.values():
+            if "isinstance" not in scope:
+                scope["isinstance"] = _is_instance
+                undo.callback(scope.pop, "isinstance", None)
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
+
+
+def _taking_nodes(tracer: ModuleTracer, original: Any) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not tracer._evaluating and _holds_proxy((args, kwargs)):
+            return tracer.create_proxy("call_function", original, args, kwargs)
+        return original(*args, **kwargs)
+
+    return call
+
+
+def _taking_function(tracer: ModuleTracer, original: Any) -> Callable[..., Any]:
+    """A function with a backward of its own must not be traced through: its gradient would be lost."""
+
+    def call(function: type, *args: Any, **kwargs: Any) -> Any:
+        if tracer._evaluating or not _holds_proxy((args, kwargs)):
+            return original.__get__(None, function)(*args, **kwargs)
+        return tracer.create_proxy("call_module", tracer.leaf(AutogradCall(function)), args, kwargs)
+
+    return call
+
+
+def _scopes(root: Any) -> Iterator[dict[str, Any]]:
+    """The globals that the forwards of a model's own modules read."""
+    for module in root.modules():
+        scope = getattr(type(module).forward, "__globals__", None)
+        if scope is not None and not str(scope.get("__name__", "")).startswith("torch."):
+            yield scope
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    """``isinstance`` as a model's forward means it: a node that stands for a tensor is one."""
+    if isinstance(value, ValueProxy):
+        return isinstance(value.value, kinds) or isinstance(value, kinds)
+    return isinstance(value, kinds)
 
 
 def _holds_proxy(value: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["ModeSwitch", "attention_with_dropout", "mode_calls", "switch_modes"]
+__all__ = ["AutogradCall", "ModeSwitch", "attention_with_dropout", "mode_calls", "switch_modes"]
 
 
 class ModeSwitch(nn.Module):
@@ -26,6 +26,20 @@ class ModeSwitch(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.function.__module__}.{self.function.__name__}"
+
+
+class AutogradCall(nn.Module):
+    """Calls a custom ``torch.autograd.Function``, so that its own backward is kept."""
+
+    def __init__(self, function: type) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function.apply(*args)  # type: ignore[attr-defined]
+
+    def extra_repr(self) -> str:
+        return self.function.__name__
 
 
 def attention_with_dropout(

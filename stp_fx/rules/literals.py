@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from stp_fx.ir.train_eval import ModeSwitch, attention_with_dropout
+from stp_fx.ir.train_eval import AutogradCall, ModeSwitch, attention_with_dropout
 from stp_fx.rules.domain import Dim, Dims, dim_size
 
 __all__ = [
@@ -234,11 +234,13 @@ _KEEPS = {
     "ravel",
 }
 
-_PLAIN_MODULES = ("torch.nn.modules.", "torchvision.ops.", "stp_fx.")
+_PLAIN_MODULES = ("torch.nn.modules.", "torchvision.ops.")
 
 
 def policy_of(node: fx.Node, module: nn.Module | None) -> Policy:
     """How the analysis may treat literals inside ``node``; ``module`` is the submodule of a ``call_module``."""
+    if isinstance(module, AutogradCall):
+        return Policy.OPAQUE
     if isinstance(module, ModeSwitch):
         return Policy.FOLLOWS if module.function in _FOLLOWS else Policy.STRICT
     if node.op == "call_module" and module is not None:

@@ -99,28 +99,31 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return []
 
 
-_CARRIES = frozenset(
-    """view _unsafe_view _reshape_alias reshape permute transpose transpose_ t unsqueeze unsqueeze_ squeeze squeeze_ expand
-    slice select split split_with_sizes unsafe_split unsafe_split_with_sizes unbind cat stack flip roll constant_pad_nd repeat
-    index_select index _unsafe_index gather embedding diagonal as_strided unfold clone detach alias lift_fresh _to_copy copy_
-    contiguous fill_ zero_ new_zeros new_ones new_empty new_full pixel_shuffle pixel_unshuffle channel_shuffle
-    native_channel_shuffle native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
-    _batch_norm_with_update _batch_norm_no_update max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
-    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
-    adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
-    upsample_bicubic2d upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-    replication_pad2d replication_pad3d im2col col2im grid_sampler_2d glu
-    """.split()
+def _names(*lines: str) -> frozenset[str]:
+    return frozenset(name for line in lines for name in line.split())
+
+
+_CARRIES = _names(
+    "view _unsafe_view _reshape_alias reshape permute transpose transpose_ t unsqueeze unsqueeze_ squeeze squeeze_ expand",
+    "slice select split split_with_sizes unsafe_split unsafe_split_with_sizes unbind cat stack flip roll constant_pad_nd",
+    "repeat index_select index _unsafe_index gather embedding diagonal as_strided unfold glu",
+    "clone detach alias lift_fresh _to_copy copy_ contiguous fill_ zero_ new_zeros new_ones new_empty new_full",
+    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col col2im grid_sampler_2d",
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training",
+    "_batch_norm_with_update _batch_norm_no_update",
+    "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d",
+    "adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d",
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d",
+    "upsample_bicubic2d upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d",
+    "replication_pad1d replication_pad2d replication_pad3d",
 )
 """Ops that move positions, or work inside one channel: NaN stays where it belongs."""
 
-_POINTWISE = frozenset(
-    """_prelu_kernel hardswish hardswish_ hardsigmoid hardtanh hardtanh_ log_sigmoid_forward softplus masked_fill masked_fill_
-    """.split()
-)
+_POINTWISE = _names("_prelu_kernel hardswish hardswish_ hardsigmoid hardtanh hardtanh_ log_sigmoid_forward softplus masked_fill")
 """Pointwise ops that torch does not tag."""
 
-_LIKE = frozenset("zeros_like ones_like full_like empty_like rand_like randn_like native_dropout bernoulli".split())
+_LIKE = _names("zeros_like ones_like full_like empty_like rand_like randn_like native_dropout bernoulli")
+"""Results that take only their shape from an operand."""
 
 
 def _marked(out: Any, gone: torch.Tensor) -> Any:

@@ -7,31 +7,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import stp_fx
 from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.errors import NothingToPruneError, PlanError
 from stp_fx.analysis.liveness import alive_under
+from stp_fx.errors import NothingToPruneError, PlanError
 from stp_fx.selection.plan import PrunePlan
 from stp_fx.testing.absent import run_absent
-from stp_fx.testing.oracle import columns_suffice, run_silenced
+from stp_fx.testing.measure import (
+    Inputs,
+    assert_same,
+    buffers_restored,
+    count_macs,
+    count_params,
+    loss_of,
+    run,
+    shapes_of,
+    state_of,
+)
+from stp_fx.testing.oracle import all_channels_named, columns_suffice, run_silenced
 from stp_fx.testing.strategies import Request
 
-__all__ = ["Case", "Outcome", "assert_same", "check_laws", "count_macs", "count_params", "touched_groups"]
-
-TOLERANCE = 1e-9
-"""Relative to the largest number of an output, in double precision."""
-
-Inputs = Sequence[Any]
+__all__ = ["Case", "Outcome", "assert_same", "check_laws", "touched_groups"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,7 @@ def check_laws(case: Case) -> Outcome:
 def check_capture(case: Case) -> None:
     """The graph gives the module's numbers (bit for bit where no attention was lowered) and keeps its mode."""
     assert case.gm.training == case.module.training
-    expected, actual = _run(case.module, case.inputs), _run(case.gm, case.inputs)
+    expected, actual = run(case.module, case.inputs), run(case.gm, case.inputs)
     lowered = any(isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) for m in case.module.modules())
     assert_same(actual, expected, "the captured graph", tolerance=1e-12 if lowered else 0.0)
 
@@ -128,7 +131,7 @@ def check_nothing_asked(case: Case) -> None:
     """Law 2: a ratio of 0 gives the same numbers, bit for bit."""
     same = case.prune(case.gm, 0.0)
     assert stp_fx.plan_of(same).is_empty
-    assert_same(_run(same, case.inputs), _run(case.gm, case.inputs), "ratio 0", tolerance=0.0)
+    assert_same(run(same, case.inputs), run(case.gm, case.inputs), "ratio 0", tolerance=0.0)
 
 
 def check_numbers(case: Case) -> bool:
@@ -136,12 +139,13 @@ def check_numbers(case: Case) -> bool:
 
     Returns whether all touched groups are exact.
     """
-    removed = _run(case.pruned, case.inputs)
-    assert_same(removed, run_absent(case.module, case.plan, case.inputs), "removed, against absent")
+    removed = run(case.pruned, case.inputs)
     exact = all(group.exact for group in touched_groups(case.graph, case.plan))
+    if all_channels_named(case.module) or (exact and case.simple):
+        assert_same(removed, run_absent(case.module, case.plan, case.inputs), "removed, against absent")
     if exact:
         masked = stp_fx.apply_plan(case.gm, case.plan, mask=True)
-        assert_same(_run(masked, case.inputs), removed, "masked, against removed")
+        assert_same(run(masked, case.inputs), removed, "masked, against removed")
         if case.simple:
             assert_same(removed, run_silenced(case.module, case.plan, case.inputs), "removed, against silenced columns")
     return exact
@@ -162,31 +166,6 @@ def touched_groups(graph: stp_fx.ChannelGraph, plan: PrunePlan) -> list[Any]:
         if not lives.all():
             touched.append(group)
     return touched
-
-
-def assert_same(actual: Any, expected: Any, what: str, *, tolerance: float = TOLERANCE) -> None:
-    """Two outputs (tensors, or tuples and dicts of them) agree relative to the largest number of each tensor."""
-    assert type(actual) is type(expected) or {type(actual), type(expected)} <= {tuple, list}, f"{what}: {type(actual)}"
-    if isinstance(expected, Mapping):
-        assert list(actual) == list(expected), what
-        for key, each in expected.items():
-            assert_same(actual[key], each, f"{what}, {key!r}", tolerance=tolerance)
-    elif isinstance(expected, (tuple, list)):
-        assert len(actual) == len(expected), what
-        for position, (a, b) in enumerate(zip(actual, expected, strict=True)):
-            assert_same(a, b, f"{what}, [{position}]", tolerance=tolerance)
-    elif isinstance(expected, torch.Tensor):
-        actual, expected = actual.detach(), expected.detach()
-        assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-        assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, expected {expected.dtype}"
-        if not expected.is_floating_point():
-            assert torch.equal(actual, expected), what
-            return
-        assert bool(expected.isfinite().all()), f"{what}: the expected numbers are not finite"
-        if expected.numel():
-            scale = max(float(expected.abs().max()), 1e-30)
-            error = float((actual - expected).abs().max()) / scale
-            assert error <= tolerance, f"{what}: relative error {error:.3g}, allowed {tolerance:.3g}"
 
 
 # -- state, costs, composition -------------------------------------------------------------------------------------------
@@ -238,47 +217,6 @@ def _einsum_degenerates(case: Case) -> bool:
     return any(node.target in calls for node in case.gm.graph.nodes) and any(len(k) == 1 for k in case.plan.kept.values())
 
 
-def count_macs(module: nn.Module, inputs: Inputs) -> int:
-    """Multiply-accumulates by torch's own counter, with kernels of attention spelled out."""
-    counter = FlopCounterMode(display=False, custom_mapping=_COUNTED)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            module(*inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    return counter.get_total_flops() // 2
-
-
-def _count_mv(a_shape: Any, b_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(a_shape)
-
-
-def _count_trilinear(a: Any, b: Any, c: Any, expand1: Any, expand2: Any, expand3: Any, *args: Any, **kwargs: Any) -> int:
-    shapes = []
-    for shape, expand in ((a, expand1), (b, expand2), (c, expand3)):
-        sizes = list(shape)
-        for position in sorted(expand):
-            sizes.insert(position, 1)
-        shapes.append(sizes)
-    return 2 * math.prod(max(column) for column in zip(*shapes, strict=True))
-
-
-# what torch's counter leaves out
-_COUNTED: dict[Any, Callable[..., int]] = {
-    torch.ops.aten.mv: _count_mv,
-    torch.ops.aten.dot: _count_mv,
-    torch.ops.aten.vdot: _count_mv,
-    torch.ops.aten._trilinear: _count_trilinear,
-}
-
-
-def count_params(module: nn.Module) -> int:
-    """Parameter elements, tied ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def check_composition(case: Case) -> None:
     """Law 3: removing a plan, then another from what is left, is removing both at once."""
     try:
@@ -289,7 +227,7 @@ def check_composition(case: Case) -> None:
     second = _relative(total, case.plan)
     assert case.plan.then(second) == total
     at_once, in_turn = stp_fx.apply_plan(case.gm, total), stp_fx.apply_plan(case.pruned, second)
-    assert_same(_run(at_once, case.inputs), _run(twice, case.inputs), "both plans at once, against one after the other")
+    assert_same(run(at_once, case.inputs), run(twice, case.inputs), "both plans at once, against one after the other")
     for other in (at_once, in_turn):
         assert_same(dict(_named(other)), dict(_named(twice)), "state after two plans", tolerance=0.0)
         assert stp_fx.plan_of(other) == total
@@ -310,23 +248,23 @@ def _relative(total: PrunePlan, first: PrunePlan) -> PrunePlan:
 def check_runs(case: Case) -> None:
     """Law 1: other batches and sizes, train and eval, with the original's output shapes; a backward pass and a step."""
     for inputs in (case.inputs, *case.others):
-        assert _shapes(_run(case.pruned, inputs)) == _shapes(_run(case.module, inputs))
+        assert shapes_of(run(case.pruned, inputs)) == shapes_of(run(case.module, inputs))
     modes = [module.training for module in case.module.modules()]
     inputs = case.others[0] if case.others else case.inputs
     try:
         case.pruned.train()
         case.module.train()
-        with _buffers_restored(case.module):
-            expected = _shapes(_run(case.module, inputs))
+        with buffers_restored(case.module):
+            expected = shapes_of(run(case.module, inputs))
             wanted = _gradients(case.module, inputs)
-        assert _shapes(_run(case.pruned, inputs)) == expected
+        assert shapes_of(run(case.pruned, inputs)) == expected
         for parameter in case.pruned.parameters():
             parameter.grad = None
-        _loss(case.pruned(*inputs)).backward()
+        loss_of(case.pruned(*inputs)).backward()
         got = {name for name, p in case.pruned.named_parameters() if p.grad is not None and p.grad.shape == p.shape}
         assert wanted <= got, f"no gradient for {sorted(wanted - got)}"
         torch.optim.SGD(case.pruned.parameters(), lr=1e-3).step()
-        assert _shapes(_run(case.pruned.eval(), inputs)) == expected
+        assert shapes_of(run(case.pruned.eval(), inputs)) == expected
     finally:
         for module, mode in zip(case.module.modules(), modes, strict=True):
             module.training = mode
@@ -336,37 +274,15 @@ def _gradients(module: nn.Module, inputs: Inputs) -> set[str]:
     """Names of the parameters that a backward pass reaches; gradients are put back as they were."""
     named = dict(module.named_parameters())
     wanted = {name: p for name, p in named.items() if p.requires_grad}
-    found = torch.autograd.grad(_loss(module(*inputs)), list(wanted.values()), allow_unused=True)
+    found = torch.autograd.grad(loss_of(module(*inputs)), list(wanted.values()), allow_unused=True)
     return {name for name, gradient in zip(wanted, found, strict=True) if gradient is not None}
-
-
-class _buffers_restored:
-    """Running statistics move in train mode; the original's are put back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.buffers = {buffer: buffer.clone() for buffer in module.buffers()}
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: Any) -> None:
-        with torch.no_grad():
-            for buffer, value in self.buffers.items():
-                buffer.copy_(value)
-
-
-def _loss(output: Any) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output.square().mean()
-    items = list(output.values()) if isinstance(output, Mapping) else output
-    return torch.stack([_loss(item) for item in items]).sum()
 
 
 def check_refusal(case: Case) -> None:
     """Law 4: a plan that leaves out a coupled axis is refused, and nothing is half-done."""
     if len(case.plan.kept) < 2:
         return
-    before = _state(case.gm)
+    before = state_of(case.gm)
     keys = list(case.plan.kept)[1:]
     broken = PrunePlan({key: case.plan.kept[key] for key in keys}, {key: case.plan.sizes[key] for key in keys})
     try:
@@ -375,17 +291,16 @@ def check_refusal(case: Case) -> None:
         pass
     else:  # what is left of the plan may be a plan of its own, if the first axis stood alone
         assert stp_fx.plan_of(result) == broken
-    assert_same(_state(case.gm), before, "the graph after a refused plan", tolerance=0.0)
+    assert_same(state_of(case.gm), before, "the graph after a refused plan", tolerance=0.0)
 
 
 def check_nothing_to_prune(case: Case) -> None:
     """A graph without groups is refused by name of the reason."""
     try:
         case.prune(case.gm, case.request.ratio)
-    except NothingToPruneError as error:
-        assert str(error).strip()
-    else:
-        raise AssertionError("no group, and yet prune_graph had something to do")
+    except NothingToPruneError:
+        return
+    raise AssertionError("no group, and yet prune_graph had something to do")
 
 
 def check_explained(case: Case) -> None:
@@ -414,32 +329,13 @@ def _snapshot(case: Case) -> dict[str, Any]:
     for parameter in case.gm.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return {"module": _state(case.module), "graph": _state(case.gm), "code": case.gm.code, "nodes": str(case.gm.graph)}
+    return {"module": state_of(case.module), "graph": state_of(case.gm), "code": case.gm.code, "nodes": str(case.gm.graph)}
 
 
 def check_untouched(case: Case, before: Mapping[str, Any]) -> None:
     """Law 4: tensors, gradients, modes and code of module and graph are what they were."""
     assert case.gm.code == before["code"]
     assert str(case.gm.graph) == before["nodes"]
-    assert_same(_state(case.module), before["module"], "the module given", tolerance=0.0)
-    assert_same(_state(case.gm), before["graph"], "the graph given", tolerance=0.0)
+    assert_same(state_of(case.module), before["module"], "the module given", tolerance=0.0)
+    assert_same(state_of(case.gm), before["graph"], "the graph given", tolerance=0.0)
     assert not any(module.training for module in (*case.module.modules(), *case.gm.modules()))
-
-
-def _state(module: nn.Module) -> dict[str, torch.Tensor]:
-    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    gradients = {f"{n}.grad": p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
-    return {**state, **gradients}
-
-
-def _run(module: nn.Module, inputs: Inputs) -> Any:
-    with torch.no_grad():
-        return module(*(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs))
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape)
-    if isinstance(value, Mapping):
-        return {key: _shapes(item) for key, item in value.items()}
-    return [_shapes(item) for item in value]

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from stp_fx.selection.plan import PrunePlan
 from stp_fx.testing.recipe import Block
 
-__all__ = ["columns_suffice", "input_axes", "run_silenced", "silenced_copy"]
+__all__ = ["all_channels_named", "columns_suffice", "input_axes", "run_silenced", "silenced_copy"]
 
 
 def input_axes(module: nn.Module) -> dict[str, int]:
@@ -48,6 +48,11 @@ def columns_suffice(module: nn.Module) -> bool:
     """Whether zeroing input columns silences every consumer in ``module``; False if it is not made of blocks, which tell."""
     blocks = [each for each in module.modules() if isinstance(each, Block)]
     return bool(blocks) and all(each.columns_suffice for each in blocks)
+
+
+def all_channels_named(module: nn.Module) -> bool:
+    """Whether a plan's parameters tell of every channel that is removed: no block makes constant channels of its own."""
+    return not any(each.makes_channels for each in module.modules() if isinstance(each, Block))
 
 
 def silenced_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -106,15 +107,17 @@ class Block(nn.Module):
 
     ``columns`` names own parameters that are read along an input axis (``{"weight": 1}``), beyond those of the convolutions
     and linears inside. ``columns_suffice`` says that zeroing input columns silences every consumer in the block, so that
-    the simple oracle holds.
+    the simple oracle holds. ``makes_channels`` says that constant channels come out which no parameter names: no oracle sees
+    from a plan that one of them is gone, unless all that reads them is input columns.
     """
 
     kind: ClassVar[str]
     layouts: ClassVar[tuple[str, ...]] = ("map", "tokens")
     ranks: ClassVar[tuple[int, ...]] = (1, 2, 3)
     resizes: ClassVar[bool] = False
-    columns: ClassVar[Mapping[str, int]] = {}
+    columns: Mapping[str, int] = MappingProxyType({})
     columns_suffice: bool = True
+    makes_channels: ClassVar[bool] = False
 
     def __init__(self, at: Shape) -> None:
         super().__init__()

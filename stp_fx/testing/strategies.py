@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -12,15 +13,19 @@ from hypothesis import strategies as st
 from stp_fx.testing import blocks  # noqa: F401 - registers every kind of block
 from stp_fx.testing.recipe import BLOCKS, Recipe, Shape, Spec, make
 
-__all__ = ["Request", "networks", "requests", "token_networks"]
+__all__ = ["Request", "networks", "networks_with", "requests", "token_networks"]
 
 Choice = TypeVar("Choice")
 
 _ENDS = ("embed", "head", "language", "identity")
 _HOLD_BLOCKS = ("residual", "projected", "concat", "split", "gate", "stack", "in_place", "unet")
 _WIDEST = 16
+_WIDTHS = [4, 6, 3, 8, 2, 9, 12, 5]
+_SIDES = {1: [6, 8, 5, 4], 2: [4, 6, 5], 3: [4, 3]}
 _LENGTHS = ((2, 5), (1, 2), (1, 2))
 """The fewest and most blocks in a row, by depth of nesting: less than 5 ms for a forward pass."""
+_MOST_WEIGHT = 5
+"""A file of blocks is drawn as often as it has blocks that fit, up to this: attention is one file among seven."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +56,42 @@ def networks(draw: Callable[..., Any]) -> Recipe:
     >>> from hypothesis import find
     >>> find(networks(), lambda recipe: "attention" in recipe.kinds())  # doctest: +SKIP
     """
-    layout, rank = draw(st.sampled_from([("map", 2), ("map", 1), ("tokens", 1), ("map", 3), ("map", 2)]))
-    side = draw(st.sampled_from({1: [6, 8, 5], 2: [4, 6, 5], 3: [4]}[rank]))
-    at = Shape(layout, draw(st.integers(1, 4)), (side,) * rank)
+    layout, rank = draw(st.sampled_from([("map", 2), ("tokens", 1), ("map", 1), ("map", 3), ("map", 2), ("tokens", 1)]))
+    at = Shape(layout, draw(st.integers(1, 4)), (draw(st.sampled_from(_SIDES[rank])),) * rank)
     pick = _Pick(draw)
     width = pick.width()
-    stem = Spec("linear", {"out": width, "bias": pick.flag()}) if layout == "tokens" else Spec("conv", {"out": width, "kernel": 3, "bias": pick.flag(), "padding": "zeros"})
-    inside, body = at.to(channels=width), [stem]
+    inside, body = at.to(channels=width), [_stem(pick, at, width)]
     for each in pick.chain(inside, steady=False):
         body.append(each)
         inside = make(each, inside).shape
     return Recipe(at, body, pick.head(inside), seed=draw(st.integers(0, 20)))
+
+
+@st.composite
+def networks_with(draw: Callable[..., Any], kind: str) -> Recipe:
+    """A network around one block of a given kind, so that every kind is looked at."""
+    cls, pick = BLOCKS[kind], _Pick(draw)
+    places: dict[tuple[str, int], list[Shape]] = {}
+    for layout, rank in [("map", rank) for rank in cls.ranks] + [("tokens", 1)]:
+        shapes = (Shape(layout, width, (side,) * rank) for width in _WIDTHS for side in _SIDES[rank])
+        if found := [shape for shape in shapes if layout in cls.layouts and cls.fits(shape)]:
+            places[layout, rank] = found
+    inside = draw(st.sampled_from(places[draw(st.sampled_from(list(places)))]))
+    seed, block = draw(st.integers(0, 20)), Spec(kind, cls.options(pick, inside))
+    if kind in ("embed", "language", "head"):
+        at = inside.to(channels=1) if kind != "head" else inside
+        head = pick.head(make(block, at).shape) if kind == "embed" else Spec("identity", {})
+        return Recipe(at, [block], head, seed, vocabulary=0 if kind == "head" else 7)
+    at = inside.to(channels=draw(st.integers(1, 4)))
+    body = [_stem(pick, at, inside.channels), Spec("act", {"name": "sigmoid"}), block]
+    return Recipe(at, body, pick.head(make(block, inside).shape), seed)
+
+
+def _stem(pick: _Pick, at: Shape, width: int) -> Spec:
+    """The first layer: its channels can be pruned, the input's cannot."""
+    if at.layout == "tokens":
+        return Spec("linear", {"out": width, "bias": pick.flag()})
+    return Spec("conv", {"out": width, "kernel": 3, "bias": pick.flag(), "padding": "zeros"})
 
 
 @st.composite
@@ -98,7 +128,7 @@ class _Pick:
         return self._draw(st.booleans())
 
     def width(self) -> int:
-        return self._draw(st.sampled_from([4, 6, 3, 8, 2, 9, 12, 5]))
+        return self._draw(st.sampled_from(_WIDTHS))
 
     def divisor(self, number: int) -> int:
         proper = [d for d in range(2, number) if number % d == 0]
@@ -125,8 +155,9 @@ class _Pick:
     def block(self, at: Shape, steady: bool) -> Spec:
         nested = self._depth + 1 < len(_LENGTHS)
         kinds = [k for k in _kinds(at.layout, at.rank, steady, nested) if BLOCKS[k].fits(at) and _narrow(k, at)]
-        resizing = [k for k in kinds if BLOCKS[k].resizes]
-        kind = self.of(*resizing) if resizing and self.number(0, 3) == 3 else self.of(*kinds)
+        themes = collections.Counter(BLOCKS[k].__module__ for k in kinds)
+        theme = self.of(*(name for name, count in themes.items() for _ in range(min(count, _MOST_WEIGHT))))
+        kind = self.of(*(k for k in kinds if BLOCKS[k].__module__ == theme))
         return Spec(kind, BLOCKS[kind].options(self, at))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from catalogue import network, tokens
 from torch import nn
+
+from .catalogue import network, tokens
 
 
 class Heads(nn.Module):

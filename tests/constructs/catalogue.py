@@ -77,7 +77,7 @@ def add(construct: Construct) -> None:
 
 
 def maps(name: str, f: Any, expect: str, reason: str = "", *, out: int = 8, columns: bool = False) -> None:
-    """A construct on [batch, 8, 6, 6] between convolutions. ``f``: a function, or a function without parameters that builds a module."""
+    """A construct on [batch, 8, 6, 6] between convolutions. ``f``: a function, or a module class."""
     add(Construct(name, lambda: Around(_made(f), out, conv), image(), expect, reason=reason, columns=columns))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-import catalogue
 import torch
 import torch.nn.functional as F
-from catalogue import conv
 from torch import nn
+
+from . import catalogue
+from .catalogue import conv
 
 maps, rows, network = (partial(each, columns=True) for each in (catalogue.maps, catalogue.rows, catalogue.network))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-import catalogue
 import torch
 import torch.nn.functional as F
-from catalogue import Construct, add, conv, image
 from torch import nn
+
+from . import catalogue
+from .catalogue import Construct, add, conv, image
 
 network = partial(catalogue.network, columns=True)
 
@@ -53,17 +54,40 @@ layers("depthwise transposed convolution", "exact", lambda r: [TRANSPOSED[r - 1]
 layers("batch norm", "exact", lambda r: [(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[r - 1](8)])
 layers("instance norm", "exact", lambda r: [(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[r - 1](8, affine=True)])
 layers("group norm", "sound", lambda r: [nn.GroupNorm(4, 8)])
-layers("padding and pooling", "exact", lambda r: [(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)[r - 1](1), (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[r - 1](2)])
-layers("batch norm without statistics", "exact", lambda r: [nn.BatchNorm2d(8, affine=False, track_running_stats=False)], ranks=(2,))
+layers(
+    "padding and pooling",
+    "exact",
+    lambda r: [
+        (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)[r - 1](1),
+        (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[r - 1](2),
+    ],
+)
+layers(
+    "batch norm without statistics", "exact", lambda r: [nn.BatchNorm2d(8, affine=False, track_running_stats=False)], ranks=(2,)
+)
 layers("instance norm with statistics", "exact", lambda r: [nn.InstanceNorm2d(8, track_running_stats=True)], ranks=(2,))
 layers("group norm over all", "inexact", lambda r: [nn.GroupNorm(1, 8)], ranks=(2,))
 layers("group norm over each", "exact", lambda r: [nn.GroupNorm(8, 8)], ranks=(2,))
-layers("group norm, group convolution", "sound", lambda r: [nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1, groups=4)], ranks=(2,))
+layers(
+    "group norm, group convolution", "sound", lambda r: [nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1, groups=4)], ranks=(2,)
+)
 layers("shared prelu", "exact", lambda r: [nn.PReLU()], ranks=(2,))
 layers("prelu per channel", "exact", lambda r: [nn.PReLU(8)], ranks=(2,))
-layers("activations with offsets", "exact", lambda r: [nn.Softplus(), nn.Hardswish(), nn.ELU(), nn.LogSigmoid(), nn.Mish()], ranks=(2,))
-layers("dropouts", "exact", lambda r: [nn.Dropout(0.5), nn.Dropout2d(0.3), nn.AlphaDropout(0.2), nn.FeatureAlphaDropout(0.1)], ranks=(2,))
-layers("convolution with reflected borders", "exact", lambda r: [nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")], ranks=(2,))
+layers(
+    "activations with offsets",
+    "exact",
+    lambda r: [nn.Softplus(), nn.Hardswish(), nn.ELU(), nn.LogSigmoid(), nn.Mish()],
+    ranks=(2,),
+)
+layers(
+    "dropouts",
+    "exact",
+    lambda r: [nn.Dropout(0.5), nn.Dropout2d(0.3), nn.AlphaDropout(0.2), nn.FeatureAlphaDropout(0.1)],
+    ranks=(2,),
+)
+layers(
+    "convolution with reflected borders", "exact", lambda r: [nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")], ranks=(2,)
+)
 layers("identity and flatten pair", "exact", lambda r: [nn.Identity(), nn.Flatten(2), nn.Unflatten(2, (6, 6))], ranks=(2,))
 layers("upsampling", "exact", lambda r: [nn.Upsample(scale_factor=2), nn.AvgPool2d(2), nn.LPPool2d(2, 2)], ranks=(2,))
 layers("pixel shuffle modules", "exact", lambda r: [nn.PixelUnshuffle(2), nn.PixelShuffle(2)], ranks=(2,))
@@ -168,6 +192,18 @@ class ConstantBuffer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.b((self.a(x) - self.mean[:, None, None]) / self.std)
+
+
+@network("a boolean buffer per channel", "exact")
+class ChannelMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 3)
+        self.register_buffer("mask", (torch.arange(8) % 3 > 0).view(8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        return self.b(torch.where(self.mask, y, y.cos()))
 
 
 @network("control flow over shapes", "exact")

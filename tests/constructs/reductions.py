@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from catalogue import conv, image, maps, network, rows, tokens
 from torch import nn
+
+from .catalogue import conv, image, maps, network, rows, tokens
 
 maps("sum over channels", lambda y: y * y.sum(1, keepdim=True).tanh(), "exact")
 maps("norm over channels", lambda y: y / (1 + y.norm(dim=1, keepdim=True)), "exact")
@@ -34,8 +35,19 @@ maps("clamp and comparisons", lambda y: y.clamp(0.3, 0.6) * (y > 0.5), "exact")
 maps("times a range", lambda y: y * torch.arange(8, dtype=y.dtype).view(1, 8, 1, 1), "pinned", "")
 maps("times a constant of ones", lambda y: y * torch.full((1, 8, 1, 1), 2.0, dtype=y.dtype), "exact")
 maps("divided by the number of channels", lambda y: y * (y.sum(1, keepdim=True) / y.shape[1]), "exact")
-maps("gather with a channel index", lambda y: y.gather(1, torch.zeros(y.shape[0], 4, 6, 6, dtype=torch.int64)), "pinned", "gather", out=4)
-maps("scatter with a channel index", lambda y: y.scatter(1, torch.zeros(y.shape[0], 8, 6, 6, dtype=torch.int64), y), "pinned", "scatter")
+maps(
+    "gather with a channel index",
+    lambda y: y.gather(1, torch.zeros(y.shape[0], 4, 6, 6, dtype=torch.int64)),
+    "pinned",
+    "gather",
+    out=4,
+)
+maps(
+    "scatter with a channel index",
+    lambda y: y.scatter(1, torch.zeros(y.shape[0], 8, 6, 6, dtype=torch.int64), y),
+    "pinned",
+    "scatter",
+)
 maps("cosine similarity over channels", lambda y: y * F.cosine_similarity(y, y.cos(), dim=1).unsqueeze(1), "exact")
 rows("gram matrix", lambda y: y @ y.mT, "exact", out=5)
 rows("gram matrix of channels", lambda y: y @ (y.mT @ y), "exact")

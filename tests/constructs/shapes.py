@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from catalogue import conv, image, maps, network, rows
 from torch import nn
+
+from .catalogue import conv, image, maps, network, rows
 
 maps("flatten and unflatten", lambda y: y.flatten(2).unflatten(2, (6, 6)), "exact")
 maps("flatten with channels, and back", lambda y: y.flatten(1).unflatten(1, (8, 6, 6)), "exact")
@@ -101,7 +102,12 @@ class TwoInputs(nn.Module):
         return self.c(self.a(x) * self.b(y).sigmoid())
 
 
-@network("an input added to channels", "pinned", lambda batch=2: (torch.randn(batch, 3, 6, 6), torch.randn(batch, 8, 6, 6)), reason="input")
+@network(
+    "an input added to channels",
+    "pinned",
+    lambda batch=2: (torch.randn(batch, 3, 6, 6), torch.randn(batch, 8, 6, 6)),
+    reason="input",
+)
 class InputAdded(nn.Module):
     def __init__(self) -> None:
         super().__init__()

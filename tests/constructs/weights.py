@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from catalogue import conv, image, integers, network, tokens
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+
+from .catalogue import conv, image, integers, network, tokens
 
 
 @network("module called twice", "exact", axis="a.weight:0")

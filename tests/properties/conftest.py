@@ -1,39 +1,16 @@
-"""How many random networks: a quick profile, and `make fuzz` (``--hypothesis-profile=fuzz``, or STP_FX_FUZZ=2000)."""
+"""Counts what the random networks had to offer, over all tests and processes, and prints it at the end."""
 
 from __future__ import annotations
 
 import collections
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-FUZZ = 2000
-
-settings.register_profile("fuzz", max_examples=FUZZ)
+from . import budget  # noqa: F401 - registers the profile before `--hypothesis-profile` is read
 
 _tally = pytest.StashKey[collections.Counter[str]]()
-
-
-def wanted_examples(quick: int) -> int:
-    """Networks in all: STP_FX_FUZZ if it is set, else the fuzz profile's number, else ``quick``."""
-    if count := os.environ.get("STP_FX_FUZZ"):
-        return int(count)
-    return FUZZ if settings.get_current_profile_name() == "fuzz" else quick
-
-
-def shard_settings(examples: int) -> settings:
-    """Settings of one shard: a fixed number of examples, the same every time."""
-    return settings(
-        max_examples=examples,
-        database=None,
-        deadline=None,
-        print_blob=False,
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

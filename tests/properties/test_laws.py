@@ -1,7 +1,7 @@
 """The laws of ARCHITECTURE.md, section 8, on random networks and random plans.
 
-`make test` runs a few dozen; `make fuzz` (or ``STP_FX_FUZZ=2000 pytest tests/properties -n 2``) runs thousands, in shards
-that are the same every time (STP_FX_FUZZ_SEED gives others).
+`make test` runs some two hundred; `make fuzz` (or ``STP_FX_FUZZ=2000 pytest tests/properties -n 2``) runs thousands, in shards
+that are the same every time (STP_FX_FUZZ_SEED gives others). Failing examples are only shrunk when fuzzing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import collections
 import os
 
 import pytest
-from conftest import shard_settings, wanted_examples
 from hypothesis import given, note, seed
+from hypothesis import strategies as st
 
-from stp_fx.testing import Recipe, Request, networks, requests, token_networks
+from stp_fx.testing import Recipe, Request, networks, networks_with, requests, token_networks
 from stp_fx.testing.laws import Case, check_laws
+from stp_fx.testing.recipe import BLOCKS
+
+from .budget import shard_settings, wanted_examples
 
 EXAMPLES = wanted_examples(quick=60)
 SHARDS = 4 if EXAMPLES <= 200 else 16
@@ -30,16 +33,26 @@ def case_of(recipe: Recipe, request: Request) -> Case:
     return Case(module, recipe.inputs(), request, others)
 
 
-@pytest.mark.parametrize("shard", range(SHARDS))
-def test_laws_hold_on_random_networks(shard: int, tally: collections.Counter[str]) -> None:
-    @seed(SEED * 1000 + shard)
-    @shard_settings(-(-EXAMPLES // SHARDS))
-    @given(networks() | networks() | networks() | token_networks(), requests())
+def check(recipes: st.SearchStrategy[Recipe], examples: int, number: int, tally: collections.Counter[str]) -> None:
+    """Holds the drawn networks to all laws."""
+
+    @seed(SEED * 1000 + number)
+    @shard_settings(examples)
+    @given(recipes, requests())
     def law(recipe: Recipe, request: Request) -> None:
-        case = case_of(recipe, request)
-        outcome = check_laws(case)
+        outcome = check_laws(case_of(recipe, request))
         note(outcome.label)
         tally.update(["networks", outcome.label, *(f"kind {kind}" for kind in recipe.kinds())])
 
     law()
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_laws_hold_on_random_networks(shard: int, tally: collections.Counter[str]) -> None:
+    check(networks() | networks() | networks() | token_networks(), -(-EXAMPLES // SHARDS), shard, tally)
     assert tally["nothing pruned"] <= (1 - LEAST_PRUNED) * tally["networks"], f"too little was pruned: {tally}"
+
+
+@pytest.mark.parametrize("kind", sorted(set(BLOCKS) - {"identity"}))
+def test_laws_hold_around_every_kind_of_block(kind: str, tally: collections.Counter[str]) -> None:
+    check(networks_with(kind), max(2, EXAMPLES // 100), 500, tally)

@@ -22,6 +22,8 @@ class Attention(Block):
 
     layouts = ("tokens",)
     columns_suffice = False
+    cos: torch.Tensor
+    sin: torch.Tensor
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
@@ -90,10 +92,7 @@ class Attention(Block):
         if self.core == "sdpa":
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.extra == "causal")
         scale = self.width**-0.5
-        if self.core == "einsum":
-            scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
-        else:
-            scores = (q * scale) @ k.transpose(-2, -1)
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale if self.core == "einsum" else (q * scale) @ k.transpose(-2, -1)
         if mask is not None:
             scores = scores + mask
         if self.extra == "causal":
@@ -132,8 +131,8 @@ class ModuleAttention(Block):
     def __init__(self, at: Shape, heads: int, bias: bool, cross: bool) -> None:
         super().__init__(at)
         self.cross = nn.Linear(at.channels, 5) if cross else None
-        inner = {"kdim": 5, "vdim": 5} if cross else {}
-        self.attention = nn.MultiheadAttention(at.channels, heads, bias=bias, batch_first=True, **inner)
+        inner = 5 if cross else None
+        self.attention = nn.MultiheadAttention(at.channels, heads, bias=bias, batch_first=True, kdim=inner, vdim=inner)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         memory = x if self.cross is None else torch.tanh(self.cross(x))

@@ -36,6 +36,8 @@ class Roll(Block):
 class Reorder(Block):
     """A constant index over channels, which may drop or repeat some: a buffer, or a list in the code."""
 
+    index: torch.Tensor
+
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
         index = pick.order(at.channels)
@@ -52,7 +54,7 @@ class Reorder(Block):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.spelling == "index_select":
             return x.index_select(self.at.axis, self.index)
-        index = self.order if self.spelling == "list" else self.index
+        index: Any = self.order if self.spelling == "list" else self.index
         return x[:, index] if self.at.layout == "map" else x[:, :, index]
 
 
@@ -105,13 +107,20 @@ class Chunks(Block):
 class Pad(Block):
     """Channels of zeros (or ones) before and behind; a negative amount cuts."""
 
+    makes_channels = True
+
     @classmethod
     def fits(cls, at: Shape) -> bool:
         return 2 <= at.channels <= 10
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
-        return {"left": pick.number(-1, 2), "right": pick.number(0, 3), "value": pick.of(0.0, 1.0), "spelling": pick.of("pad", "cat")}
+        return {
+            "left": pick.number(-1, 2),
+            "right": pick.number(0, 3),
+            "value": pick.of(0.0, 1.0),
+            "spelling": pick.of("pad", "cat"),
+        }
 
     def __init__(self, at: Shape, left: int, right: int, value: float, spelling: str) -> None:
         super().__init__(at)
@@ -161,7 +170,7 @@ class Shuffle(Block):
             return self.shuffle(x)
         if self.spelling == "shape":
             batch, channels, *size = x.shape
-            x = x.view(batch, self.groups, channels // self.groups, *size).transpose(1, 2).contiguous()
+            x = x.contiguous().view(batch, self.groups, channels // self.groups, *size).transpose(1, 2).contiguous()
             return x.view(batch, -1, *size)
         inner = self.at.channels // self.groups
         x = x.reshape(x.shape[0], self.groups, inner, *x.shape[2:]).swapaxes(1, 2)

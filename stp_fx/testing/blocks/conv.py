@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,11 +23,16 @@ class Conv(Block):
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
-        return {"out": pick.width(), "kernel": pick.of(1, 3), "bias": pick.flag(), "padding": pick.of("zeros", "zeros", "circular")}
+        return {
+            "out": pick.width(),
+            "kernel": pick.of(1, 3),
+            "bias": pick.flag(),
+            "padding": pick.of("zeros", "zeros", "circular"),
+        }
 
     def __init__(self, at: Shape, out: int, kernel: int = 1, bias: bool = True, padding: str = "zeros") -> None:
         super().__init__(at)
-        self.conv = CONVS[at.rank - 1](at.channels, out, kernel, padding=kernel // 2, bias=bias, padding_mode=padding)
+        self.conv = CONVS[at.rank - 1](at.channels, out, kernel, padding=kernel // 2, bias=bias, padding_mode=padding)  # pyright: ignore[reportArgumentType]
         self.shape = at.to(channels=out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +71,12 @@ class Grouped(Block):
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
         groups = pick.divisor(at.channels)
-        return {"groups": groups, "out": groups * pick.number(1, max(1, 12 // groups)), "kernel": pick.of(1, 3), "bias": pick.flag()}
+        return {
+            "groups": groups,
+            "out": groups * pick.number(1, max(1, 12 // groups)),
+            "kernel": pick.of(1, 3),
+            "bias": pick.flag(),
+        }
 
     def __init__(self, at: Shape, groups: int, out: int, kernel: int, bias: bool) -> None:
         super().__init__(at)
@@ -107,7 +118,12 @@ class Transposed(Block):
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
         groups = pick.of(1, 1, pick.divisor(at.channels), at.channels)
-        return {"groups": groups, "out": groups * pick.number(1, max(1, 12 // groups)), "kernel": pick.of(1, 3), "bias": pick.flag()}
+        return {
+            "groups": groups,
+            "out": groups * pick.number(1, max(1, 12 // groups)),
+            "kernel": pick.of(1, 3),
+            "bias": pick.flag(),
+        }
 
     def __init__(self, at: Shape, groups: int, out: int, kernel: int, bias: bool) -> None:
         super().__init__(at)
@@ -164,7 +180,7 @@ class EinsumConv(Block):
     """A 1x1 convolution written as an einsum."""
 
     layouts = ("map",)
-    columns = {"weight": 1}
+    columns = MappingProxyType({"weight": 1})
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
@@ -227,7 +243,7 @@ class TiedConv(Block):
     """A convolution and its transpose with one weight, as in a tied autoencoder."""
 
     layouts = ("map",)
-    columns = {"weight": 1}
+    columns = MappingProxyType({"weight": 1})
     columns_suffice = False  # the weight's rows are the inputs of its second use
 
     @classmethod

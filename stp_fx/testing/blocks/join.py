@@ -87,9 +87,10 @@ class Concat(Block):
     def __init__(self, at: Shape, bodies: Sequence[Sequence[Spec]], dense: bool) -> None:
         super().__init__(at)
         self.dense = dense or len(bodies) == 1
-        self.branches = nn.ModuleList(Branch(at, body) for body in bodies)
-        total = sum(branch.shape.channels for branch in self.branches) + at.channels * self.dense
-        self.shape = freedom(at.to(channels=total), *self.branches)
+        branches = [Branch(at, body) for body in bodies]
+        self.branches = nn.ModuleList(branches)
+        total = sum(branch.shape.channels for branch in branches) + at.channels * self.dense
+        self.shape = freedom(at.to(channels=total), *branches)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pieces = [branch(x) for branch in self.branches]
@@ -107,7 +108,12 @@ class Split(Block):
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
         first = pick.number(1, at.channels - 1)
-        return {"first": first, "body": pick.body(at.to(channels=first)), "spelling": pick.of("split", "slice", "narrow"), "swap": pick.flag()}
+        return {
+            "first": first,
+            "body": pick.body(at.to(channels=first)),
+            "spelling": pick.of("split", "slice", "narrow"),
+            "swap": pick.flag(),
+        }
 
     def __init__(self, at: Shape, first: int, body: Sequence[Spec], spelling: str, swap: bool) -> None:
         super().__init__(at)
@@ -213,13 +219,19 @@ class Stack(Block):
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
-        return {"bodies": [pick.body(at) for _ in range(2)], "out": pick.width(), "dim": pick.of(1, -1, 0), "how": pick.of("sum", "mean", "weighted", "unbind", "select", "max")}
+        return {
+            "bodies": [pick.body(at) for _ in range(2)],
+            "out": pick.width(),
+            "dim": pick.of(1, -1, 0),
+            "how": pick.of("sum", "mean", "weighted", "unbind", "select", "max"),
+        }
 
     def __init__(self, at: Shape, bodies: Sequence[Sequence[Spec]], out: int, dim: int, how: str) -> None:
         super().__init__(at)
         self.dim, self.how = dim, how
         self.branches = nn.ModuleList(Branch(at, body, out) for body in bodies)
-        self.mix = nn.Parameter(torch.randn(len(bodies))) if how == "weighted" else None
+        if how == "weighted":
+            self.mix = nn.Parameter(torch.randn(len(bodies)))
         self.shape = freedom(at.to(channels=out), *self.branches)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

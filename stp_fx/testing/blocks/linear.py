@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class TiedMlp(Block):
     """``W`` up and ``W.t()`` down."""
 
     layouts = ("tokens",)
-    columns = {"weight": 1}
+    columns = MappingProxyType({"weight": 1})
     columns_suffice = False
 
     @classmethod
@@ -78,7 +79,7 @@ class SlicedLinear(Block):
     """A piece of a larger weight: rows, columns or both."""
 
     layouts = ("tokens",)
-    columns = {"weight": 1}
+    columns = MappingProxyType({"weight": 1})
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class MatmulLinear(Block):
     """``x @ W + b`` with the weight stored input first; as an operator, an einsum or ``matmul``."""
 
     layouts = ("tokens",)
-    columns = {"weight": 0}
+    columns = MappingProxyType({"weight": 0})
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:

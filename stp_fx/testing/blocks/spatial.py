@@ -118,7 +118,7 @@ class PixelShuffle(Block):
 
     @classmethod
     def fits(cls, at: Shape) -> bool:
-        return at.channels % 4 == 0 and at.channels >= 8 and max(at.size) <= 4
+        return at.channels % 4 == 0 and at.channels >= 8 and max(at.size) <= 6
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class PixelShuffle(Block):
         if self.spelling == "call":
             return F.pixel_shuffle(x, 2)
         n, c, h, w = x.shape
-        return x.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+        return x.contiguous().view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
 
 
 @block("pixel_unshuffle")
@@ -208,4 +208,4 @@ class PositionMix(Block):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.spelling == "flatten":
             return x + self.mix(x.flatten(2)).unflatten(2, self.at.size)
-        return x + self.mix(x.view(x.shape[0], self.at.channels, -1)).view(x.shape)
+        return x + self.mix(x.contiguous().view(x.shape[0], self.at.channels, -1)).view(x.shape)
