@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import fx
 
 from stp_fx.errors import TraceError
 
-__all__ = ["ReplayTracer", "ValueProxy", "user_line"]
+__all__ = ["ReplayTracer", "ValueProxy", "factories_take_nodes", "holds_proxy", "user_line"]
 
 _PLAIN = {
     "ndim",
@@ -126,13 +127,62 @@ def user_line() -> str:
     return "an unknown line"
 
 
+_FACTORIES = (
+    "arange",
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "rand",
+    "randn",
+    "linspace",
+    "eye",
+    "tensor",
+    "randperm",
+    "randint",
+)
+"""These take no tensor, so nodes among their sizes do not reach ``__torch_function__``; while tracing they are patched."""
+
+
+@contextmanager
+def factories_take_nodes(tracer: fx.Tracer) -> Iterator[None]:
+    """``torch.zeros(b, n)`` with nodes as sizes becomes a node."""
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+
+    def taking_nodes(original: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if holds_proxy((args, kwargs)):
+                return tracer.create_proxy("call_function", original, args, kwargs)
+            return original(*args, **kwargs)
+
+        return call
+
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, taking_nodes(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+def holds_proxy(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(holds_proxy(v) for v in value)
+    return any(holds_proxy(v) for v in value.values()) if isinstance(value, dict) else isinstance(value, fx.Proxy)
+
+
 class _Settable(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
 class ReplayTracer(fx.Tracer):
-    """Reads a pickled graph's own code back; knows what plain fx does not, writing into a slice."""
+    """Reads a pickled graph's own code back; knows what plain fx does not: writing into a slice, sizes that are nodes."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Settable(node, self)
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        with factories_take_nodes(self):
+            return super().trace(root, concrete_args)

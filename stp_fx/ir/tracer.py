@@ -18,15 +18,11 @@ from stp_fx.errors import TraceError
 from stp_fx.ir.batch import BATCH
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
-from stp_fx.ir.proxies import ReplayTracer, ValueProxy, user_line
+from stp_fx.ir.proxies import ReplayTracer, ValueProxy, factories_take_nodes, holds_proxy, user_line
 from stp_fx.ir.shapes import meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
-
-_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "rand", "randn", "linspace", "eye", "tensor", "randperm", "randint")
-"""These take no tensor, so nodes among their sizes do not reach ``__torch_function__``; while tracing they are patched."""
-
 
 _LEAF = "_autograd_function_"
 
@@ -165,7 +161,8 @@ class ModuleTracer(fx.Tracer):
         if not truth:
             node = self.create_proxy("call_function", operator.eq, (self.proxy(node), value), {}).node
         elif not value:
-            node = self.create_proxy("call_function", operator.not_, (self.proxy(node),), {}).node
+            # Not ``not``: the code of a pickled graph is traced again, and there ``not`` would ask a proxy for its truth.
+            node = self.create_proxy("call_function", operator.eq, (self.proxy(node), False), {}).node
         self.create_proxy("call_function", torch._assert, (self.proxy(node), message), {})
 
     def _of_batch(self, node: fx.Node) -> bool:
@@ -281,10 +278,7 @@ def _takes_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _python_sees_values(tracer: ModuleTracer, root: nn.Module) -> Iterator[None]:
     """While tracing: factories take nodes as sizes, custom autograd functions stay calls, ``isinstance`` sees tensors."""
     with ExitStack() as undo:
-        for name in _FACTORIES:
-            original = getattr(torch, name)
-            setattr(torch, name, _taking_nodes(tracer, original))
-            undo.callback(setattr, torch, name, original)
+        undo.enter_context(factories_take_nodes(tracer))
         apply = torch.autograd.Function.__dict__["apply"]
         torch.autograd.Function.apply = classmethod(_taking_function(tracer, apply))  # type: ignore[assignment]
         undo.callback(setattr, torch.autograd.Function, "apply", apply)
@@ -295,20 +289,11 @@ def _python_sees_values(tracer: ModuleTracer, root: nn.Module) -> Iterator[None]
         yield
 
 
-def _taking_nodes(tracer: ModuleTracer, original: Any) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not tracer._evaluating and _holds_proxy((args, kwargs)):
-            return tracer.create_proxy("call_function", original, args, kwargs)
-        return original(*args, **kwargs)
-
-    return call
-
-
 def _taking_function(tracer: ModuleTracer, original: Any) -> Callable[..., Any]:
     """A function with a backward of its own must not be traced through: its gradient would be lost."""
 
     def call(function: type, *args: Any, **kwargs: Any) -> Any:
-        if tracer._evaluating or not _holds_proxy((args, kwargs)):
+        if tracer._evaluating or not holds_proxy((args, kwargs)):
             return original.__get__(None, function)(*args, **kwargs)
         return tracer.create_proxy("call_module", tracer.leaf(AutogradCall(function)), args, kwargs)
 
@@ -328,14 +313,6 @@ def _is_instance(value: Any, kinds: Any) -> bool:
     if isinstance(value, ValueProxy):
         return isinstance(value.value, kinds) or isinstance(value, kinds)
     return isinstance(value, kinds)
-
-
-def _holds_proxy(value: Any) -> bool:
-    if isinstance(value, fx.Proxy):
-        return True
-    if isinstance(value, (list, tuple)):
-        return any(_holds_proxy(v) for v in value)
-    return isinstance(value, dict) and any(_holds_proxy(v) for v in value.values())
 
 
 def _attribute(root: Any, target: str) -> Any:
