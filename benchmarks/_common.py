@@ -114,8 +114,9 @@ def machine() -> dict[str, str]:
         except PackageNotFoundError:
             return "not installed"
 
+    arguments = [word for word, before in zip(sys.argv[1:], sys.argv) if "--out" not in (word, before)]
     return {
-        "command": shlex.join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *arguments]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "python": platform.python_version(),
