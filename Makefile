@@ -60,7 +60,7 @@ contracts: $(VENV)/.installed-dev
 
 check: lint types contracts
 
-#   make bench   both benchmarks, into benchmarks/results (hours on a laptop; see CONTRIBUTING.md for parts of it)
+#   make bench   both benchmarks, into benchmarks/results (about an hour; see CONTRIBUTING.md for parts of it)
 bench: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/coverage.py torchvision $(ARGS)
 	$(BIN)/python benchmarks/engine.py $(ARGS)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, wide_console, write
 from _families import MEANING, SIZES
 from matplotlib.figure import Figure
@@ -185,6 +186,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args, console = arguments(), wide_console()
+    torch.set_num_threads(1)  # as every worker does; for the record in the results
     networks: dict[str, Any] = {}
     growth: dict[str, Any] = {}
     if args.only != "growth":

@@ -68,11 +68,15 @@ def removed_units(graph: ChannelGraph, plan: Cut) -> np.ndarray:
             raise PlanError(f"the plan removes pinned position {int(np.flatnonzero(pinned)[0])} of '{key[0]}' dim {key[1]}")
     if (dead & living & ~graph.solution.derived).any():
         raise PlanError(_first_conflict(graph, plan, dead & living))
+    seen = np.zeros(graph.solution.count, dtype=bool)  # classes of which some tensor tells whether they live
+    for ids in axes.values():
+        seen[label[ids]] = True
     for product in reversed(graph.solution.products):
-        gone = dead[product.classes]
+        told, gone = seen[product.classes], dead[product.classes]
         for k, factor in enumerate(product.factors):
             others = tuple(j for j in range(gone.ndim) if j != k)
-            dead[factor[gone.all(axis=others)]] = True
+            dead[factor[(gone | ~told).all(axis=others) & told.any(axis=others)]] = True
+            seen[factor[told.any(axis=others)]] = True
     return dead[graph.unit_class]
 
 

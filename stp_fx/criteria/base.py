@@ -137,8 +137,7 @@ def _check_weights(group: Group, context: ScoreContext) -> None:
             )
         if tensor.is_meta:
             raise CriterionError(
-                f"{axis.tensor!r} (group {group.name!r}) is on the meta device and holds no numbers; "
-                "load the weights first"
+                f"{axis.tensor!r} (group {group.name!r}) is on the meta device and holds no numbers; load the weights first"
             )
 
 

@@ -35,6 +35,8 @@ _PLAIN = {
 class ValueProxy(fx.Proxy):
     """A node with its meta value. Sizes stay nodes as arguments and become numbers where Python needs one."""
 
+    tracer: Any  # a ModuleTracer, whose guard() hears of every size that becomes a number
+
     @property
     def value(self) -> Any:
         return self.node.meta["val"]

@@ -69,9 +69,7 @@ class PrunePlan:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PrunePlan):
             return NotImplemented
-        return self.sizes == other.sizes and all(
-            np.array_equal(kept, other.kept[key]) for key, kept in self.kept.items()
-        )
+        return self.sizes == other.sizes and all(np.array_equal(kept, other.kept[key]) for key, kept in self.kept.items())
 
     def __hash__(self) -> int:
         return hash(self.digest())
@@ -134,9 +132,7 @@ def _checked_kept(key: AxisKey, indices: object, size: int) -> np.ndarray:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         if array.ndim == 1 and array.size == 0:
             raise PlanError(f"{_label(key)}: a plan keeps at least one index of every axis; got none")
-        raise PlanError(
-            f"{_label(key)}: kept indices are a flat sequence of integers; got {array.dtype} of shape {array.shape}"
-        )
+        raise PlanError(f"{_label(key)}: kept indices are a flat sequence of integers; got {array.dtype} of shape {array.shape}")
     if array.size == 0:
         raise PlanError(f"{_label(key)}: a plan keeps at least one index of every axis; got none")
     array = array.astype(np.int64)

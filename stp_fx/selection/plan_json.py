@@ -32,8 +32,7 @@ def encode_plan(kept: Mapping[AxisKey, np.ndarray], sizes: Mapping[AxisKey, int]
     for key, indices in kept.items():
         cuts.setdefault((sizes[key], indices.tobytes()), []).append(key)
     entries = [
-        {"size": size, "kept": _runs(kept[axes[0]]), "axes": [list(axis) for axis in axes]}
-        for (size, _), axes in cuts.items()
+        {"size": size, "kept": _runs(kept[axes[0]]), "axes": [list(axis) for axis in axes]} for (size, _), axes in cuts.items()
     ]
     return json.dumps({_KEY: VERSION, "cuts": entries}, separators=(",", ":"))
 
@@ -102,9 +101,7 @@ def _cut(where: str, cut: Any) -> tuple[int, np.ndarray, list[AxisKey]]:
     if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
         raise PlanError(f"{where}: size is an integer in 1..{_LARGEST_SIZE}; got {_short(size)}")
     if not isinstance(cut["kept"], list) or not cut["kept"]:
-        raise PlanError(
-            f"{where}: kept is a list of at least one index or [first, last] run; got {_short(cut['kept'])}"
-        )
+        raise PlanError(f"{where}: kept is a list of at least one index or [first, last] run; got {_short(cut['kept'])}")
     return size, _indices(where, cut["kept"], size), axes
 
 
@@ -115,9 +112,7 @@ def _indices(where: str, items: list[Any], size: int) -> np.ndarray:
         if not 0 <= first <= last < size:
             raise PlanError(f"{where}: {_short(item)} is out of range, or backwards, for an axis of {size}")
         if first <= previous:
-            raise PlanError(
-                f"{where}: kept indices must ascend without duplicates; got {_short(item)} after {previous}"
-            )
+            raise PlanError(f"{where}: kept indices must ascend without duplicates; got {_short(item)} after {previous}")
         previous = last
         runs.append((first, last))
     # only now, when the runs are known not to overlap, is their memory bounded by the size
@@ -142,9 +137,7 @@ def _ends(where: str, item: Any) -> tuple[int, int]:
 
 def _check_fields(where: str, found: dict[str, Any], expected: set[str]) -> None:
     if set(found) != expected:
-        raise PlanError(
-            f"{where}: fields {', '.join(sorted(expected))} are expected; got {', '.join(sorted(found)) or 'none'}"
-        )
+        raise PlanError(f"{where}: fields {', '.join(sorted(expected))} are expected; got {', '.join(sorted(found)) or 'none'}")
 
 
 def _short(value: Any) -> str:

@@ -82,16 +82,10 @@ def order_units(
 def _flat_scores(groups: Sequence[Group], scores: Sequence[torch.Tensor | np.ndarray]) -> np.ndarray:
     arrays = []
     for group, given in zip(groups, scores, strict=True):
-        array = (
-            given.detach().cpu().double().numpy()
-            if isinstance(given, torch.Tensor)
-            else np.asarray(given, dtype=np.float64)
-        )
+        array = given.detach().cpu().double().numpy() if isinstance(given, torch.Tensor) else np.asarray(given, dtype=np.float64)
         if array.shape != (group.size,):
             raise InputError(f"scores of group {group.name!r} have shape {array.shape}; expected ({group.size},)")
         if not np.isfinite(array).all():
-            raise InputError(
-                f"scores of group {group.name!r} are not all finite; criteria.score_groups names the culprit"
-            )
+            raise InputError(f"scores of group {group.name!r} are not all finite; criteria.score_groups names the culprit")
         arrays.append(array)
     return np.concatenate(arrays) if arrays else np.zeros(0)

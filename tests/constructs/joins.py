@@ -151,7 +151,6 @@ class IndexSelect(IndexBuffer):
         return self.b(torch.index_select(self.a(x), 1, self.order))
 
 
-@network("boolean mask buffer", "pinned", reason="index")
 class BooleanMask(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from stp_fx.testing.recipe import randomise
 
 from . import attention, joins, layers, reductions, shapes, weights
 from .catalogue import CONSTRUCTS, Construct
+from .joins import BooleanMask
 
 THEMES = (attention, joins, layers, reductions, shapes, weights)
 
@@ -68,6 +69,12 @@ def test_what_cannot_be_pruned_is_refused_with_a_reason(construct: Construct, ca
 def test_what_may_be_pruned_is_pruned_right_or_explained(construct: Construct, case: Case) -> None:
     check_laws(case)
     assert case.graph.explain(construct.axis)
+
+
+def test_a_boolean_mask_as_an_index_is_refused_when_traced() -> None:
+    """How many channels it takes depends on its data, which a trace does not have; the error says so and where."""
+    with pytest.raises(stp_fx.errors.TraceError, match=r"depends on the data.*integer index"):
+        stp_fx.trace(BooleanMask(), torch.randn(2, 3, 6, 6))
 
 
 def axis_of(construct: Construct) -> tuple[str, int]:

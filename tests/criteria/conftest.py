@@ -22,9 +22,7 @@ def make_group() -> MakeGroup:
         for name, dim, role, positions in touches:
             order = sorted(positions)
             axis = Axis(name, dim, tensors[name].shape[dim], role)
-            members.append(
-                Member(axis, np.array(order, dtype=np.int64), np.array([positions[k] for k in order], dtype=np.int64))
-            )
+            members.append(Member(axis, np.array(order, dtype=np.int64), np.array([positions[k] for k in order], dtype=np.int64)))
         return Group(index, f"group{index}", np.arange(units, dtype=np.int64), tuple(members))
 
     return make

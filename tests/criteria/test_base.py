@@ -36,9 +36,7 @@ def test_resolve():
     assert isinstance(given, Criterion)
 
 
-@pytest.mark.parametrize(
-    "name", ["fpgm", "bn_scale", "taylor", "hessian", "variance", "mac_aware", "reconstruction", ""]
-)
+@pytest.mark.parametrize("name", ["fpgm", "bn_scale", "taylor", "hessian", "variance", "mac_aware", "reconstruction", ""])
 def test_unknown_names_list_the_known_ones(name):
     with pytest.raises(InputError, match="known names: lamp, magnitude, random"):
         resolve(name)

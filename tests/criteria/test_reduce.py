@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from stp_fx.criteria import NORMALIZERS, REDUCTIONS, normalize_scores, reduce_scores
 from stp_fx.errors import CriterionError, InputError
 
-scores_lists = st.lists(
-    st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 7.0]) | st.floats(0, 100), min_size=1, max_size=20
-)
+scores_lists = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 7.0]) | st.floats(0, 100), min_size=1, max_size=20)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -99,9 +97,7 @@ def test_normalizers_keep_order_and_follow_permutations(scores, normalizer, rand
     assert (np.diff(result[order]) >= 0).all()
     permutation = list(range(len(scores)))
     random.shuffle(permutation)
-    np.testing.assert_allclose(
-        normalize_scores(array[permutation], normalizer), result[permutation], rtol=1e-9, atol=1e-9
-    )
+    np.testing.assert_allclose(normalize_scores(array[permutation], normalizer), result[permutation], rtol=1e-9, atol=1e-9)
 
 
 def test_unknown_names():
