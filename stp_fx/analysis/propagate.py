@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stp_fx.analysis.elements import Elements
 from stp_fx.errors import TraceError
 from stp_fx.ir.meta_run import run_for_shape
-from stp_fx.ir.shapes import meta_twin
+from stp_fx.ir.shapes import fetch, meta_twin
 from stp_fx.ir.state import example_of
 from stp_fx.ir.train_eval import AutogradCall
-from stp_fx.rules import Dim, Dims, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
+from stp_fx.rules import FIXED, Dim, Dims, Factor, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
 from stp_fx.rules.literals import Policy, TensorDims, policy_of
 
 __all__ = ["AxisRecord", "Contraction", "Propagated", "propagate"]
@@ -100,7 +100,7 @@ def _run_node(node: fx.Node, env: dict[fx.Node, Any], twin: nn.Module, inputs: A
     if node.op == "placeholder":
         return next(inputs)
     if node.op == "get_attr":
-        return _fetch(twin, str(node.target))
+        return fetch(twin, str(node.target))
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
     if node.op == "output":
         run.outputs(args[0])
@@ -110,13 +110,6 @@ def _run_node(node: fx.Node, env: dict[fx.Node, Any], twin: nn.Module, inputs: A
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _fetch(root: nn.Module, target: str) -> Any:
-    value: Any = root
-    for atom in target.split("."):
-        value = getattr(value, atom)
-    return value
 
 
 class _Propagation(TorchDispatchMode):
@@ -281,8 +274,6 @@ class _Propagation(TorchDispatchMode):
         return fixed_dim(size)
 
     def positions(self, ids: np.ndarray) -> Dim:
-        from stp_fx.rules import FIXED, Factor
-
         if len(ids) == 1:
             self.pin((Factor(1, ids),), "the only position of a piece")
             return ()

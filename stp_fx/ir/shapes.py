@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["meta_like", "meta_twin"]
+__all__ = ["fetch", "meta_like", "meta_twin"]
 
 
 def meta_like(tensor: torch.Tensor) -> torch.Tensor:
@@ -32,6 +32,14 @@ def meta_twin(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     twin.__dict__["_buffers"] = {k: _twin_tensor(t, memo) for k, t in module._buffers.items()}
     twin.__dict__["_modules"] = {k: None if m is None else meta_twin(m, memo) for k, m in module._modules.items()}
     return twin
+
+
+def fetch(root: Any, target: str) -> Any:
+    """The module, parameter or buffer under a dotted name."""
+    value = root
+    for atom in target.split("."):
+        value = getattr(value, atom)
+    return value
 
 
 def _twin_tensor(tensor: torch.Tensor | None, memo: dict[int, Any]) -> torch.Tensor | None:

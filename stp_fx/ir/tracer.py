@@ -19,7 +19,7 @@ from stp_fx.ir.batch import BATCH
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.proxies import ReplayTracer, ValueProxy, factories_take_nodes, holds_proxy, user_line
-from stp_fx.ir.shapes import meta_like, meta_twin
+from stp_fx.ir.shapes import fetch, meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
@@ -118,7 +118,7 @@ class ModuleTracer(fx.Tracer):
         if node.op == "get_attr":
             before, self._evaluating = self._evaluating, True
             try:
-                return self._meta(_attribute(self.root, str(node.target)))
+                return self._meta(fetch(self.root, str(node.target)))
             finally:
                 self._evaluating = before
         args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
@@ -313,10 +313,3 @@ def _is_instance(value: Any, kinds: Any) -> bool:
     if isinstance(value, ValueProxy):
         return isinstance(value.value, kinds) or isinstance(value, kinds)
     return isinstance(value, kinds)
-
-
-def _attribute(root: Any, target: str) -> Any:
-    value = root
-    for atom in target.split("."):
-        value = getattr(value, atom)
-    return value

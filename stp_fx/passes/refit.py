@@ -6,6 +6,7 @@ that changed are frozen where they enter arithmetic, and the result must have th
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.fx.node import map_arg
 from stp_fx.analysis.graph import ChannelGraph, kept_positions
 from stp_fx.errors import RewriteError
 from stp_fx.ir.meta_run import MetaRun
-from stp_fx.ir.shapes import meta_twin
+from stp_fx.ir.shapes import fetch, meta_twin
 from stp_fx.ir.state import example_of
 from stp_fx.rules import Dim, has_ids
 from stp_fx.rules.literals import Edit, TensorDims, handler_for, is_size_call, module_handler_for
@@ -70,7 +71,7 @@ class _Refit:
         if node.op == "placeholder":
             return next(inputs)
         if node.op == "get_attr":
-            return _attribute(self.twin, str(node.target))
+            return fetch(self.twin, str(node.target))
         if node.op in ("call_function", "call_method"):
             self._freeze(node)
         args, kwargs = self._evaluated(node)
@@ -162,13 +163,6 @@ def _leaves(value: Any) -> list[TensorDims]:
     return []
 
 
-def _attribute(root: nn.Module, target: str) -> Any:
-    value: Any = root
-    for atom in target.split("."):
-        value = getattr(value, atom)
-    return value
-
-
 def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     target: Callable[..., Any] | str = node.target
     if node.op == "call_method":
@@ -178,8 +172,6 @@ def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 def _drop_dead_numbers(gm: fx.GraphModule) -> None:
     """Sizes that nobody reads any more."""
-    import operator
-
     pure = {
         getattr,
         operator.getitem,

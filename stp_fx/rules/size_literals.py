@@ -68,10 +68,7 @@ def _new(edit: Edit) -> None:
 
 @literal(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn)
 def _create(edit: Edit) -> None:
-    if edit.node.target is torch.full:
-        _renew(edit, 0, ("size",), edit.result_dims(), infer=False)
-    else:
-        _renew(edit, 0, ("size",), edit.result_dims(), infer=False)
+    _renew(edit, 0, ("size",), edit.result_dims(), infer=False)
 
 
 @literal("unflatten", torch.unflatten)
