@@ -11,20 +11,15 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost
 from stp_fx.analysis.cost import cost as _cost
 from stp_fx.analysis.graph import ChannelGraph
-from stp_fx.criteria import Criterion
+from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_state, state_of, trace
 from stp_fx.passes import MaskChannels, Pipeline, RemoveChannels, ScoreUnits, SelectUnits
+from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.report import Report, compare
 from stp_fx.selection import PrunePlan
 
 __all__ = ["ChannelGraph", "Cost", "Report", "analyze", "apply_plan", "compare", "cost", "plan_of", "prune_graph", "trace"]
-
-_LATER = {
-    "calibration": "criteria and compensation that read data are not part of this version",
-    "compensation": "compensation is not part of this version; use compensation=None",
-    "loss": "gradient criteria are not part of this version",
-}
 
 
 def prune_graph(
@@ -48,7 +43,7 @@ def prune_graph(
 
     Args:
         gm: what :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
-        criterion: a name ("magnitude", "lamp", "random") or a callable ``(group, context) -> scores``.
+        criterion: a name (see :func:`stp_fx.criteria.known_criteria`) or a callable ``(group, context) -> scores``.
         ratio: the fraction of the target that goes, in [0, 1).
         scope: "local" (each group loses its share) or "global" (groups are compared).
         target: what ``ratio`` counts: "channels", "macs" or "params". Costs are met within one unit.
@@ -57,7 +52,9 @@ def prune_graph(
         round_to: every group keeps a multiple of so many units.
         max_ratio: no group loses a larger fraction of its units than this.
         products: which factor of an axis like heads x head_dim goes: "outer", "inner", "both", "none" or "auto".
-        calibration, compensation, loss: for criteria and compensations that read data.
+        calibration: batches for criteria that read data: a tensor each, or what a DataLoader yields.
+        compensation: None.
+        loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
 
     Raises:
         InputError: an argument out of range or a name that matches nothing.
@@ -71,13 +68,16 @@ def prune_graph(
         >>> prune_graph(net, ratio=0.5, example_inputs=randn(1, 3, 8, 8)).get_parameter("0.weight").shape
         torch.Size([4, 3, 3, 3])
     """
-    for name, value in (("calibration", calibration), ("compensation", compensation), ("loss", loss)):
-        if value is not None:
-            raise InputError(f"`{name}` was given, but {_LATER[name]}")
+    if compensation is not None:
+        raise InputError("`compensation` was given, but compensation is not part of this version; use compensation=None")
+    chosen = resolve(criterion)
+    needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
+    collectors = collectors_for(needs, calibration, loss)
     graph = _captured(gm, example_inputs)
     ignored = tuple(ignore) if not isinstance(ignore, (str, nn.Module)) else (ignore,)
     pipeline = Pipeline(
-        ScoreUnits(criterion, ignored),
+        *collectors,
+        ScoreUnits(chosen, ignored),
         SelectUnits(ratio, scope, target, ratios, round_to, max_ratio, products),
         RemoveChannels(),
     )

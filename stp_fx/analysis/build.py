@@ -10,7 +10,8 @@ from torch import fx
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
-from stp_fx.analysis.solve import Solution, SolvedProduct, solve
+from stp_fx.analysis.solve import Solution, solve
+from stp_fx.analysis.touched import Touched
 from stp_fx.ir.state import state_of
 
 __all__ = ["analyze"]
@@ -43,13 +44,13 @@ def build(found: Propagated, solution: Solution) -> ChannelGraph:
     unit_of = np.full(solution.count, -1, dtype=np.int64)
     unit_of[unit_class] = np.arange(len(unit_class))
     group_of, number = _group_numbers(signature[unit_class])
-    touched = _Touched(solution, unit_of)
+    touched = Touched(solution, unit_of)
     members = _members(found.axes, solution.label, touched, group_of, number)
     notes = _inexact(found, solution, touched, group_of)
     groups = _groups(found.axes, members, group_of, number, notes)
     axes = tuple(Axis(a.tensor, a.dim, len(a.ids), a.role, a.side) for a in found.axes)
     products = _products(solution, unit_of, group_of)
-    return ChannelGraph(tuple(groups), len(unit_class), products, axes, found.unknown, solution, found, unit_class)
+    return ChannelGraph(tuple(groups), len(unit_class), products, axes, found.unknown, solution, found, unit_class, touched)
 
 
 def _signatures(axes: list[AxisRecord], solution: Solution) -> np.ndarray:
@@ -81,51 +82,8 @@ def _group_numbers(signature: np.ndarray) -> tuple[np.ndarray, int]:
     return rank[inverse.ravel()], len(first)
 
 
-class _Touched:
-    """Class to units, as compressed rows: itself for a unit, the factors' units for a derived class."""
-
-    def __init__(self, solution: Solution, unit_of: np.ndarray) -> None:
-        self.number = int(unit_of.max(initial=0)) + 1
-        classes = np.flatnonzero(unit_of >= 0)
-        self.keys = classes * self.number + unit_of[classes]
-        self._index(solution.count)
-        settled = ~solution.derived
-        pending = list(solution.products)
-        while pending:
-            ready = [p for p in pending if all(settled[f].all() for f in p.factors)]
-            pending = [p for p in pending if not all(settled[f].all() for f in p.factors)]
-            if not ready:
-                break
-            self._add(solution.count, ready, settled)
-
-    def _add(self, count: int, products: list[SolvedProduct], settled: np.ndarray) -> None:
-        """Derived classes take the units of their factors; of several products of a class, all say the same."""
-        new = [self.keys]
-        for product in products:
-            where = np.nonzero(~settled[product.classes])
-            rows = product.classes[where]
-            for factor, at in zip(product.factors, where, strict=True):
-                position, unit = self.of(factor[at])
-                new.append(rows[position] * self.number + unit)
-        for product in products:
-            settled[product.classes] = True
-        self.keys = np.unique(np.concatenate(new))
-        self._index(count)
-
-    def _index(self, count: int) -> None:
-        classes, self.units = np.divmod(self.keys, self.number)
-        self.start = np.searchsorted(classes, np.arange(count + 1))
-
-    def of(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(position in ``labels``, unit) pairs, by position."""
-        lengths = self.start[labels + 1] - self.start[labels]
-        positions = np.repeat(np.arange(len(labels)), lengths)
-        offsets = np.arange(len(positions)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return positions, self.units[np.repeat(self.start[labels], lengths) + offsets]
-
-
 def _members(
-    axes: list[AxisRecord], label: np.ndarray, touched: _Touched, group_of: np.ndarray, number: int
+    axes: list[AxisRecord], label: np.ndarray, touched: Touched, group_of: np.ndarray, number: int
 ) -> list[list[tuple[AxisRecord, np.ndarray, np.ndarray]]]:
     result: list[list[tuple[AxisRecord, np.ndarray, np.ndarray]]] = [[] for _ in range(number)]
     for axis in axes:
@@ -143,7 +101,7 @@ def _members(
     return result
 
 
-def _inexact(found: Propagated, solution: Solution, touched: _Touched, group_of: np.ndarray) -> dict[int, dict[str, None]]:
+def _inexact(found: Propagated, solution: Solution, touched: Touched, group_of: np.ndarray) -> dict[int, dict[str, None]]:
     """Group to the reasons why removing from it is not masking it."""
     result: dict[int, dict[str, None]] = defaultdict(dict)
     for note in found.elements.notes:

@@ -14,6 +14,7 @@ from stp_fx.analysis.explain import explain
 from stp_fx.analysis.groups import Axis, Group, Product
 from stp_fx.analysis.propagate import Contraction, Propagated
 from stp_fx.analysis.solve import Solution
+from stp_fx.analysis.touched import Touched
 from stp_fx.rules import FIXED, Dim
 
 __all__ = ["ChannelGraph", "alive_classes", "kept_positions", "removed_axes"]
@@ -35,6 +36,7 @@ class ChannelGraph:
     solution: Solution = dataclasses.field(repr=False)
     found: Propagated = dataclasses.field(repr=False)
     unit_class: np.ndarray = dataclasses.field(repr=False)
+    touched: Touched = dataclasses.field(repr=False)
 
     @property
     def contractions(self) -> list[Contraction]:

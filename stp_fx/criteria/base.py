@@ -8,27 +8,45 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
+from torch import fx
 
+from stp_fx.analysis.gradients import Gradients
 from stp_fx.analysis.groups import Group
+from stp_fx.analysis.sites import SiteMember, find_sites
+from stp_fx.analysis.statistics import Statistics
 from stp_fx.errors import CriterionError, InputError
 
-__all__ = ["Criterion", "ScoreContext", "as_criterion", "known_criteria", "register", "resolve", "score_groups"]
+__all__ = [
+    "NEEDS",
+    "Criterion",
+    "ScoreContext",
+    "as_criterion",
+    "known_criteria",
+    "needs_of",
+    "register",
+    "resolve",
+    "score_groups",
+]
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreContext:
-    """Everything a criterion may read beside the group. Data that later criteria need (statistics, gradients) are
-    further fields.
+    """Everything a criterion may read beside the group; it changes none of it.
 
-    ``tensors`` holds parameters and buffers by name, ``seed`` feeds random criteria. ``dims`` names the dimensions of
+    ``tensors`` holds parameters and buffers by name, ``seed`` feeds random criteria. ``module`` is the graph that the
+    groups came from; ``statistics`` what was measured at its sites, ``gradients`` what the loss says of its parameters,
+    each only where somebody collected them. ``dims`` names the dimensions of
     each tensor that the groups at hand touch, so that one read of a weight can serve them all; :func:`score_groups`
     fills it in. ``cache`` lives as long as the context: make a new context after the tensors changed.
     """
 
     tensors: Mapping[str, torch.Tensor]
     seed: int = 0
+    module: fx.GraphModule | None = None
+    statistics: Statistics | None = None
+    gradients: Gradients | None = None
     dims: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)
     cache: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -42,6 +60,27 @@ class ScoreContext:
                 "pass the parameters and buffers of the graph that the groups came from"
             ) from None
 
+    def graph_module(self) -> fx.GraphModule:
+        """The graph that the groups came from; raises :class:`CriterionError` without one."""
+        if self.module is None:
+            raise CriterionError("this criterion reads the graph, and the score context holds none: give `module`")
+        return self.module
+
+    def site_members(self, group: Group) -> tuple[SiteMember, ...]:
+        """Where the units of ``group`` are read; raises :class:`CriterionError` if nothing was measured there."""
+        if self.statistics is None:
+            raise CriterionError(
+                f"group {group.name!r} cannot be scored: this criterion reads activation statistics, and none were "
+                "collected; give `calibration`, or run CollectStatistics before ScoreUnits"
+            )
+        members = find_sites(self.graph_module()).of(group)
+        if not members:
+            raise CriterionError(
+                f"no contraction reads the units of group {group.name!r}, so there are no statistics of them; "
+                "put it in `ignore`, or use a criterion that reads weights"
+            )
+        return members
+
     def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value under ``key``, computed on first use."""
         if key not in self.cache:
@@ -54,10 +93,25 @@ class Criterion(Protocol):
     """Scores the units of one group: a floating tensor of shape [units], higher is more important.
 
     Write it as a frozen dataclass with this ``__call__``; a plain function ``(group, context) -> scores`` serves as
-    well.
+    well. What it reads beside weights it names in an attribute ``needs``, a tuple of the names in :data:`NEEDS`; a
+    criterion without one gets whatever the calibration data at hand gives without gradients.
     """
 
     def __call__(self, group: Group, context: ScoreContext, /) -> torch.Tensor: ...
+
+
+NEEDS = ("statistics", "covariance", "gradients", "fisher", "hessian")
+"""What a criterion may need: site statistics, those with full second moments, the mean gradient of every parameter, the
+mean of the squared per-sample gradients, the diagonal of the Hessian."""
+
+
+def needs_of(criterion: object) -> tuple[str, ...]:
+    """What ``criterion`` says it needs; raises :class:`InputError` for a name that is not in :data:`NEEDS`."""
+    needs = tuple(getattr(criterion, "needs", ()))
+    for need in needs:
+        if need not in NEEDS:
+            raise InputError(f"{criterion!r} needs {need!r}, which is not one of {', '.join(NEEDS)}")
+    return needs
 
 
 _REGISTRY: dict[str, Callable[[], Criterion]] = {}

@@ -21,6 +21,7 @@ from stp_fx.criteria import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.errors import InputError, NothingToPruneError, PassError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
+from stp_fx.passes.collect import gradients_on, statistics_on
 from stp_fx.selection import PrunePlan, carriers, select
 
 __all__ = ["ScoreUnits", "SelectUnits", "groups_named", "plan_for", "planned", "prunable_groups"]
@@ -48,7 +49,8 @@ class ScoreUnits(GraphPass):
         groups = prunable_groups(gm, graph, self.ignore)
         tensors = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
         with torch.no_grad():
-            scores = score_groups(groups, criterion, ScoreContext(tensors, self.seed))
+            context = ScoreContext(tensors, self.seed, gm, statistics_on(gm), gradients_on(gm))
+            scores = score_groups(groups, criterion, context)
         state_of(gm).cache[_SCORES] = (groups, scores)
         return PassResult(gm, False)
 

@@ -1,0 +1,106 @@
+"""Calibration data: from what a DataLoader yields to the arguments of a graph, on its device, one batch after another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import fx, nn
+
+from stp_fx.errors import InputError
+from stp_fx.ir.state import example_of
+
+__all__ = ["arguments_of", "as_device", "batches", "device_of", "evaluating"]
+
+
+def batches(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None, what: str) -> Iterator[Any]:
+    """The batches of ``calibration`` on the graph's device, each checked against the graph's inputs; with a progress bar
+    on a terminal. A single tensor is one batch.
+
+    Raises:
+        InputError: nothing to iterate over, no batch at all, or a batch that is not what the graph takes; names the batch.
+    """
+    if calibration is None:
+        raise InputError(f"{what} needs calibration data: give `calibration`, an iterable of batches (a DataLoader)")
+    if isinstance(calibration, torch.Tensor):
+        calibration = [calibration]
+    if isinstance(calibration, (str, bytes, Mapping)) or not isinstance(calibration, Iterable):
+        raise InputError(f"`calibration` is a {type(calibration).__name__}; give an iterable of batches (a DataLoader, a list)")
+    device = device_of(gm)
+    total = len(calibration) if hasattr(calibration, "__len__") else None  # type: ignore[arg-type]
+    number = -1
+    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total)
+        for number, batch in enumerate(calibration):
+            moved = as_device(batch, device)
+            _check(gm, moved, number)
+            yield moved
+            progress.advance(task)
+    if number < 0:
+        raise InputError(f"`calibration` has no batch, so {what} has nothing to read")
+
+
+def arguments_of(gm: fx.GraphModule, batch: Any) -> tuple[Any, ...]:
+    """A batch as the graph's arguments: a tensor, a tuple whose first entries they are, or a mapping by their names."""
+    names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
+    if isinstance(batch, torch.Tensor):
+        return (batch,)
+    if isinstance(batch, Mapping):
+        return tuple(batch.get(name) for name in names)
+    if isinstance(batch, (list, tuple)):
+        return tuple(batch[: len(names)])
+    return (batch,)
+
+
+def device_of(gm: nn.Module) -> torch.device:
+    """Where the first parameter or buffer is."""
+    return next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
+
+
+def as_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: as_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return tuple(as_device(value, device) for value in batch)
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(as_device(value, device) for value in batch)
+    return batch
+
+
+@contextmanager
+def evaluating(gm: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module gets its own flag back."""
+    flags = [(module, module.training) for module in gm.modules()]
+    gm.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _check(gm: fx.GraphModule, batch: Any, number: int) -> None:
+    expected = example_of(gm)
+    found = arguments_of(gm, batch)
+    names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
+    if len(found) < len(expected):
+        raise InputError(
+            f"calibration batch {number} has {len(found)} values; the graph takes {len(expected)}: {', '.join(names)}"
+        )
+    for name, value, example in zip(names, found, expected, strict=True):
+        if not isinstance(example, torch.Tensor):
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"calibration batch {number}: {name!r} is a {type(value).__name__}; the graph takes a tensor")
+        if value.dim() != example.dim() or value.is_floating_point() != example.is_floating_point():
+            raise InputError(
+                f"calibration batch {number}: {name!r} is {tuple(value.shape)} {value.dtype}; the graph was traced with "
+                f"{tuple(example.shape)} {example.dtype}"
+            )

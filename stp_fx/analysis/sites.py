@@ -1,0 +1,172 @@
+"""Sites: the values that contractions read along the axes they sum over. Where a unit's signal can be measured.
+
+A site lies after the activation, the norm or the depthwise convolution that stands between producer and consumer, wherever
+that is in the graph; no table of architectures says so, the contraction that reads the value does (report, sections 1.3.3
+and 2.4.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.groups import Group
+from stp_fx.ir.state import state_of
+from stp_fx.rules import Dim, dim_size
+from stp_fx.rules.literals import TensorDims
+
+__all__ = ["Site", "SiteMember", "Sites", "find_sites", "positions_of"]
+
+_CACHE = "sites"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """Dimension ``dim`` of the value of node ``source``, as node ``reader`` sums over it.
+
+    ``size`` is the dimension's length. ``index`` and ``unit`` (int64, of one length, sorted by index) say which positions
+    belong to which unit of the graph; positions that cannot go have no entry, those of a product one for each factor.
+    ``weights`` names the parameters whose input axis is read with it; empty where two activations meet (query and key).
+    """
+
+    reader: str
+    source: str
+    dim: int
+    size: int
+    index: np.ndarray
+    unit: np.ndarray
+    weights: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}:{self.dim} read by {self.reader}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SiteMember:
+    """A site as one group touches it: position ``index[k]`` belongs to unit ``unit[k]`` of the group."""
+
+    site: Site
+    index: np.ndarray
+    unit: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sites:
+    """All sites of a graph, in graph order, and the ones that each group is read at."""
+
+    all: tuple[Site, ...]
+    by_group: Mapping[int, tuple[SiteMember, ...]] = dataclasses.field(repr=False)
+
+    def of(self, group: Group) -> tuple[SiteMember, ...]:
+        """Where the units of ``group`` are read; empty if no contraction sums over them."""
+        return self.by_group.get(group.index, ())
+
+
+def find_sites(gm: fx.GraphModule) -> Sites:
+    """The sites of a captured graph; computed once for a graph.
+
+    Raises:
+        InputError: ``gm`` carries no recorded example inputs.
+    """
+    graph = analyze(gm)
+    cache = state_of(gm).cache
+    if _CACHE not in cache or cache[_CACHE][0] is not graph:
+        sites = tuple(_sites(gm, graph))
+        cache[_CACHE] = (graph, Sites(sites, _by_group(graph, sites)))
+    return cache[_CACHE][1]
+
+
+def positions_of(graph: ChannelGraph, dim: Dim) -> tuple[np.ndarray, np.ndarray]:
+    """(position along ``dim``, unit) pairs, sorted by position; every factor of a product speaks for itself."""
+    positions, units = [], []
+    inner = dim_size(dim)
+    for factor in dim:
+        inner //= factor.size
+        if factor.ids is None:
+            continue
+        at, unit = graph.touched.of(graph.solution.label[factor.ids])
+        outer = dim_size(dim) // (factor.size * inner)
+        block = (np.arange(outer)[:, None] * factor.size + at[None, :]).ravel()
+        positions.append((block[:, None] * inner + np.arange(inner)[None, :]).ravel())
+        units.append(np.repeat(np.tile(unit, outer), inner))
+    if not positions:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    position, unit = np.concatenate(positions), np.concatenate(units)
+    order = np.lexsort((unit, position))
+    return position[order], unit[order]
+
+
+def _sites(gm: fx.GraphModule, graph: ChannelGraph) -> Iterator[Site]:
+    contracted: dict[str, list[np.ndarray]] = {}
+    for entry in graph.contractions:
+        ids = [f.ids for dim in entry.contracted for f in dim if f.ids is not None]
+        if ids:
+            contracted.setdefault(entry.node, []).extend(ids)
+    weights = _weight_inputs(graph)
+    stored: set[fx.Node] = set()
+    summed = np.zeros(graph.units, dtype=bool)
+    for node in gm.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (inputs and node.op != "output" and all(n in stored for n in inputs)):
+            stored.add(node)
+        if node.name not in contracted:
+            continue
+        _, units = graph.touched.of(graph.solution.label[np.concatenate(contracted[node.name])])
+        summed[units] = True
+        names = tuple(_weights_read(node, summed, weights))
+        for source in inputs:
+            if source not in stored:
+                yield from _site_dims(graph, node, source, summed, names)
+        summed[units] = False
+
+
+def _site_dims(graph: ChannelGraph, node: fx.Node, source: fx.Node, summed: np.ndarray, names: tuple[str, ...]) -> Iterator[Site]:
+    value = graph.value(source.name)
+    if not isinstance(value, TensorDims):
+        return
+    for k, dim in enumerate(value.dims):
+        index, unit = positions_of(graph, dim)
+        read = summed[unit]
+        if read.any():
+            index, unit = index[read], unit[read]
+            yield Site(node.name, source.name, k, dim_size(dim), index, unit, names)
+
+
+def _weight_inputs(graph: ChannelGraph) -> dict[str, np.ndarray]:
+    """Parameter to the units on its input axes."""
+    found: dict[str, list[np.ndarray]] = {}
+    for axis in graph.found.axes:
+        if axis.role == "weight" and axis.side in ("in", "both"):
+            found.setdefault(axis.tensor, []).append(graph.touched.of(graph.solution.label[axis.ids])[1])
+    return {name: np.concatenate(units) for name, units in found.items()}
+
+
+def _weights_read(node: fx.Node, summed: np.ndarray, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if node.op == "call_module":
+        prefix = f"{node.target}."
+        names = [name for name in weights if name.startswith(prefix) and "." not in name[len(prefix) :]]
+    else:
+        names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    for name in names:
+        if name in weights and summed[weights[name]].any():
+            yield name
+
+
+def _by_group(graph: ChannelGraph, sites: tuple[Site, ...]) -> dict[int, tuple[SiteMember, ...]]:
+    owner = np.empty(graph.units, dtype=np.int64)
+    local = np.empty(graph.units, dtype=np.int64)
+    for group in graph.groups:
+        owner[group.units], local[group.units] = group.index, np.arange(group.size)
+    found: dict[int, list[SiteMember]] = {}
+    for site in sites:
+        owners = owner[site.unit]
+        for group in np.unique(owners).tolist():
+            mine = owners == group
+            found.setdefault(group, []).append(SiteMember(site, site.index[mine], local[site.unit[mine]]))
+    return {group: tuple(members) for group, members in found.items()}
