@@ -122,6 +122,7 @@ class _Propagation(TorchDispatchMode):
         self._node: fx.Node | None = None
         self._policy = Policy.STRICT
         self._hidden = False
+        self._given: set[int] | None = None
         self._dims: dict[int, Dims] = {}
         self._alive: list[torch.Tensor] = []
         self._stored: set[int] = set()
@@ -179,6 +180,7 @@ class _Propagation(TorchDispatchMode):
 
     def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self._modules[str(node.target)]
+        self._given = {id(t) for t in tensors_in((args, kwargs))} if module._forward_pre_hooks else None
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
         hidden = module.function if isinstance(module, AutogradCall) else type(module)
@@ -208,7 +210,8 @@ class _Propagation(TorchDispatchMode):
         only_stored = bool(operands) and all(id(t) in self._stored for t in operands)
         if only_stored:
             self._stored.update(id(t) for t in results)
-        self._hidden = only_stored and self._node is not None and self._node.op == "call_module"
+        in_module = self._node is not None and self._node.op == "call_module"
+        self._hidden = in_module and (only_stored or self._changed_by_hook(func, operands, results))
         if handler is not None:
             handler(self, func, args, kwargs, out)
         elif is_pointwise(func):
@@ -216,6 +219,17 @@ class _Propagation(TorchDispatchMode):
         else:
             self._pin_unknown(func, operands)
         return out
+
+    def _changed_by_hook(self, func: Any, operands: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> bool:
+        """Whether a call inside a module with pre-hooks reads something other than the module's arguments or views of them."""
+        if self._given is None:
+            return False
+        if not all(id(t) in self._given or id(t) in self._stored for t in operands):
+            return True
+        returned = func._schema.returns
+        if returned and all(r.alias_info is not None and not r.alias_info.is_write for r in returned):
+            self._given.update(id(t) for t in results)
+        return False
 
     def _pin_unknown(self, func: Any, operands: Sequence[torch.Tensor]) -> None:
         for tensor in operands:
@@ -252,7 +266,7 @@ class _Propagation(TorchDispatchMode):
     def contract(self, letters: Sequence[Dim], contracted: Sequence[Dim], multiplier: int) -> None:
         if self._hidden:
             for dim in contracted:
-                self.inexact(dim, "contracted inside a module, between its own weights")
+                self.inexact(dim, "contracted inside a module, where no mask reaches")
         if multiplier or any(has_ids(dim) for dim in contracted):
             self.result.contractions.append(Contraction(self.elements.node, tuple(letters), tuple(contracted), multiplier))
 

@@ -6,7 +6,7 @@ import functools
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -87,7 +87,9 @@ class ValueProxy(fx.Proxy):
         return float(self._baked("float()"))
 
     def __index__(self) -> int:
-        return operator.index(self._baked("an index"))
+        value = self._number("an index")
+        self.tracer.guard(self.node, value, truth=False, counted=True)
+        return operator.index(value)
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self._baked("round()"), digits)
@@ -145,27 +147,31 @@ _FACTORIES = (
 )
 """These take no tensor, so nodes among their sizes do not reach ``__torch_function__``; while tracing they are patched."""
 
+_SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
+"""Methods of a tensor that the model's own code made; nodes among their sizes do not reach it either."""
+
 
 @contextmanager
 def factories_take_nodes(tracer: fx.Tracer) -> Iterator[None]:
-    """``torch.zeros(b, n)`` with nodes as sizes becomes a node."""
-    originals = {name: getattr(torch, name) for name in _FACTORIES}
-
-    def taking_nodes(original: Any) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if holds_proxy((args, kwargs)):
-                return tracer.create_proxy("call_function", original, args, kwargs)
-            return original(*args, **kwargs)
-
-        return call
-
-    try:
-        for name, original in originals.items():
-            setattr(torch, name, taking_nodes(original))
+    """``torch.zeros(b, n)`` and ``made_here.expand(b, n)`` with nodes as sizes become nodes."""
+    with ExitStack() as undo:
+        for name in _FACTORIES:
+            original = getattr(torch, name)
+            setattr(torch, name, _taking_nodes(tracer, original, "call_function", original))
+            undo.callback(setattr, torch, name, original)
+        for name in _SHAPED:  # inherited, so that deleting restores them
+            setattr(torch.Tensor, name, _taking_nodes(tracer, getattr(torch.Tensor, name), "call_method", name))
+            undo.callback(delattr, torch.Tensor, name)
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
+
+
+def _taking_nodes(tracer: fx.Tracer, original: Any, kind: str, target: Any) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if holds_proxy((args, kwargs)):
+            return tracer.create_proxy(kind, target, args, kwargs)
+        return original(*args, **kwargs)
+
+    return call
 
 
 def holds_proxy(value: Any) -> bool:

@@ -59,7 +59,15 @@ def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     state, now = state_of(gm), _floating_dtype(gm)
     if now is None or now == state.dtype:
         return state.inputs
-    return tuple(v.to(now) if isinstance(v, torch.Tensor) and v.dtype == state.dtype else v for v in state.inputs)
+    return tuple(_converted(v, state.dtype, now) for v in state.inputs)
+
+
+def _converted(value: Any, old: torch.dtype | None, new: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(new) if value.dtype == old else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_converted(v, old, new) for v in value)
+    return {k: _converted(v, old, new) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:

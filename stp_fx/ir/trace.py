@@ -43,6 +43,11 @@ def trace(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(f"`model` is wrapped in {type(model).__name__}: give the module in it, `model.module`")
+    compiled = next((name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if compiled is not None:
+        raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
     if frontend != "auto" and frontend not in _FRONT_ENDS:
         raise InputError(f"unknown front end {frontend!r}; known: auto, {', '.join(_FRONT_ENDS)}")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]

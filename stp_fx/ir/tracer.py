@@ -43,6 +43,7 @@ class ModuleTracer(fx.Tracer):
             self._names.setdefault(id(tensor), name)
         self._stored: dict[str, fx.Proxy] = {}
         self._evaluating = False
+        self._gradients = torch.is_grad_enabled()
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
@@ -85,7 +86,18 @@ class ModuleTracer(fx.Tracer):
                     f"{proxy.node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
                     "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
                 ) from error
-        return proxy
+        return self._without_gradient(proxy) if kind != "get_attr" else proxy
+
+    def _without_gradient(self, proxy: fx.Proxy) -> fx.Proxy:
+        """What the model computed under ``torch.no_grad`` stays without gradients: the graph has no such blocks."""
+        value = proxy.node.meta["val"]
+        if torch.is_grad_enabled() or not self._gradients or not isinstance(value, torch.Tensor):
+            return proxy
+        if proxy.node.op in ("placeholder", "output") or not value.is_floating_point():
+            return proxy
+        detached = super().create_proxy("call_method", "detach", (proxy,), {})
+        detached.node.meta["val"] = value
+        return detached
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ValueProxy(node, self)
@@ -147,12 +159,15 @@ class ModuleTracer(fx.Tracer):
 
     # -- branches over sizes ---------------------------------------------------------------------------------------
 
-    def guard(self, node: fx.Node, value: Any, *, truth: bool) -> None:
-        """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not."""
+    def guard(self, node: fx.Node, value: Any, *, truth: bool, counted: bool = False) -> None:
+        """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not.
+
+        ``counted``: as the length of a loop or a list, of which the graph keeps the steps and not the number.
+        """
         if self._evaluating or not isinstance(value, (bool, int, float)):
             return
         if self._of_batch(node):
-            if not truth and value and value % BATCH == 0:
+            if not truth and not counted and value and value % BATCH == 0:
                 return  # a number that comes from the batch is made of it again later
             if not (truth and self._compares_batches(node)):
                 self.branches_on_batch = True

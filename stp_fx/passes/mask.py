@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 from torch import fx
@@ -14,6 +13,7 @@ from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.masks import add_masks
 from stp_fx.passes.select import planned
+from stp_fx.passes.slicing import copied
 from stp_fx.selection.plan import PrunePlan
 
 __all__ = ["MaskChannels"]
@@ -35,7 +35,7 @@ class MaskChannels(GraphPass):
         plan = planned(gm) if self.plan is None else self.plan
         graph = analyze(gm)
         alive = alive_under(graph, plan, partial=state_of(gm).masked is not None)
-        result = copy.deepcopy(gm)
+        result = copied(gm)
         made = add_masks(result, graph, alive)
         state = state_of(result)
         state.masked = plan if state.masked is None else _both(state.masked, plan)

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from stp_fx.analysis.graph import ChannelGraph, removed_axes
 
-__all__ = ["shortened_copy", "take"]
+__all__ = ["copied", "shortened_copy", "take"]
 
 
 def take(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
@@ -40,6 +40,20 @@ def shortened_copy(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -
         cuts = per_tensor.get(graph.found.aliases.get(name, name), {})
         short = take(_renumbered(tensor, graph, name, alive), cuts)
         memo[id(tensor)] = _like_parameter(tensor, short, cuts) if isinstance(tensor, nn.Parameter) else short
+    return copied(gm, memo)
+
+
+def copied(gm: fx.GraphModule, memo: dict[int, Any] | None = None) -> fx.GraphModule:
+    """A deep copy; ``memo`` maps ``id`` of a tensor to what stands in its place.
+
+    Tensors that hooks compute and leave on a module (``torch.nn.utils.weight_norm``) cannot be copied and are computed
+    again at the next call: their copies are detached.
+    """
+    memo = {} if memo is None else memo
+    for module in gm.modules():
+        for value in module.__dict__.values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo.setdefault(id(value), value.detach().clone())
     return copy.deepcopy(gm, memo)
 
 

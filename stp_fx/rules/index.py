@@ -83,6 +83,15 @@ def _embedding(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     ctx.assign(out, (*index, *table[1:]))
 
 
+@rule("aten._embedding_bag.default", "aten._embedding_bag_forward_only.default")
+def _embedding_bag(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """``v d, .. -> b d``, a sum, mean or maximum over the rows of a bag."""
+    table = ctx.dims(args[0])
+    ctx.reads(args[0], "weight", 1, None)
+    ctx.pin(table[0], "embedding: rows are looked up by number")
+    ctx.assign(out[0], (fixed_dim(int(out[0].shape[0])), *table[1:]))
+
+
 @rule("aten.gather.default")
 def _gather(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
     source, at, index = args[0], args[1] % max(args[0].dim(), 1), args[2]

@@ -63,7 +63,7 @@ def _prelu(edit: Edit) -> None:
         edit.module.num_parameters = edit.size(edit.source[1])
 
 
-@module_literal(nn.Embedding)
+@module_literal(nn.Embedding, nn.EmbeddingBag)
 def _embedding(edit: Edit) -> None:
     edit.module.embedding_dim = edit.size(edit.result_dims()[-1])
 
