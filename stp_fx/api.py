@@ -14,12 +14,27 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_state, state_of, trace
-from stp_fx.passes import MaskChannels, Pipeline, RemoveChannels, ScoreUnits, SelectUnits
+from stp_fx.passes import (
+    CompensateLeastSquares,
+    CompensateMean,
+    GraphPass,
+    MaskChannels,
+    Pipeline,
+    RemoveChannels,
+    ScoreUnits,
+    SelectUnits,
+)
 from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.report import Report, compare
 from stp_fx.selection import PrunePlan
 
 __all__ = ["ChannelGraph", "Cost", "Report", "analyze", "apply_plan", "compare", "cost", "plan_of", "prune_graph", "trace"]
+
+_COMPENSATIONS: dict[str, tuple[tuple[str, ...], tuple[GraphPass, ...]]] = {
+    "mean": (("maps",), (CompensateMean(),)),
+    "least_squares": (("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
+}
+"""Name to what has to be measured, and the passes."""
 
 
 def prune_graph(
@@ -53,7 +68,8 @@ def prune_graph(
         max_ratio: no group loses a larger fraction of its units than this.
         products: which factor of an axis like heads x head_dim goes: "outer", "inner", "both", "none" or "auto".
         calibration: batches for criteria that read data: a tensor each, or what a DataLoader yields.
-        compensation: None.
+        compensation: None, "mean" (consumers' biases take over the mean of what goes) or "least_squares" (the kept
+            channels' weights absorb what they can of it); both read ``calibration``.
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
 
     Raises:
@@ -68,17 +84,21 @@ def prune_graph(
         >>> prune_graph(net, ratio=0.5, example_inputs=randn(1, 3, 8, 8)).get_parameter("0.weight").shape
         torch.Size([4, 3, 3, 3])
     """
-    if compensation is not None:
-        raise InputError("`compensation` was given, but compensation is not part of this version; use compensation=None")
+    if compensation is not None and compensation not in _COMPENSATIONS:
+        raise InputError(f"unknown compensation {compensation!r}; known: None, 'mean', 'least_squares'")
+    if compensation is not None and calibration is None:
+        raise InputError(f"compensation {compensation!r} measures activations: give `calibration`, an iterable of batches")
     chosen = resolve(criterion)
     needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
-    collectors = collectors_for(needs, calibration, loss)
+    extra, compensate = _COMPENSATIONS.get(compensation or "", ((), ()))
+    collectors = collectors_for((*needs, *extra), calibration, loss)
     graph = _captured(gm, example_inputs)
     ignored = tuple(ignore) if not isinstance(ignore, (str, nn.Module)) else (ignore,)
     pipeline = Pipeline(
         *collectors,
         ScoreUnits(chosen, ignored),
         SelectUnits(ratio, scope, target, ratios, round_to, max_ratio, products),
+        *compensate,
         RemoveChannels(),
     )
     return pipeline(graph).graph_module

@@ -67,8 +67,11 @@ def _explain_axis(graph: ChannelGraph, axis: AxisRecord, index: int | None) -> s
         parts.append(f"{int(pinned.sum())} pinned: {'; '.join(pin_reasons(graph, classes[pinned]))}")
     for group, member in touching:
         parts.append(_membership(group, member.index, member.unit, axis, index))
-    if not parts:
-        parts.append(f"pinned through its factors: {'; '.join(pin_reasons(graph, classes))}")
+    left = ~pinned
+    for _, member in touching:
+        left[member.index if index is None else 0] = False
+    if left.any():
+        parts.append(f"{int(left.sum())} pinned through their factors: {'; '.join(pin_reasons(graph, classes[left]))}")
     return head + ": " + "\n  ".join(parts)
 
 

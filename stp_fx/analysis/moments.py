@@ -10,7 +10,7 @@ import dataclasses
 import torch
 import torch.distributed as dist
 
-__all__ = ["Moments", "RunningMoments"]
+__all__ = ["Moments", "RunningMap", "RunningMoments"]
 
 _CANCELLATION = 1e3
 """Where a squared mean is so many times the variance, a variance from float32 sums has lost its digits: it is redone."""
@@ -86,6 +86,36 @@ class RunningMoments:
         covariance = spread if self.with_covariance else None
         variance = (spread.diagonal().clone() if self.with_covariance else spread).clamp_min(0.0)
         return Moments(self.count, self.mean.cpu(), variance, covariance)
+
+
+class RunningMap:
+    """The mean over dimension 0, position by position: float64 [1, *rest]; ``None`` once batches differ in shape."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: torch.Tensor | None = None
+        self.uneven = False
+
+    def add(self, value: torch.Tensor) -> None:
+        if self.total is not None and self.total.shape != value.shape[1:]:
+            self.uneven = True
+        if self.uneven:
+            return
+        value = value.detach()
+        summed = value.sum(0, dtype=torch.float64)
+        self.total = summed if self.total is None else self.total + summed
+        self.count += value.shape[0]
+
+    def reduce(self) -> None:
+        """Merges over all processes of the default group; every rank must have seen one shape."""
+        assert self.total is not None
+        count = torch.tensor([float(self.count)], dtype=torch.float64, device=self.total.device)
+        dist.all_reduce(count)
+        dist.all_reduce(self.total)
+        self.count = int(count.item())
+
+    def result(self) -> torch.Tensor | None:
+        return None if self.total is None or self.uneven else (self.total / self.count)[None].cpu()
 
 
 def _plain_moments(value: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

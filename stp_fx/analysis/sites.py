@@ -29,18 +29,23 @@ _CACHE = "sites"
 class Site:
     """Dimension ``dim`` of the value of node ``source``, as node ``reader`` sums over it.
 
-    ``size`` is the dimension's length. ``index`` and ``unit`` (int64, of one length, sorted by index) say which positions
-    belong to which unit of the graph; positions that cannot go have no entry, those of a product one for each factor.
-    ``weights`` names the parameters whose input axis is read with it; empty where two activations meet (query and key).
+    ``shape`` is the value's shape for the recorded example. ``index`` and ``unit`` (int64, of one length, sorted by index)
+    say which positions belong to which unit of the graph; positions that cannot go have no entry, those of a product one
+    for each factor. ``weights`` names the parameters whose input axis is read with it; empty where two activations meet
+    (query and key).
     """
 
     reader: str
     source: str
     dim: int
-    size: int
+    shape: tuple[int, ...]
     index: np.ndarray
     unit: np.ndarray
     weights: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return self.shape[self.dim]
 
     @property
     def name(self) -> str:
@@ -130,12 +135,13 @@ def _site_dims(graph: ChannelGraph, node: fx.Node, source: fx.Node, summed: np.n
     value = graph.value(source.name)
     if not isinstance(value, TensorDims):
         return
+    shape = tuple(dim_size(dim) for dim in value.dims)
     for k, dim in enumerate(value.dims):
         index, unit = positions_of(graph, dim)
         read = summed[unit]
         if read.any():
             index, unit = index[read], unit[read]
-            yield Site(node.name, source.name, k, dim_size(dim), index, unit, names)
+            yield Site(node.name, source.name, k, shape, index, unit, names)
 
 
 def _weight_inputs(graph: ChannelGraph) -> dict[str, np.ndarray]:

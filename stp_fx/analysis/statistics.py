@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import fx
 
 from stp_fx.analysis.calibration import arguments_of, batches, evaluating
-from stp_fx.analysis.moments import Moments, RunningMoments
+from stp_fx.analysis.consumers import Consumer, find_consumers
+from stp_fx.analysis.moments import Moments, RunningMap, RunningMoments
 from stp_fx.analysis.sites import Site, find_sites
 from stp_fx.errors import InputError
 
@@ -26,10 +27,17 @@ Key = tuple[str, int, int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-    """Moments of what every site reads. Sites that read one value share them."""
+    """Moments of what every site reads. Sites that read one value share them.
+
+    ``maps``: the mean over dimension 0 of what a site reads, position by position (float64 [1, *rest]); ``patches``: the
+    moments of what one output position of a convolution reads, [in x taps], by the convolution's node. Both only where
+    they were asked for; a map is None where batches had several shapes.
+    """
 
     moments: Mapping[Key, Moments]
     keys: Mapping[tuple[str, str, int], Key] = dataclasses.field(repr=False)
+    maps: Mapping[Key, torch.Tensor | None] = dataclasses.field(default_factory=dict, repr=False)
+    patches: Mapping[str, Moments] = dataclasses.field(default_factory=dict, repr=False)
 
     def of(self, site: Site) -> Moments:
         """The moments of a site, one entry for each position along its dimension.
@@ -42,36 +50,55 @@ class Statistics:
             raise InputError(f"no statistics for {site.name}: they were collected on another graph; collect them again")
         return self.moments[key]
 
+    def map_of(self, site: Site) -> torch.Tensor | None:
+        """The mean map of a site, or None."""
+        return self.maps.get(self.keys[site.reader, site.source, site.dim])
+
 
 def collect_statistics(
-    gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None, *, covariance: bool = False
+    gm: fx.GraphModule,
+    calibration: Iterable[Any] | torch.Tensor | None,
+    *,
+    covariance: bool = False,
+    maps: bool = False,
+    patches: int = 0,
 ) -> Statistics:
     """Runs the batches through the graph in eval mode, without gradients, and reads every site.
 
-    With ``covariance`` the full second moments are kept as well: float64 [channels, channels] a site. Under
-    ``torch.distributed`` every rank gives its own batches and gets the statistics of all.
+    With ``covariance`` the full second moments are kept as well: float64 [channels, channels] a site; with ``maps`` the
+    mean maps; with ``patches`` the full second moments of the patches that convolutions read, where a patch has at most
+    so many values. Under ``torch.distributed`` every rank gives its own batches and gets the statistics of all.
 
     Raises:
         InputError: no batch, one that does not fit, or a value that is not finite: names the first site that has one.
     """
-    reader = _SiteReader(gm, covariance)
+    reader = _SiteReader(gm, covariance, maps, patches)
     with torch.no_grad(), evaluating(gm):
         for number, batch in enumerate(batches(gm, calibration, "collecting statistics")):
             reader.read(arguments_of(gm, batch), number)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for running in reader.running.values():
+        for running in (*reader.running.values(), *reader.maps.values(), *reader.patches.values()):
             running.reduce()
-    return Statistics({key: running.result() for key, running in reader.running.items()}, reader.keys)
+    return Statistics(
+        {key: running.result() for key, running in reader.running.items()},
+        reader.keys,
+        {key: running.result() for key, running in reader.maps.items()},
+        {node: running.result() for node, running in reader.patches.items()},
+    )
 
 
 class _SiteReader(fx.Interpreter):
     """Runs a graph and looks at what each site's reader is about to read."""
 
-    def __init__(self, gm: fx.GraphModule, covariance: bool) -> None:
+    def __init__(self, gm: fx.GraphModule, covariance: bool, maps: bool, patches: int) -> None:
         super().__init__(gm)
         self.extra_traceback = False
         self.running: dict[Key, RunningMoments] = {}
         self.keys: dict[tuple[str, str, int], Key] = {}
+        self.maps: dict[Key, RunningMap] = {}
+        self.patches: dict[str, RunningMoments] = {}
+        self._with_maps = maps
+        self._unfolded = _unfolded(gm, patches) if patches else {}
         self._covariance = covariance
         self._number = 0
         self._sites: dict[str, list[Site]] = {}
@@ -92,6 +119,10 @@ class _SiteReader(fx.Interpreter):
 
     def _look(self, site: Site) -> None:
         value = self.env[self._nodes[site.source]]
+        consumer = self._unfolded.get(site.reader)
+        unfolded = None if consumer is None else consumer.patches(value)
+        if unfolded is not None:
+            self.patches.setdefault(site.reader, RunningMoments(1, covariance=True)).add(unfolded)
         key = (site.source, site.dim, int(value._version))
         known = self.keys.setdefault((site.reader, site.source, site.dim), key)
         if known in self._seen:
@@ -99,5 +130,19 @@ class _SiteReader(fx.Interpreter):
         self._seen.add(known)
         if known not in self.running:
             self.running[known] = RunningMoments(site.dim, self._covariance)
+            if self._with_maps:
+                self.maps[known] = RunningMap()
+        if known in self.maps:
+            self.maps[known].add(value)
         if not self.running[known].add(value):
             raise InputError(f"calibration batch {self._number}: {site.name} holds values that are not finite")
+
+
+def _unfolded(gm: fx.GraphModule, limit: int) -> dict[str, Consumer]:
+    """Convolutions with several taps whose patches have at most ``limit`` values."""
+    found = {}
+    for consumer in find_consumers(gm):
+        _, _, into, taps = consumer.matrix(consumer.current(gm)).shape
+        if not consumer.transposed and taps > 1 and consumer.groups * into * taps <= limit:
+            found[consumer.node] = consumer
+    return found

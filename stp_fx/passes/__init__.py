@@ -2,17 +2,28 @@
 
 from stp_fx.passes.base import GraphPass, Pipeline
 from stp_fx.passes.collect import CollectGradients, CollectStatistics
+from stp_fx.passes.compensate import CompensateLeastSquares, CompensateMean
 from stp_fx.passes.mask import MaskChannels
+from stp_fx.passes.mean_check import MeanCheck, mean_check
+from stp_fx.passes.recalibrate import RecalibrateBatchNorm, UpdateBatchNormVariance
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.passes.select import ScoreUnits, SelectUnits
+from stp_fx.passes.unmask import UnmaskChannels
 
 __all__ = [
     "CollectGradients",
     "CollectStatistics",
+    "CompensateLeastSquares",
+    "CompensateMean",
     "GraphPass",
     "MaskChannels",
+    "MeanCheck",
     "Pipeline",
+    "RecalibrateBatchNorm",
     "RemoveChannels",
     "ScoreUnits",
     "SelectUnits",
+    "UnmaskChannels",
+    "UpdateBatchNormVariance",
+    "mean_check",
 ]

@@ -17,7 +17,9 @@ from stp_fx.passes.base import GraphPass
 
 __all__ = ["CollectGradients", "CollectStatistics", "collectors_for", "gradients_on", "statistics_on"]
 
-_STATISTICS, _GRADIENTS = "statistics", "gradients"
+STATISTICS, GRADIENTS = "statistics", "gradients"
+_PATCH = 1152
+"""Values of a patch up to which least squares looks at all taps: 128 channels under a 3 x 3 kernel, 10 MB in float64."""
 _DRAWS = 4
 """Random sign vectors a batch for the diagonal of the Hessian."""
 
@@ -25,6 +27,9 @@ _DRAWS = 4
 @dataclasses.dataclass(frozen=True)
 class CollectStatistics(GraphPass):
     """Mean and variance of every channel at every site; with ``covariance`` the full second moments too.
+
+    ``maps`` keeps the mean of every position (exact mean compensation of padded convolutions reads it), ``patches`` the
+    second moments of convolutions' patches of up to so many values (least squares over all taps reads them).
 
     One collection serves criteria and compensation alike. The graph itself is not changed.
 
@@ -34,9 +39,13 @@ class CollectStatistics(GraphPass):
 
     calibration: Iterable[Any] = dataclasses.field(repr=False)
     covariance: bool = False
+    maps: bool = False
+    patches: int = 0
 
     def call(self, gm: fx.GraphModule) -> PassResult:
-        state_of(gm).cache[_STATISTICS] = collect_statistics(gm, self.calibration, covariance=self.covariance)
+        state_of(gm).cache[STATISTICS] = collect_statistics(
+            gm, self.calibration, covariance=self.covariance, maps=self.maps, patches=self.patches
+        )
         return PassResult(gm, False)
 
 
@@ -59,7 +68,7 @@ class CollectGradients(GraphPass):
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         found = collect_gradients(gm, self.calibration, self.loss, fisher=self.fisher, hutchinson=self.hutchinson)
-        state_of(gm).cache[_GRADIENTS] = found
+        state_of(gm).cache[GRADIENTS] = found
         return PassResult(gm, False)
 
 
@@ -76,8 +85,9 @@ def collectors_for(needs: Sequence[str], calibration: Iterable[Any] | None, loss
         return ()
     if not isinstance(calibration, Collection):
         calibration = list(calibration)  # a generator could be read only once
-    if "statistics" in needs or "covariance" in needs:
-        found.append(CollectStatistics(calibration, "covariance" in needs))
+    if {"statistics", "covariance", "maps", "patches"}.intersection(needs):
+        patches = _PATCH if "patches" in needs else 0
+        found.append(CollectStatistics(calibration, "covariance" in needs, "maps" in needs, patches))
     if {"gradients", "fisher", "hessian"}.intersection(needs):
         found.append(CollectGradients(calibration, loss, "fisher" in needs, _DRAWS if "hessian" in needs else 0))
     return tuple(found)
@@ -85,9 +95,9 @@ def collectors_for(needs: Sequence[str], calibration: Iterable[Any] | None, loss
 
 def gradients_on(gm: fx.GraphModule) -> Gradients | None:
     """What :class:`CollectGradients` left on the graph."""
-    return state_of(gm).cache.get(_GRADIENTS)
+    return state_of(gm).cache.get(GRADIENTS)
 
 
 def statistics_on(gm: fx.GraphModule) -> Statistics | None:
     """What :class:`CollectStatistics` left on the graph."""
-    return state_of(gm).cache.get(_STATISTICS)
+    return state_of(gm).cache.get(STATISTICS)

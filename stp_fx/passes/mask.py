@@ -12,7 +12,7 @@ from stp_fx.analysis.liveness import alive_under
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.masks import add_masks
-from stp_fx.passes.select import planned
+from stp_fx.passes.select import is_partial, planned
 from stp_fx.passes.slicing import copied
 from stp_fx.selection.plan import PrunePlan
 
@@ -34,7 +34,7 @@ class MaskChannels(GraphPass):
     def call(self, gm: fx.GraphModule) -> PassResult:
         plan = planned(gm) if self.plan is None else self.plan
         graph = analyze(gm)
-        alive = alive_under(graph, plan, partial=state_of(gm).masked is not None)
+        alive = alive_under(graph, plan, partial=is_partial(gm))
         result = copied(gm)
         made = add_masks(result, graph, alive)
         state = state_of(result)

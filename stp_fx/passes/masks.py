@@ -12,7 +12,7 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.rules import Dim
 from stp_fx.rules.literals import TensorDims
 
-__all__ = ["add_masks", "drop_idle_masks"]
+__all__ = ["add_masks", "drop_masks"]
 
 _PREFIX = "stp_fx_dead"
 
@@ -117,14 +117,14 @@ def _unmasked(node: fx.Node) -> fx.Node:
     return node
 
 
-def drop_idle_masks(gm: fx.GraphModule) -> None:
-    """Takes out masks that hold nothing dead any more."""
+def drop_masks(gm: fx.GraphModule, *, idle: bool = False) -> None:
+    """Takes out all masks, or with ``idle`` those that hold nothing dead any more."""
     dropped = False
     for node in list(gm.graph.nodes):
         if not _is_mask(node):
             continue
         flags = node.args[1]
-        if not bool(getattr(gm, flags.target).any()):
+        if not idle or not bool(getattr(gm, flags.target).any()):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
             if not flags.users:

@@ -12,9 +12,9 @@ from stp_fx.analysis.liveness import alive_under
 from stp_fx.errors import RewriteError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.masks import drop_idle_masks
+from stp_fx.passes.masks import drop_masks
 from stp_fx.passes.refit import refit
-from stp_fx.passes.select import planned
+from stp_fx.passes.select import is_partial, planned
 from stp_fx.passes.slicing import shortened_copy
 from stp_fx.selection.plan import PrunePlan
 
@@ -37,13 +37,15 @@ class RemoveChannels(GraphPass):
     def call(self, gm: fx.GraphModule) -> PassResult:
         plan = planned(gm) if self.plan is None else self.plan
         graph = analyze(gm)
-        alive = alive_under(graph, plan, partial=state_of(gm).masked is not None)
+        alive = alive_under(graph, plan, partial=is_partial(gm))
         result = shortened_copy(gm, graph, alive)
         if not plan.is_empty:
             refit(result, graph, alive)
-            drop_idle_masks(result)
+            drop_masks(result, idle=True)
         before, state = state_of(gm).plan, state_of(result)
         state.plan = plan if before is None else before.then(plan)
+        masked = None if state.masked is None else state.masked.after(plan)
+        state.masked = None if masked is None or masked.is_empty else masked
         return PassResult(result, not plan.is_empty)
 
     def ensures(self, result: PassResult) -> None:

@@ -21,7 +21,7 @@ from stp_fx.criteria import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.errors import InputError, NothingToPruneError, PassError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.collect import gradients_on, statistics_on
+from stp_fx.passes.collect import GRADIENTS, STATISTICS, gradients_on, statistics_on
 from stp_fx.selection import PrunePlan, carriers, select
 
 __all__ = ["ScoreUnits", "SelectUnits", "groups_named", "plan_for", "planned", "prunable_groups"]
@@ -111,6 +111,20 @@ def plan_for(graph: ChannelGraph, removed: np.ndarray) -> PrunePlan:
     kept = removed_axes(graph, alive_classes(graph, removed))
     sizes = {(axis.tensor, axis.dim): axis.size for axis in graph.axes}
     return PrunePlan(kept, {key: sizes[key] for key in kept})
+
+
+def is_partial(gm: fx.GraphModule) -> bool:
+    """Whether plans need not speak of every axis: passes have added mask buffers or biases since the capture."""
+    return state_of(gm).masked is not None or bool(state_of(gm).added)
+
+
+def carry_over(source: fx.GraphModule, target: fx.GraphModule, plan: PrunePlan) -> None:
+    """Leaves ``plan``, and what was collected on ``source``, on a copy of it that has other weights."""
+    caches = state_of(source).cache, state_of(target).cache
+    for key in (STATISTICS, GRADIENTS, _SCORES):
+        if key in caches[0]:
+            caches[1][key] = caches[0][key]
+    caches[1][_PLAN] = plan
 
 
 def planned(gm: fx.GraphModule) -> PrunePlan:

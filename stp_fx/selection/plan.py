@@ -66,6 +66,24 @@ class PrunePlan:
             kept[key] = kept[key][indices]
         return PrunePlan(kept, sizes)
 
+    def after(self, first: PrunePlan) -> PrunePlan:
+        """What is left of this plan once ``first``, for the same tensors, is done: in the indices that it leaves.
+
+        >>> both = PrunePlan({("conv.weight", 0): [0, 3]}, {("conv.weight", 0): 4})
+        >>> both.after(PrunePlan({("conv.weight", 0): [0, 2, 3]}, {("conv.weight", 0): 4})).kept
+        {('conv.weight', 0): array([0, 2])}
+        """
+        kept, sizes = {}, {}
+        for key, indices in self.kept.items():
+            present = first.kept.get(key)
+            if present is None:
+                kept[key], sizes[key] = indices, self.sizes[key]
+                continue
+            if first.sizes[key] != self.sizes[key]:
+                raise PlanError(f"plans for different axes: {_label(key)} of {self.sizes[key]} and of {first.sizes[key]}")
+            kept[key], sizes[key] = np.flatnonzero(np.isin(present, indices)), len(present)
+        return PrunePlan(kept, sizes)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PrunePlan):
             return NotImplemented

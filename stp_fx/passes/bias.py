@@ -1,0 +1,79 @@
+"""Where a shift of a consumer's output goes: its bias, the BatchNorm behind it, or a bias made for it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stp_fx.analysis.consumers import Consumer
+from stp_fx.ir.shapes import fetch
+from stp_fx.ir.state import state_of
+
+__all__ = ["add_to_bias", "sole_norm"]
+
+
+def add_to_bias(gm: fx.GraphModule, uses: Sequence[Consumer], shift: torch.Tensor) -> None:
+    """Adds ``shift`` [out] to the output of the calls that share a weight, at the cheapest place that means the same."""
+    first = uses[0]
+    if first.bias is not None and all(use.bias == first.bias for use in uses) and _is_own(gm, first.bias, len(uses)):
+        parameter = gm.get_parameter(first.bias)
+        parameter.add_(shift.to(parameter))
+        return
+    norm = sole_norm(gm, first.node) if len(uses) == 1 and first.bias is None else None
+    if norm is not None:
+        assert norm.running_mean is not None
+        norm.running_mean.sub_(shift.to(norm.running_mean))
+    elif first.module is not None and first.module.bias is None:
+        name = f"{_node(gm, first.node).target}.bias"
+        _add_parameter(gm, name, shift, first.current(gm))
+    else:
+        for use in uses:
+            _add_after(gm, use, shift)
+
+
+def _node(gm: fx.GraphModule, name: str) -> fx.Node:
+    return next(node for node in gm.graph.nodes if node.name == name)
+
+
+def _is_own(gm: fx.GraphModule, name: str, uses: int) -> bool:
+    """Whether nothing but ``uses`` calls reads the parameter."""
+    tensor = gm.get_parameter(name)
+    names = [k for k, p in gm.named_parameters(remove_duplicate=False) if p is tensor]
+    owner = name.rpartition(".")[0]
+    readers = [n for n in gm.graph.nodes if n.op == "call_module" and n.target == owner]
+    read = [user for n in gm.graph.nodes if n.op == "get_attr" and n.target == name for user in n.users]
+    return len(names) == 1 and len(readers) + len(read) == uses
+
+
+def sole_norm(gm: fx.GraphModule, name: str) -> _BatchNorm | None:
+    """The BatchNorm with running statistics that alone reads a node, and reads nothing else."""
+    users = list(_node(gm, name).users)
+    if len(users) != 1 or users[0].op != "call_module":
+        return None
+    norm = fetch(gm, str(users[0].target))
+    calls = sum(n.op == "call_module" and n.target == users[0].target for n in gm.graph.nodes)
+    return norm if isinstance(norm, _BatchNorm) and norm.running_mean is not None and calls == 1 else None
+
+
+def _add_parameter(gm: fx.GraphModule, name: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    owner, _, own = name.rpartition(".")
+    parameter = nn.Parameter(value.to(like), requires_grad=like.requires_grad)
+    (fetch(gm, owner) if owner else gm).register_parameter(own, parameter)
+    state_of(gm).added = (*state_of(gm).added, name)
+
+
+def _add_after(gm: fx.GraphModule, use: Consumer, shift: torch.Tensor) -> None:
+    """A bias of its own behind a call that has no place for one."""
+    node = _node(gm, use.node)
+    name = f"{use.node}_bias"
+    rank = 0 if use.channel == -1 else len(use.site.shape) - 1 - use.channel
+    _add_parameter(gm, name, shift.reshape(-1, *[1] * rank), use.current(gm))
+    with gm.graph.inserting_after(node):
+        bias = gm.graph.get_attr(name)
+    with gm.graph.inserting_after(bias):
+        added = gm.graph.call_function(operator.add, (node, bias))
+    node.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)

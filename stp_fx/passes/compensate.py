@@ -1,0 +1,226 @@
+"""Compensation: the weights that stay take over what they can of the units that go.
+
+Report, section 1.5.1. A correction is a change of consumers' weights and biases before the units are masked or removed; it
+looks at all that a plan takes from a consumer at once, so corrections of several groups that meet in one consumer are one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.consumers import Consumer, find_consumers
+from stp_fx.analysis.graph import ChannelGraph, kept_positions
+from stp_fx.analysis.least_squares import reconstruction
+from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.sites import find_sites
+from stp_fx.analysis.statistics import Statistics
+from stp_fx.errors import InputError, PassError
+from stp_fx.passes.base import GraphPass
+from stp_fx.passes.bias import add_to_bias
+from stp_fx.passes.collect import statistics_on
+from stp_fx.passes.select import carry_over, is_partial, planned
+from stp_fx.passes.slicing import copied
+from stp_fx.selection.plan import PrunePlan
+
+__all__ = ["CompensateLeastSquares", "CompensateMean", "Use", "losing_uses"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompensateMean(GraphPass):
+    """``b += sum over the units that go of W mu``: the consumers' expected output stays what it was.
+
+    For linear layers, convolutions (grouped, strided, dilated, transposed, of 1 to 3 dimensions), attention projections and
+    computed weights. With zero padding a tap does not lie inside everywhere; where :class:`CollectStatistics` kept
+    ``maps``, the shift is the exact mean over all output positions, else that of a constant channel. A consumer without
+    bias gets one, unless its only reader is a BatchNorm: then the shift goes into the running mean, which costs nothing.
+    A weight that is used several times gets the mean of its uses' shifts.
+
+    ``plan`` and ``statistics`` default to what earlier passes left on the graph. The result has the input's shapes, and
+    the plan and statistics on it, for :class:`MaskChannels` or :class:`RemoveChannels`.
+
+    Raises:
+        PassError: no plan, or no statistics.
+        PlanError: the plan does not fit.
+    """
+
+    plan: PrunePlan | None = None
+    statistics: Statistics | None = dataclasses.field(default=None, repr=False)
+
+    def call(self, gm: fx.GraphModule) -> PassResult:
+        plan = planned(gm) if self.plan is None else self.plan
+        statistics = statistics_on(gm) if self.statistics is None else self.statistics
+        if statistics is None:
+            raise PassError(f"{type(self).__name__} needs statistics: run CollectStatistics before it")
+        graph = analyze(gm)
+        losing = _by_weight(graph, losing_uses(gm, graph, alive_under(graph, plan, partial=is_partial(gm))))
+        result = copied(gm)
+        with torch.no_grad():
+            for uses in losing:
+                add_to_bias(result, [use.consumer for use in uses], self.shift(gm, result, statistics, uses))
+        result.recompile()
+        carry_over(gm, result, plan)
+        return PassResult(result, bool(losing))
+
+    def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
+        """What the bias of a weight's uses has to gain, float64 [out]; may change the weight in ``result`` first."""
+        return _average(statistics, uses, lambda use: mean_output(use.consumer, statistics, use.consumer.current(gm), use.dead))
+
+
+@dataclasses.dataclass(frozen=True)
+class CompensateLeastSquares(CompensateMean):
+    """The kept channels' weights absorb what the others carried: ``W_K += W_P S_PK (S_KK + ridge)^-1``, with the mean exact.
+
+    The consumer's output is then the best linear reconstruction of what it was, on the calibration data. Convolutions with
+    several taps: over all taps where :class:`CollectStatistics` kept their ``patches``, else channel by channel with one
+    matrix for every tap (best for each tap alone). Needs ``covariance``. Where a system is too ill-conditioned, for
+    weights computed from others and for transposed convolutions whose outputs overlap, the mean is compensated alone,
+    and a log message says so.
+
+    ``ridge`` is relative to each channel's variance.
+    """
+
+    ridge: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ridge, (int, float)) or not 0 <= self.ridge < 1:
+            raise InputError(f"the ridge is a number in [0, 1), relative to the variance; got {self.ridge!r}")
+
+    def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
+        consumer = uses[0].consumer
+        old = consumer.current(gm).detach().double().cpu()
+        possible = consumer.weight is not None and not consumer.overlaps
+        new = self._absorbed(statistics, uses, old) if possible else None
+        if new is None or consumer.weight is None:
+            _log.warning("%s: least squares is not possible here, so the mean alone is compensated", consumer.node)
+            return super().shift(gm, result, statistics, uses)
+        parameter = result.get_parameter(consumer.weight)
+        parameter.copy_(consumer.like(new, parameter))
+
+        def lost(use: Use) -> torch.Tensor:
+            everything = np.ones_like(use.dead)
+            return mean_output(use.consumer, statistics, old, everything) - mean_output(
+                use.consumer, statistics, parameter, ~use.dead
+            )
+
+        return _average(statistics, uses, lost)
+
+    def _absorbed(self, statistics: Statistics, uses: Sequence[Use], weight: torch.Tensor) -> torch.Tensor | None:
+        """The weight as [groups, out, in, taps] in which the kept inputs stand for all; the dead columns are as they were."""
+        consumer, dead = uses[0].consumer, uses[0].dead
+        matrix = consumer.matrix(weight).clone()
+        into, taps = matrix.shape[2:]
+        with_taps = all(use.consumer.node in statistics.patches for use in uses)
+        covariance = _covariance(statistics, uses, with_taps)
+        for group, own in enumerate(matrix):
+            flags = dead[group * into : (group + 1) * into]
+            if flags.all() or not flags.any():
+                continue
+            blocks = _Block(np.flatnonzero(~flags), np.flatnonzero(flags), group * into, taps if with_taps else 1)
+            absorbed = reconstruction(covariance, blocks.rows(blocks.kept), blocks.rows(blocks.gone), self.ridge)
+            if absorbed is None:
+                return None
+            blocks.absorb(own, absorbed)
+        return matrix
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Use:
+    """A consumer, and which of its input positions go (bool)."""
+
+    consumer: Consumer
+    dead: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Block:
+    """Which inputs of one convolution group stay and go; ``start`` is its first input, ``taps`` rows of each are looked at."""
+
+    kept: np.ndarray
+    gone: np.ndarray
+    start: int
+    taps: int
+
+    def rows(self, inputs: np.ndarray) -> torch.Tensor:
+        """Rows of the covariance."""
+        return torch.from_numpy(((self.start + inputs)[:, None] * self.taps + np.arange(self.taps)).reshape(-1))
+
+    def absorb(self, matrix: torch.Tensor, absorbed: torch.Tensor) -> None:
+        """Changes [out, in, taps] in place."""
+        lost = matrix[:, torch.from_numpy(self.gone)]
+        if self.taps > 1:
+            gain = (lost.reshape(len(matrix), -1) @ absorbed).reshape(len(matrix), len(self.kept), self.taps)
+        else:
+            gain = torch.einsum("opt,pk->okt", lost, absorbed)
+        matrix[:, torch.from_numpy(self.kept)] += gain
+
+
+def mean_output(consumer: Consumer, statistics: Statistics, weight: torch.Tensor, inputs: np.ndarray) -> torch.Tensor:
+    """The mean output of a consumer, without bias, that reads only the flagged inputs: float64 [out].
+
+    The consumer is run on the mean of what it read, which is exact because it is linear.
+    """
+    site = consumer.site
+    along = [1] * len(site.shape)
+    along[site.dim] = -1
+    mean = statistics.map_of(site)
+    if mean is None:
+        mean = statistics.of(site).mean.reshape(along).expand(1, *site.shape[1:])
+    flags = torch.from_numpy(inputs).to(torch.float64).reshape(along)
+    out = consumer.call(mean * flags, weight.detach().double().cpu())
+    return out.movedim(consumer.channel, 0).reshape(out.shape[consumer.channel], -1).mean(1)
+
+
+def losing_uses(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> list[Use]:
+    """The consumers that lose inputs, in graph order; says in the log which reader of weights is none."""
+    found: list[Use] = []
+    known = set()
+    for consumer in find_consumers(gm):
+        site = consumer.site
+        dead = ~kept_positions(graph.value(site.source).dims[site.dim], alive, graph.solution.label)
+        known.add((site.reader, site.source, site.dim))
+        if dead.any():
+            found.append(Use(consumer, dead))
+    for site in find_sites(gm).all:
+        if (site.reader, site.source, site.dim) not in known and site.weights:
+            _log.info("%s is not compensated: its reader is no linear layer or convolution", site.name)
+    return found
+
+
+def _by_weight(graph: ChannelGraph, uses: Sequence[Use]) -> list[list[Use]]:
+    """Uses of one weight together."""
+    found: dict[str, list[Use]] = {}
+    for use in uses:
+        name = use.consumer.weight
+        key = use.consumer.node if name is None else graph.found.aliases.get(name, name)
+        found.setdefault(key, []).append(use)
+    return list(found.values())
+
+
+def _covariance(statistics: Statistics, uses: Sequence[Use], with_taps: bool) -> torch.Tensor:
+    """That of all uses' observations together."""
+    moments = [statistics.patches[u.consumer.node] if with_taps else statistics.of(u.consumer.site) for u in uses]
+    total = sum(m.count for m in moments)
+    mean = torch.stack([m.mean * (m.count / total) for m in moments]).sum(0)
+    result = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for each in moments:
+        if each.covariance is None:
+            raise PassError("CompensateLeastSquares needs second moments: run CollectStatistics with covariance=True before it")
+        delta = each.mean - mean
+        result += (each.covariance + torch.outer(delta, delta)) * (each.count / total)
+    return result
+
+
+def _average(statistics: Statistics, uses: Sequence[Use], shift: Callable[[Use], torch.Tensor]) -> torch.Tensor:
+    """The mean of the uses' shifts, by how often each was seen."""
+    counts = [statistics.of(use.consumer.site).count for use in uses]
+    return torch.stack([shift(use) * (n / sum(counts)) for use, n in zip(uses, counts, strict=True)]).sum(0)

@@ -1,0 +1,148 @@
+"""How far the means and variances of consumers' outputs are from what they were: a diagnostic of compensation."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.calibration import arguments_of, batches, evaluating
+from stp_fx.analysis.consumers import find_consumers
+from stp_fx.analysis.graph import ChannelGraph, kept_positions
+from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.moments import Moments, RunningMoments
+from stp_fx.errors import InputError
+from stp_fx.ir.state import state_of
+from stp_fx.passes.bias import sole_norm
+
+__all__ = ["ConsumerShift", "MeanCheck", "mean_check"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConsumerShift:
+    """One consumer. ``mean``: root mean square, over output channels, of the mean's change in standard deviations of the
+    channel; ``variance``: the median of new variance over old."""
+
+    node: str
+    mean: float
+    variance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanCheck:
+    """All consumers, in graph order; ``str`` gives a table."""
+
+    consumers: tuple[ConsumerShift, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest shift of a mean, in standard deviations."""
+        return max((c.mean for c in self.consumers), default=0.0)
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        table = Table(title="outputs of consumers, after over before")
+        table.add_column("consumer")
+        table.add_column("shift of the mean (std)", justify="right")
+        table.add_column("variance", justify="right")
+        for each in self.consumers:
+            table.add_row(each.node, f"{each.mean:.4f}", f"{each.variance:.3f}")
+        Console(file=out, width=110, force_terminal=False).print(table)
+        return out.getvalue().rstrip()
+
+
+def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Iterable[Any]) -> MeanCheck:
+    """Runs both graphs on the same batches in eval mode and compares what every consumer gives.
+
+    ``after`` is ``before`` with units masked or removed; only channels that are alive there are compared. Where a consumer
+    is followed by a BatchNorm, the norm's output is looked at: a shift may have gone into its running mean. Earlier
+    consumers' errors show in later ones, as they do in use.
+
+    Raises:
+        InputError: ``after`` does not come from ``before``, or the data does not fit.
+    """
+    data = calibration if isinstance(calibration, (list, tuple)) else list(calibration)
+    alive = _alive(before, after)
+    nodes = [c.node for c in find_consumers(before)]
+    dims = {c.node: c.channel for c in find_consumers(before)}
+    pairs = {n: (_looked_at(before, n), _looked_at(after, n)) for n in nodes if _has(before, n) and _has(after, n)}
+    old = _output_moments(before, {n: (pair[0], dims[n]) for n, pair in pairs.items()}, data)
+    new = _output_moments(after, {n: (pair[1], dims[n]) for n, pair in pairs.items()}, data)
+    graph = analyze(before)
+    removed = state_of(after).masked is None
+    rows = []
+    for name, (place, _) in pairs.items():
+        keep = _kept(graph, place, dims[name], alive)
+        rows.append(_compared(name, old[name], new[name], keep, keep[keep] if removed else keep))
+    return MeanCheck(tuple(rows))
+
+
+def _alive(before: fx.GraphModule, after: fx.GraphModule) -> np.ndarray:
+    state = state_of(after)
+    plan = state.plan if state.masked is None else state.masked
+    graph = analyze(before)
+    return np.ones(graph.solution.count, dtype=bool) if plan is None else alive_under(graph, plan, partial=True)
+
+
+def _has(gm: fx.GraphModule, name: str) -> bool:
+    return any(node.name == name for node in gm.graph.nodes)
+
+
+def _looked_at(gm: fx.GraphModule, name: str) -> str:
+    """The consumer's node, or the one behind it that holds its shift."""
+    node = next(n for n in gm.graph.nodes if n.name == name)
+    if sole_norm(gm, name) is not None:
+        return next(iter(node.users)).name
+    added = {f"{name}_bias"}.intersection(state_of(gm).added)
+    for user in node.users:
+        if added and any(n.op == "get_attr" and n.target in added for n in user.all_input_nodes):
+            return user.name
+    return name
+
+
+def _kept(graph: ChannelGraph, node: str, channel: int, alive: np.ndarray) -> np.ndarray:
+    return kept_positions(graph.value(node).dims[channel], alive, graph.solution.label)
+
+
+class _OutputReader(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule, wanted: Mapping[str, list[tuple[str, int]]]) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False
+        self.wanted = wanted
+        self.running: dict[str, RunningMoments] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        for name, channel in self.wanted.get(n.name, ()):
+            if not self.running.setdefault(name, RunningMoments(channel % value.dim())).add(value):
+                raise InputError(f"node {n.name!r} gives values that are not finite")
+        return value
+
+
+def _output_moments(gm: fx.GraphModule, places: Mapping[str, tuple[str, int]], data: Iterable[Any]) -> dict[str, Moments]:
+    wanted: dict[str, list[tuple[str, int]]] = {}
+    for name, (place, channel) in places.items():
+        wanted.setdefault(place, []).append((name, channel))
+    reader = _OutputReader(gm, wanted)
+    with torch.no_grad(), evaluating(gm):
+        for batch in batches(gm, data, "checking means"):
+            reader.run(*arguments_of(gm, batch))
+    return {name: running.result() for name, running in reader.running.items()}
+
+
+def _compared(name: str, old: Moments, new: Moments, keep: np.ndarray, mine: np.ndarray) -> ConsumerShift:
+    """``keep`` flags the channels of the old output that are alive, ``mine`` those of the new one."""
+    if len(old.mean) != len(keep) or len(new.mean) != len(mine):
+        raise InputError(f"node {name!r} has {len(new.mean)} channels, not {len(mine)}: the graphs do not belong together")
+    first, second = torch.from_numpy(keep), torch.from_numpy(mine)
+    spread = old.variance[first].clamp_min(1e-30)
+    shift = (new.mean[second] - old.mean[first]).square() / spread
+    return ConsumerShift(name, float(shift.mean().sqrt()), float((new.variance[second] / spread).median()))
