@@ -1,7 +1,25 @@
 """stp_fx: structured pruning for PyTorch as a compiler would do it."""
 
 from stp_fx import criteria, errors, passes
-from stp_fx.api import ChannelGraph, Cost, Report, analyze, apply_plan, compare, cost, plan_of, prune_graph, trace
+from stp_fx.api import (
+    ChannelGraph,
+    Cost,
+    Report,
+    RunReport,
+    Sensitivity,
+    Sweep,
+    analyze,
+    apply_plan,
+    compare,
+    cost,
+    estimate_keep_ratio,
+    plan_of,
+    prune_graph,
+    report_of,
+    sensitivity,
+    sweep,
+    trace,
+)
 from stp_fx.errors import StpFxError
 from stp_fx.selection import PrunePlan
 
@@ -10,16 +28,23 @@ __all__ = [
     "Cost",
     "PrunePlan",
     "Report",
+    "RunReport",
+    "Sensitivity",
     "StpFxError",
+    "Sweep",
     "analyze",
     "apply_plan",
     "compare",
     "cost",
     "criteria",
     "errors",
+    "estimate_keep_ratio",
     "passes",
     "plan_of",
     "prune_graph",
+    "report_of",
+    "sensitivity",
+    "sweep",
     "trace",
 ]
 

@@ -25,10 +25,31 @@ from stp_fx.passes import (
     SelectUnits,
 )
 from stp_fx.passes.collect import collectors_for
+from stp_fx.passes.estimate import estimate_keep_ratio
 from stp_fx.passes.report import Report, compare
+from stp_fx.passes.run_report import RunReport
+from stp_fx.passes.sweep import Sensitivity, Sweep, sensitivity, sweep
 from stp_fx.selection import PrunePlan
 
-__all__ = ["ChannelGraph", "Cost", "Report", "analyze", "apply_plan", "compare", "cost", "plan_of", "prune_graph", "trace"]
+__all__ = [
+    "ChannelGraph",
+    "Cost",
+    "Report",
+    "RunReport",
+    "Sensitivity",
+    "Sweep",
+    "analyze",
+    "apply_plan",
+    "compare",
+    "cost",
+    "estimate_keep_ratio",
+    "plan_of",
+    "prune_graph",
+    "report_of",
+    "sensitivity",
+    "sweep",
+    "trace",
+]
 
 _COMPENSATIONS: dict[str, tuple[tuple[str, ...], tuple[GraphPass, ...]]] = {
     "mean": (("maps",), (CompensateMean(),)),
@@ -60,8 +81,10 @@ def prune_graph(
         gm: what :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
         criterion: a name (see :func:`stp_fx.criteria.known_criteria`) or a callable ``(group, context) -> scores``.
         ratio: the fraction of the target that goes, in [0, 1).
-        scope: "local" (each group loses its share) or "global" (groups are compared).
-        target: what ``ratio`` counts: "channels", "macs" or "params". Costs are met within one unit.
+        scope: "local" (each group loses its share), "global" (groups are compared) or "isomorphic" (groups of the same
+            structure are compared, and each structure loses its share).
+        target: what ``ratio`` counts: "channels", "macs", "params" or "latency" (as :func:`stp_fx.passes.latency_model`
+            predicts it from measurements on this machine). Costs are met within one unit.
         ignore: parameter, axis (``"conv1.weight:0"``) or module names, or modules: what touches them stays whole.
         ratios: layer name to a ratio of its own.
         round_to: every group keeps a multiple of so many units.
@@ -120,6 +143,12 @@ def plan_of(pruned: fx.GraphModule) -> PrunePlan:
     """What has been removed from a graph since it was captured, in original indices; empty if nothing was."""
     plan = state_of(pruned).plan
     return PrunePlan({}, {}) if plan is None else plan
+
+
+def report_of(pruned: fx.GraphModule) -> RunReport | None:
+    """What the last run of :func:`prune_graph` did: groups with their scores, what is pinned and why, totals; ``str``
+    gives a table. None for a graph that no selection has pruned or masked."""
+    return state_of(pruned).report
 
 
 def cost(gm: fx.GraphModule) -> Cost:

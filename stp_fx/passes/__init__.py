@@ -3,6 +3,7 @@
 from stp_fx.passes.base import GraphPass, Pipeline
 from stp_fx.passes.collect import CollectGradients, CollectStatistics
 from stp_fx.passes.compensate import CompensateLeastSquares, CompensateMean
+from stp_fx.passes.latency import LatencyModel, latency_model
 from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.mean_check import MeanCheck, mean_check
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm, UpdateBatchNormVariance
@@ -16,6 +17,7 @@ __all__ = [
     "CompensateLeastSquares",
     "CompensateMean",
     "GraphPass",
+    "LatencyModel",
     "MaskChannels",
     "MeanCheck",
     "Pipeline",
@@ -25,5 +27,6 @@ __all__ = [
     "SelectUnits",
     "UnmaskChannels",
     "UpdateBatchNormVariance",
+    "latency_model",
     "mean_check",
 ]

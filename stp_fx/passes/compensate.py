@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from stp_fx.errors import InputError, PassError
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.bias import add_to_bias
 from stp_fx.passes.collect import statistics_on
-from stp_fx.passes.select import carry_over, is_partial, planned
+from stp_fx.passes.planning import carry_over, is_partial, planned
 from stp_fx.passes.slicing import copied
 from stp_fx.selection.plan import PrunePlan
 
@@ -53,6 +54,7 @@ class CompensateMean(GraphPass):
         PlanError: the plan does not fit.
     """
 
+    name: ClassVar[str] = "mean"
     plan: PrunePlan | None = None
     statistics: Statistics | None = dataclasses.field(default=None, repr=False)
 
@@ -68,7 +70,7 @@ class CompensateMean(GraphPass):
             for uses in losing:
                 add_to_bias(result, [use.consumer for use in uses], self.shift(gm, result, statistics, uses))
         result.recompile()
-        carry_over(gm, result, plan)
+        carry_over(gm, result, plan, self.name)
         return PassResult(result, bool(losing))
 
     def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
@@ -89,6 +91,7 @@ class CompensateLeastSquares(CompensateMean):
     ``ridge`` is relative to each channel's variance.
     """
 
+    name: ClassVar[str] = "least_squares"
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from stp_fx.analysis.liveness import alive_under
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.masks import add_masks
-from stp_fx.passes.select import is_partial, planned
+from stp_fx.passes.planning import is_partial, log_run, planned
 from stp_fx.passes.slicing import copied
 from stp_fx.selection.plan import PrunePlan
 
@@ -39,6 +39,7 @@ class MaskChannels(GraphPass):
         made = add_masks(result, graph, alive)
         state = state_of(result)
         state.masked = plan if state.masked is None else _both(state.masked, plan)
+        log_run(gm, result, plan, "Mask")
         return PassResult(result, made > 0)
 
 

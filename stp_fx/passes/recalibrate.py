@@ -26,7 +26,7 @@ from stp_fx.passes.base import GraphPass
 from stp_fx.passes.bias import sole_norm
 from stp_fx.passes.collect import statistics_on
 from stp_fx.passes.compensate import losing_uses
-from stp_fx.passes.select import carry_over, is_partial, planned
+from stp_fx.passes.planning import carry_over, is_partial, planned
 from stp_fx.passes.slicing import copied
 from stp_fx.selection.plan import PrunePlan
 

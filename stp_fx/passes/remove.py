@@ -13,8 +13,8 @@ from stp_fx.errors import RewriteError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.masks import drop_masks
+from stp_fx.passes.planning import is_partial, log_run, planned
 from stp_fx.passes.refit import refit
-from stp_fx.passes.select import is_partial, planned
 from stp_fx.passes.slicing import shortened_copy
 from stp_fx.selection.plan import PrunePlan
 
@@ -46,6 +46,7 @@ class RemoveChannels(GraphPass):
         state.plan = plan if before is None else before.then(plan)
         masked = None if state.masked is None else state.masked.after(plan)
         state.masked = None if masked is None or masked.is_empty else masked
+        log_run(gm, result, plan, "Prune")
         return PassResult(result, not plan.is_empty)
 
     def ensures(self, result: PassResult) -> None:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes, removed_axes
+from stp_fx.analysis.graph import ChannelGraph, alive_classes
 from stp_fx.analysis.groups import Group
+from stp_fx.analysis.isomorphism import isomorphism_classes
 from stp_fx.criteria import Criterion, ScoreContext, resolve, score_groups
-from stp_fx.errors import InputError, NothingToPruneError, PassError
+from stp_fx.errors import InputError, PassError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.collect import GRADIENTS, STATISTICS, gradients_on, statistics_on
-from stp_fx.selection import PrunePlan, carriers, select
+from stp_fx.passes.collect import gradients_on, statistics_on
+from stp_fx.passes.latency import latency_model
+from stp_fx.passes.planning import PLAN, REPORT, SCORES, groups_named, plan_for, prunable_groups
+from stp_fx.passes.run_report import run_report
+from stp_fx.selection import carriers, select
 
-__all__ = ["ScoreUnits", "SelectUnits", "groups_named", "plan_for", "planned", "prunable_groups"]
+__all__ = ["ScoreUnits", "SelectUnits"]
 
-_SCORES, _PLAN = "scores", "plan"
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +53,7 @@ class ScoreUnits(GraphPass):
         with torch.no_grad():
             context = ScoreContext(tensors, self.seed, gm, statistics_on(gm), gradients_on(gm))
             scores = score_groups(groups, criterion, context)
-        state_of(gm).cache[_SCORES] = (groups, scores)
+        state_of(gm).cache[SCORES] = (groups, scores)
         return PassResult(gm, False)
 
 
@@ -73,19 +75,14 @@ class SelectUnits(GraphPass):
 
     def requires(self, gm: fx.GraphModule) -> None:
         super().requires(gm)
-        if _SCORES not in state_of(gm).cache:
+        if SCORES not in state_of(gm).cache:
             raise PassError("SelectUnits needs scores: run ScoreUnits before it")
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         graph = analyze(gm)
-        groups, scores = state_of(gm).cache[_SCORES]
+        groups, scores = state_of(gm).cache[SCORES]
         ratios = _ratios_by_group(gm, graph, groups, self.ratios or {})
         exponents = _carrying(graph, groups, ratios, self.products)
-        parameters = parameter_names(gm)
-
-        def cost(removed: np.ndarray) -> float:
-            return float(getattr(cost_of(graph, parameters, alive_classes(graph, removed)), self.target))
-
         removed = select(
             groups,
             scores,
@@ -97,94 +94,23 @@ class SelectUnits(GraphPass):
             exponents=exponents,
             max_ratio=self.max_ratio,
             round_to=self.round_to,
-            cost=cost if self.target in ("macs", "params") else None,
+            cost=self._cost(gm, graph),
+            classes=isomorphism_classes(groups, graph.found.shapes),
         )
         removed = _keep_a_position_everywhere(graph, groups, scores, removed)
-        state_of(gm).cache[_PLAN] = plan_for(graph, removed)
-        for group in groups:
-            _log.debug("Prune %d/%d channels of %s", int(removed[group.units].sum()), group.size, group.name)
+        state_of(gm).cache[PLAN] = plan_for(graph, removed)
+        state_of(gm).cache[REPORT] = run_report(gm, graph, groups, scores, removed)
         return PassResult(gm, False)
 
-
-def plan_for(graph: ChannelGraph, removed: np.ndarray) -> PrunePlan:
-    """The plan that takes the flagged units (bool, one per unit) out of every axis they touch."""
-    kept = removed_axes(graph, alive_classes(graph, removed))
-    sizes = {(axis.tensor, axis.dim): axis.size for axis in graph.axes}
-    return PrunePlan(kept, {key: sizes[key] for key in kept})
-
-
-def is_partial(gm: fx.GraphModule) -> bool:
-    """Whether plans need not speak of every axis: passes have added mask buffers or biases since the capture."""
-    return state_of(gm).masked is not None or bool(state_of(gm).added)
-
-
-def carry_over(source: fx.GraphModule, target: fx.GraphModule, plan: PrunePlan) -> None:
-    """Leaves ``plan``, and what was collected on ``source``, on a copy of it that has other weights."""
-    caches = state_of(source).cache, state_of(target).cache
-    for key in (STATISTICS, GRADIENTS, _SCORES):
-        if key in caches[0]:
-            caches[1][key] = caches[0][key]
-    caches[1][_PLAN] = plan
-
-
-def planned(gm: fx.GraphModule) -> PrunePlan:
-    """The plan that :class:`SelectUnits` left on the graph."""
-    plan = state_of(gm).cache.get(_PLAN)
-    if plan is None:
-        raise PassError("no plan on the graph: run SelectUnits before, or give this pass a plan")
-    return plan
-
-
-def prunable_groups(gm: fx.GraphModule, graph: ChannelGraph, ignore: Iterable[Any]) -> list[Group]:
-    """Groups that touch nothing named in ``ignore``.
-
-    Raises:
-        InputError: an entry of ``ignore`` that matches nothing.
-        NothingToPruneError: no group is left; says why.
-    """
-    held: set[int] = set()
-    for entry in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
-        held.update(group.index for group in groups_named(gm, graph, entry, "ignore"))
-    left = [group for group in graph.groups if group.index not in held]
-    if not left:
-        why = "everything is in `ignore`" if graph.groups else _why_nothing(graph)
-        raise NothingToPruneError(f"the graph has no channel that can be removed: {why}")
-    return left
-
-
-def groups_named(gm: fx.GraphModule, graph: ChannelGraph, entry: Any, argument: str) -> list[Group]:
-    """Groups that touch a parameter, buffer or module (by name or object), one axis (``"conv1.weight:0"``), or so named."""
-    name = _module_name(gm, entry, argument) if isinstance(entry, nn.Module) else entry
-    if not isinstance(name, str):
-        raise InputError(f"`{argument}` holds {entry!r}: give parameter names, module names or modules of the traced graph")
-    by_group = [group for group in graph.groups if group.name == name]
-    if by_group:
-        return by_group
-    known = {axis.tensor for axis in graph.axes} | set(graph.found.aliases)
-    modules = {m for m, _ in gm.named_modules(remove_duplicate=False)}
-    axis_names = {axis.name for axis in graph.axes}
-    prefix = name + "."
-    if name in axis_names:
-        return [g for g in graph.groups if any(m.axis.name == name for m in g.members)]
-    if name not in known and name not in modules and not any(k.startswith(prefix) for k in known):
-        close = difflib.get_close_matches(name, sorted(known | modules), n=3)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise InputError(f"`{argument}` names {name!r}, which the graph does not have{hint}")
-    canonical = {graph.found.aliases.get(k, k) for k in known if k == name or k.startswith(prefix) or name == ""}
-    return [g for g in graph.groups if any(m.axis.tensor in canonical for m in g.members)]
-
-
-def _module_name(gm: fx.GraphModule, module: nn.Module, argument: str) -> str:
-    """The name of a module in the graph: the module itself, or one that shares its parameters."""
-    theirs = {id(t) for t in (*module.parameters(), *module.buffers())}
-    for name, candidate in gm.named_modules(remove_duplicate=False):
-        if candidate is module:
-            return name
-    for name, candidate in gm.named_modules(remove_duplicate=False):
-        ours = {id(t) for t in (*candidate.parameters(), *candidate.buffers())}
-        if theirs and ours == theirs:
-            return name
-    raise InputError(f"`{argument}` holds a {type(module).__name__} that is not part of the graph; name it instead")
+    def _cost(self, gm: fx.GraphModule, graph: ChannelGraph) -> Callable[[np.ndarray], float] | None:
+        """What the target counts, as a function of the removed units (bool, one per unit)."""
+        if self.target == "latency":
+            model = latency_model(gm)
+            return lambda removed: model.predict(graph, alive_classes(graph, removed))
+        if self.target not in ("macs", "params"):
+            return None
+        parameters = parameter_names(gm)
+        return lambda removed: float(getattr(cost_of(graph, parameters, alive_classes(graph, removed)), self.target))
 
 
 def _ratios_by_group(
@@ -211,12 +137,6 @@ def _is_output_of(axis: Any, name: str) -> bool:
 def _why_name(graph: ChannelGraph, name: str) -> str:
     axes = [a for a in graph.axes if a.tensor == name or a.name == name or a.tensor.startswith(name + ".")]
     return graph.explain(axes[0].name) if axes else "it has no parameters"
-
-
-def _why_nothing(graph: ChannelGraph) -> str:
-    reasons = dict.fromkeys(f"{note.reason} ('{note.node}')" for note in graph.found.elements.pins if note.node)
-    shown = list(reasons)[:3]
-    return "; ".join(shown) if shown else "it has no parameters"
 
 
 def _carrying(graph: ChannelGraph, groups: Sequence[Group], ratios: Mapping[int, float], option: str) -> dict[int, int]:

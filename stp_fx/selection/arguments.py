@@ -13,9 +13,9 @@ from stp_fx.selection.scope import SCOPES
 
 __all__ = ["TARGETS", "Cost", "check_groups", "check_ratios", "check_request"]
 
-TARGETS = ("channels", "macs", "params")
+TARGETS = ("channels", "macs", "params", "latency")
 
-# The cost (MACs or parameters) of the network without the units flagged in a bool array of shape [units of the graph].
+# The cost (MACs, parameters or seconds) of the network without the units flagged in a bool array of shape [units of the graph].
 Cost = Callable[[np.ndarray], float]
 
 

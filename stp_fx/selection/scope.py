@@ -13,7 +13,7 @@ from stp_fx.errors import InputError
 
 __all__ = ["SCOPES", "UnitOrder", "local_fraction", "order_units"]
 
-SCOPES = ("local", "global")
+SCOPES = ("local", "global", "isomorphic")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,8 +22,8 @@ class UnitOrder:
 
     ``unit``: id in the whole graph. ``owner``: position of the group in the sequence of groups. ``rank``: 0 for the
     unit of the group that goes first; equal scores go in channel order. ``key``: units go in order of rising key; for
-    scope "local" the key is the amount at which the unit goes: a ratio t takes exactly the units of keys up to t.
-    ``sizes``: units of each group.
+    scopes "local" and "isomorphic" the key is the amount at which the unit goes: a ratio t takes exactly the units of
+    keys up to t. ``sizes``: units of each group.
     """
 
     unit: np.ndarray
@@ -55,12 +55,17 @@ def order_units(
     *,
     scope: str = "local",
     exponents: Mapping[int, int] | None = None,
+    classes: Sequence[int] | None = None,
+    largest: np.ndarray | None = None,
 ) -> UnitOrder:
     """Order the units of ``groups`` by ``scores`` (one array of shape [units] a group; the lowest goes first).
 
     "local": key 1 - (1 - (rank + 1) / n)^k, with n the group's size and k its exponent (1 if it is in no product):
     all groups shrink at one pace, and products of k shrinking factors at that pace too. "global": the key is the score
     itself; one unit weighs as much as any other, whatever its group, so scores must be comparable across groups.
+    "isomorphic": as "local", with rank and n those in the class of the unit's group; ``classes`` gives one number a
+    group. Units beyond the ``largest`` number that may go of a group come last in their class, so that others take
+    their place.
     """
     if scope not in SCOPES:
         raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
@@ -71,12 +76,28 @@ def order_units(
     rank = np.empty(len(flat), dtype=np.int64)
     rank[np.lexsort((flat, owner))] = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     key = flat
-    if scope == "local":
+    if scope != "global":
         given = exponents or {}
         power = np.array([given.get(group.index, 1) for group in groups], dtype=np.float64)[owner]
-        share = (rank + 1) / sizes[owner]
+        share = (rank + 1) / sizes[owner] if scope == "local" else _shares(flat, owner, rank, classes, largest)
         key = np.where(power == 1, share, 1.0 - (1.0 - share) ** power)
     return UnitOrder(unit=unit, owner=owner, rank=rank, key=key, sizes=sizes)
+
+
+def _shares(
+    flat: np.ndarray, owner: np.ndarray, rank: np.ndarray, classes: Sequence[int] | None, largest: np.ndarray | None
+) -> np.ndarray:
+    """The fraction of its class that is gone once the unit has gone: float64 [units]."""
+    if classes is None:
+        raise InputError("scope 'isomorphic' needs the classes of the groups; analysis.isomorphism gives them")
+    of_unit = np.asarray(classes, dtype=np.int64)[owner]
+    capped = np.zeros(len(flat), dtype=bool) if largest is None else rank >= largest[owner]
+    share = np.empty(len(flat))
+    for each in np.unique(of_unit):
+        members = np.flatnonzero(of_unit == each)
+        order = np.lexsort((rank[members], owner[members], flat[members], capped[members]))
+        share[members[order]] = np.arange(1, len(members) + 1) / len(members)
+    return share
 
 
 def _flat_scores(groups: Sequence[Group], scores: Sequence[torch.Tensor | np.ndarray]) -> np.ndarray:

@@ -40,13 +40,15 @@ def select(
     max_ratio: float = 1.0,
     round_to: int = 1,
     cost: Cost | None = None,
+    classes: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Choose the units to remove: bool [total], indexed by the ids in ``Group.units``; True goes.
 
     ``target`` "channels", scope "local": each group loses ``floor(ratio * n)`` of its lowest (of each factor of a
     product shared by k factors: the fraction that takes ``ratio`` from the product). Scope "global": the
-    ``floor(ratio * units)`` lowest of all. "macs", "params": the shortest prefix of the order for which ``cost`` is at
-    most ``1 - ratio`` of what it is with nothing removed.
+    ``floor(ratio * units)`` lowest of all. Scope "isomorphic": ``floor(ratio * n)`` of the lowest of each class of
+    groups (``classes`` has one number a group). "macs", "params", "latency": the shortest prefix of the order for
+    which ``cost`` is at most ``1 - ratio`` of what it is with nothing removed.
 
     ``ratios`` (by ``Group.index``) fixes groups: they lose that fraction of their units, whatever the scope and target,
     and the others meet the target. ``exponents`` is what :func:`carriers` gave: groups absent from it are left whole;
@@ -65,8 +67,10 @@ def select(
     check_groups(groups, scores, total)
     carried = [k for k, group in enumerate(groups) if exponents is None or exponents.get(group.index, 0) > 0]
     groups, scores = [groups[k] for k in carried], [scores[k] for k in carried]
-    order = order_units(groups, scores, scope=scope, exponents=exponents)
-    limits = GroupLimits.of(order.sizes, max_ratio=max_ratio, round_to=round_to)
+    sizes = np.array([group.size for group in groups], dtype=np.int64)
+    limits = GroupLimits.of(sizes, max_ratio=max_ratio, round_to=round_to)
+    compared = None if classes is None else [classes[k] for k in carried]
+    order = order_units(groups, scores, scope=scope, exponents=exponents, classes=compared, largest=limits.largest)
     powers = np.array([1 if exponents is None else exponents[group.index] for group in groups], dtype=np.int64)
     own = np.array([ratios.get(group.index, -1.0) for group in groups])
     fixed = np.where(own >= 0, _local_counts(np.maximum(own, 0.0), powers, order.sizes), 0)
@@ -76,6 +80,11 @@ def select(
         wanted = np.where(own >= 0, fixed, _local_counts(np.full(len(groups), ratio), powers, order.sizes))
         counts = limits.allowed(wanted)
         _report_rounding("channels", int(np.minimum(wanted, limits.largest).sum()), int(counts.sum()), round_to)
+    elif target == "channels" and scope == "isomorphic":
+        length = int(np.searchsorted(order.key[search.candidates], ratio + _COUNT_SLACK, side="right"))
+        wanted = fixed + np.bincount(order.owner[search.candidates[:length]], minlength=len(groups))
+        counts = limits.allowed(wanted)
+        _report_rounding("channels", int(wanted.sum()), int(counts.sum()), round_to)
     elif target == "channels":
         pooled = int(order.sizes[own < 0].sum())
         counts = _global_channels(search, int(np.floor(ratio * pooled + _COUNT_SLACK)), own < 0)

@@ -26,7 +26,7 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
-from stp_fx.passes.select import planned
+from stp_fx.passes.planning import planned
 
 
 class Convolutions(nn.Module):

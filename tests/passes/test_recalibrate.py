@@ -22,7 +22,7 @@ from stp_fx.passes import (
     UpdateBatchNormVariance,
     mean_check,
 )
-from stp_fx.passes.select import planned
+from stp_fx.passes.planning import planned
 
 
 class Net(nn.Module):

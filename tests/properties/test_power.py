@@ -27,7 +27,7 @@ def broken(kind: str, examples: int = 10) -> int:
         nonlocal count
         try:
             check_laws(Case(recipe.build(), recipe.inputs(), request))
-        except (AssertionError, StpFxError):
+        except (AssertionError, StpFxError, RuntimeError):  # the last: shapes that do not fit when torch runs it
             count += 1
 
     law()

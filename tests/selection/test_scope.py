@@ -55,8 +55,8 @@ def test_bad_scores(make_groups):
         order_units(groups, [np.zeros(3)])
     with pytest.raises(InputError, match="group 'g0' are not all finite"):
         order_units(groups, [np.array([1.0, np.nan])])
-    with pytest.raises(InputError, match="unknown scope 'isomorphic'; known: local, global"):
-        order_units(groups, [np.zeros(2)], scope="isomorphic")
+    with pytest.raises(InputError, match="unknown scope 'worldwide'; known: local, global"):
+        order_units(groups, [np.zeros(2)], scope="worldwide")
 
 
 def test_no_groups():

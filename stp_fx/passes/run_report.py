@@ -1,0 +1,115 @@
+"""What a selection did, group by group: as data, as a table, and as log lines that are the same for every criterion."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from stp_fx.analysis.cost import cost_of, parameter_names
+from stp_fx.analysis.graph import ChannelGraph, alive_classes
+from stp_fx.analysis.groups import Group
+
+__all__ = ["GroupRun", "RunReport", "run_report"]
+
+_log = logging.getLogger("stp_fx.report")
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupRun:
+    """One group: how many of its units go, the range of its scores, and whether masking it is removing it."""
+
+    name: str
+    removed: int
+    size: int
+    lowest: float
+    highest: float
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReport:
+    """What a plan takes, and from what. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
+    ``compensation``: "mean", "least_squares" or None. ``str`` gives a table."""
+
+    groups: tuple[GroupRun, ...]
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    pinned: dict[str, int]
+    compensation: str | None = None
+
+    def line(self, verb: str = "Prune") -> str:
+        """One line of totals."""
+        removed, units = sum(g.removed for g in self.groups), sum(g.size for g in self.groups)
+        return (
+            f"{verb} {removed}/{units} channels of {sum(g.removed > 0 for g in self.groups)} groups{self._mark()}: "
+            f"MACs {self.macs[0]:,} to {self.macs[1]:,} ({self.macs[1] / max(self.macs[0], 1):.1%}), "
+            f"parameters {self.params[0]:,} to {self.params[1]:,} ({self.params[1] / max(self.params[0], 1):.1%})"
+        )
+
+    def log(self, verb: str) -> None:
+        """One line a group, one of totals; ``verb`` is "Prune" or "Mask"."""
+        for group in self.groups:
+            _log.info(
+                "%s %d/%d channels of %s%s (scores %.3g to %.3g)",
+                verb, group.removed, group.size, group.name, self._mark(), group.lowest, group.highest,
+            )  # fmt: skip
+        _log.info("%s", self.line(verb))
+
+    def _mark(self) -> str:
+        return f" [{self.compensation}]" if self.compensation else ""
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        console = Console(file=out, width=120, force_terminal=False)
+        table = Table(title="groups")
+        for column in ("group", "pruned", "left", "scores", "masking = removing"):
+            table.add_column(column, justify="left" if column == "group" else "right", overflow="fold")
+        for g in self.groups:
+            table.add_row(
+                g.name,
+                f"{g.removed}/{g.size}",
+                f"{1 - g.removed / g.size:.0%}",
+                f"{g.lowest:.3g} to {g.highest:.3g}",
+                "yes" if g.exact else "no",
+            )
+        console.print(table)
+        for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1]):
+            console.print(f"{axes} axes pinned: {reason}", markup=False, highlight=False)
+        console.print(self.line(), markup=False, highlight=False)
+        return out.getvalue().rstrip()
+
+
+def run_report(
+    gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray
+) -> RunReport:
+    """The report of a selection; ``removed`` is bool, one per unit of the graph."""
+    names = parameter_names(gm)
+    before = cost_of(graph, names, np.ones(graph.solution.count, dtype=bool))
+    after = cost_of(graph, names, alive_classes(graph, removed))
+    rows = tuple(
+        GroupRun(g.name, int(removed[g.units].sum()), g.size, float(s.min()), float(s.max()), g.exact)
+        for g, s in zip(groups, scores, strict=True)
+    )
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), _pinned(graph))
+
+
+def _pinned(graph: ChannelGraph) -> dict[str, int]:
+    """Reason to the number of axes with a position that it pins; said of itself, not through coupling."""
+    label, counts = graph.solution.label, {}
+    by_reason: dict[str, np.ndarray] = {}
+    for note in graph.found.elements.pins:
+        if note.node:
+            by_reason.setdefault(note.reason, np.zeros(graph.solution.count, dtype=bool))[label[note.ids.ravel()]] = True
+    for reason, flags in by_reason.items():
+        axes = sum(bool(flags[label[axis.ids]].any()) for axis in graph.found.axes)
+        if axes:
+            counts[reason] = axes
+    return counts

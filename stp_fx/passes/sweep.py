@@ -1,0 +1,178 @@
+"""Many plans from one collection, and how much each group's loss of units hurts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.calibration import batches, evaluating
+from stp_fx.analysis.gradients import Loss, cross_entropy
+from stp_fx.criteria import Criterion, needs_of, resolve
+from stp_fx.errors import InputError
+from stp_fx.passes.base import Pipeline
+from stp_fx.passes.collect import collectors_for
+from stp_fx.passes.mask import MaskChannels
+from stp_fx.passes.planning import planned, prunable_groups, reported
+from stp_fx.passes.run_report import RunReport
+from stp_fx.passes.select import ScoreUnits, SelectUnits
+from stp_fx.selection import PrunePlan
+
+__all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SweepEntry:
+    """One ratio: its plan, and what the plan comes to; nothing has been removed."""
+
+    ratio: float
+    plan: PrunePlan
+    report: RunReport
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sweep:
+    """Entries in the order of the ratios given; ``str`` gives a table."""
+
+    entries: tuple[SweepEntry, ...]
+
+    def __str__(self) -> str:
+        table = Table(title="sweep")
+        for column in ("ratio", "channels", "MACs", "left", "parameters", "left"):
+            table.add_column(column, justify="right")
+        for entry in self.entries:
+            report = entry.report
+            gone, units = sum(g.removed for g in report.groups), sum(g.size for g in report.groups)
+            table.add_row(
+                f"{entry.ratio:g}", f"{units - gone:,}/{units:,}",
+                f"{report.macs[1]:,}", f"{report.macs[1] / max(report.macs[0], 1):.1%}",
+                f"{report.params[1]:,}", f"{report.params[1] / max(report.params[0], 1):.1%}",
+            )  # fmt: skip
+        return _text(table)
+
+
+def sweep(
+    gm: fx.GraphModule,
+    ratios: Sequence[float],
+    criterion: str | Criterion = "magnitude",
+    *,
+    calibration: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    ignore: Iterable[Any] = (),
+    **selection: Any,
+) -> Sweep:
+    """Collects and scores once, then plans every ratio; nothing is removed. :func:`stp_fx.apply_plan` carries a plan out.
+
+    ``selection`` takes the arguments of :class:`SelectUnits` (scope, target, ratios, round_to, max_ratio, products).
+
+    Raises:
+        InputError: no ratios, or an argument that is out of range.
+    """
+    if not len(ratios):
+        raise InputError("`ratios` is empty: give the ratios to plan for")
+    chosen = resolve(criterion)
+    Pipeline(*collectors_for(needs_of(chosen), calibration, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
+    entries = []
+    for ratio in ratios:
+        SelectUnits(ratio, **selection)(gm)
+        entries.append(SweepEntry(ratio, planned(gm), reported(gm)))
+    return Sweep(tuple(entries))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """``losses[group]``: the mean loss with so much of the group masked, and nothing else, one for each of ``ratios``;
+    ``baseline``: with nothing masked. ``str`` gives a table, most sensitive first."""
+
+    ratios: tuple[float, ...]
+    baseline: float
+    losses: Mapping[str, tuple[float, ...]]
+
+    def __str__(self) -> str:
+        table = Table(title=f"loss with one group masked; {self.baseline:.4f} with none")
+        table.add_column("group")
+        for ratio in self.ratios:
+            table.add_column(f"{ratio:g}", justify="right")
+        for name, values in sorted(self.losses.items(), key=lambda item: -max(item[1])):
+            table.add_row(name, *(f"{value:.4f}" for value in values))
+        return _text(table)
+
+    def plot(self, path: str | Path) -> Path:
+        """One curve a group, the twelve most sensitive ones named; needs matplotlib.
+
+        Raises:
+            InputError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError("a plot needs matplotlib: pip install matplotlib (or stp-fx[demo])") from error
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for rank, (name, values) in enumerate(sorted(self.losses.items(), key=lambda item: -max(item[1]))):
+            style: dict[str, Any] = {"label": name, "marker": "o"} if rank < 12 else {"color": "0.8", "zorder": 0}
+            axes.plot((0.0, *self.ratios), (self.baseline, *values), **style)
+        axes.set(xlabel="fraction of the group masked", ylabel="loss")
+        axes.legend(fontsize=7)
+        figure.savefig(path, dpi=150)
+        return Path(path)
+
+
+def sensitivity(
+    gm: fx.GraphModule,
+    data: Iterable[Any],
+    loss: Loss | None = None,
+    *,
+    ratios: Sequence[float] = (0.25, 0.5, 0.75),
+    criterion: str | Criterion = "magnitude",
+    ignore: Iterable[Any] = (),
+) -> Sensitivity:
+    """Masks each group alone, at several ratios, and measures the loss on ``data``; the graph stays as it was.
+
+    ``loss(gm, batch)`` gives a scalar (default: cross-entropy on ``(input, target)`` batches); criteria that read data
+    read the same batches.
+
+    Raises:
+        InputError: no ratios, no data, or a loss that is not a scalar.
+    """
+    if not len(ratios):
+        raise InputError("`ratios` is empty: give the ratios to measure at")
+    function = cross_entropy if loss is None else loss
+    held = data if isinstance(data, (list, tuple)) else list(data)
+    chosen = resolve(criterion)
+    groups = prunable_groups(gm, analyze(gm), ignore)
+    Pipeline(*collectors_for(needs_of(chosen), held, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
+    baseline = _mean_loss(gm, held, function)
+    losses: dict[str, tuple[float, ...]] = {}
+    for group in groups:
+        measured = []
+        for ratio in ratios:
+            SelectUnits(0.0, ratios={group.name: ratio}, products="none")(gm)
+            measured.append(_mean_loss(MaskChannels(planned(gm))(gm).graph_module, held, function))
+        losses[group.name] = tuple(measured)
+    return Sensitivity(tuple(ratios), baseline, losses)
+
+
+def _mean_loss(gm: fx.GraphModule, data: Sequence[Any], loss: Loss) -> float:
+    total, number = 0.0, 0
+    with torch.no_grad(), evaluating(gm):
+        for number, batch in enumerate(batches(gm, data, "measuring the loss"), 1):
+            value = loss(gm, batch)
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                raise InputError(f"the loss of batch {number - 1} is no scalar tensor, but {type(value).__name__}")
+            total += float(value)
+    return total / number
+
+
+def _text(table: Table) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120, force_terminal=False).print(table)
+    return out.getvalue().rstrip()
