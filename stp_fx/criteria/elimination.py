@@ -9,7 +9,7 @@ block of weights of a linear layer). With P_JJ = C C^T, L = P_:J C^-T and U = C^
 
 Only inner products of rows of W are needed: with G = W W^T and H = G_:J C^-T - L (U U^T) / 2, G <- G - L H^T - H L^T.
 The columns of a few steps are gathered and subtracted in one matrix product, as in a blocked Cholesky factorisation:
-n^3 operations for n positions, at the speed of matrix products.
+n^3 operations for n positions, at the speed of matrix products, and rows of what is gone are dropped on the way.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ __all__ = ["Elimination", "precision"]
 
 _PANEL = 64
 """Columns gathered before they are subtracted from the whole matrix."""
+_CROWDED = 0.85
+"""Rows of what is gone are dropped when less than this fraction is left: copies cost as much as products otherwise."""
 
 
 def precision(covariance: torch.Tensor, ridge: float, name: str) -> torch.Tensor:
@@ -48,14 +50,17 @@ class Elimination:
     """
 
     def __init__(self, precision: torch.Tensor, gram: torch.Tensor, block: int) -> None:
-        self._precision, self._gram, self._block = precision, gram, block
-        self._units = len(gram) // block
+        self._block, units = block, len(gram) // block
+        # Matrices of the units that were left when rows were last dropped: `order` lists them, `place` finds them.
+        self._precision, self._gram = precision, gram
+        self._order = torch.arange(units)
+        self._place = list(range(units))
+        self._alive = torch.ones(units, dtype=torch.bool)
         self._own_precision, self._own_gram = self._diagonal(precision), self._diagonal(gram)
-        self._left = torch.zeros(len(gram), 0, dtype=torch.float64)
-        self._half = torch.zeros_like(self._left)
+        self._start_panel()
 
     def costs(self) -> torch.Tensor:
-        """What removing each unit next costs: float64 [units]; not meaningful for those that are gone."""
+        """What removing each unit next costs: float64 [units]; 0 for those that are gone."""
         if self._block == 1:
             return (self._own_gram / self._own_precision).reshape(-1)
         factor, _ = torch.linalg.cholesky_ex(self._own_precision)
@@ -63,45 +68,68 @@ class Elimination:
 
     def remove(self, unit: int) -> None:
         """Removes one unit: the others absorb it."""
-        rows = slice(unit * self._block, (unit + 1) * self._block)
         factor = torch.linalg.cholesky(self._own_precision[unit])
-        left = self._solved(self._column(self._precision, rows, self._left, self._left), factor)
-        gram = self._solved(self._column(self._gram, rows, self._left, self._half, symmetric=True), factor)
-        inner = self._solved(self._solved(self._own_gram[unit], factor).T, factor)
-        half = gram - 0.5 * left @ inner
-        tall, wide = (part.reshape(self._units, self._block, -1) for part in (left, half))
-        self._own_precision -= tall @ tall.mT
-        self._own_gram -= tall @ wide.mT + wide @ tall.mT
+        first = self._place[unit] * self._block
+        rows = slice(first, first + self._block)
+        gathered, halves = self._left[:, : self._width], self._half[:, : self._width]
+        # Both are symmetric, and rows lie together in memory.
+        precision = self._precision[rows].T - gathered @ gathered[rows].T
+        gram = self._gram[rows].T - gathered @ halves[rows].T - halves @ gathered[rows].T
+        left = _solved(precision, factor)
+        inner = _solved(_solved(self._own_gram[unit], factor).T, factor)
+        half = _solved(gram, factor) - 0.5 * left @ inner
+        self._update_own(left, half)
         self._set_aside(unit)
         self._gather(left, half)
 
+    def _update_own(self, left: torch.Tensor, half: torch.Tensor) -> None:
+        tall, wide = (part.reshape(len(self._order), self._block, -1) for part in (left, half))
+        crossed = tall @ wide.mT
+        self._own_precision[self._order] -= tall @ tall.mT
+        self._own_gram[self._order] -= crossed + crossed.mT
+        gone = ~self._alive
+        self._own_precision[gone], self._own_gram[gone] = self._identity, 0.0
+
     def _set_aside(self, unit: int) -> None:
         """What is gone is left as the identity, so that the factorisations of all blocks at once go through."""
-        self._own_precision[unit] = torch.eye(self._block, dtype=torch.float64)
-        self._own_gram[unit] = 0.0
-
-    def _column(
-        self, whole: torch.Tensor, rows: slice, first: torch.Tensor, second: torch.Tensor, symmetric: bool = False
-    ) -> torch.Tensor:
-        """Columns of a matrix as they are now: what has been gathered is subtracted."""
-        column = whole[:, rows] - first @ second[rows].T
-        return column - second @ first[rows].T if symmetric else column
+        self._own_precision[unit], self._own_gram[unit], self._alive[unit] = self._identity, 0.0, False
 
     def _gather(self, left: torch.Tensor, half: torch.Tensor) -> None:
-        self._left = torch.cat([self._left, left], 1)
-        self._half = torch.cat([self._half, half], 1)
-        if self._left.shape[1] >= _PANEL:
-            self._precision.addmm_(self._left, self._left.T, alpha=-1.0)
-            self._gram.addmm_(self._left, self._half.T, alpha=-1.0)
-            self._gram.addmm_(self._half, self._left.T, alpha=-1.0)
-            self._left, self._half = self._left[:, :0], self._half[:, :0]
+        stop = self._width + self._block
+        self._left[:, self._width : stop], self._half[:, self._width : stop] = left, half
+        self._width = stop
+        if stop + self._block > self._left.shape[1]:
+            self._subtract_panel()
+
+    def _subtract_panel(self) -> None:
+        """Subtracts what has been gathered; once enough units are gone, only from the rows and columns of the others."""
+        stay = self._alive[self._order]
+        left, half = self._left, self._half
+        if float(stay.float().mean()) < _CROWDED:
+            rows = torch.repeat_interleave(stay, self._block).nonzero().ravel()
+            left, half = left[rows], half[rows]
+            self._precision, self._gram = self._precision[rows][:, rows], self._gram[rows][:, rows]
+            self._order = self._order[stay]
+            for place, unit in enumerate(self._order.tolist()):
+                self._place[unit] = place
+        self._precision.addmm_(left, left.T, alpha=-1.0)
+        self._gram.addmm_(torch.cat([left, half], 1), torch.cat([half, left], 1).T, alpha=-1.0)
+        self._start_panel()
+
+    def _start_panel(self) -> None:
+        width = max(1, _PANEL // self._block) * self._block
+        self._left, self._half = (torch.zeros(len(self._gram), width, dtype=torch.float64) for _ in range(2))
+        self._identity = torch.eye(self._block, dtype=torch.float64)
+        self._width = 0
 
     def _diagonal(self, matrix: torch.Tensor) -> torch.Tensor:
         """The blocks on the diagonal: [units, block, block]."""
-        blocks = matrix.reshape(self._units, self._block, self._units, self._block)
+        blocks = matrix.reshape(len(self._order), self._block, len(self._order), self._block)
         return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
 
-    @staticmethod
-    def _solved(columns: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """``columns`` times the inverse transpose of ``factor``."""
-        return torch.linalg.solve_triangular(factor, columns.T, upper=False).T
+
+def _solved(columns: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``columns`` times the inverse transpose of ``factor``."""
+    if len(factor) == 1:
+        return columns / factor
+    return torch.linalg.solve_triangular(factor, columns.T, upper=False).T

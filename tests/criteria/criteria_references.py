@@ -184,7 +184,7 @@ def residual_error(covariance: Tensor, weight: Tensor, gone: list[int]) -> float
 
 
 def covariance_of(values: Tensor) -> Tensor:
-    found = torch.cov(values.T, correction=0)
+    found = torch.cov(values.T, correction=0).reshape(values.shape[1], -1)
     return found + RIDGE * found.diagonal().mean() * torch.eye(len(found), dtype=found.dtype)
 
 
