@@ -70,12 +70,15 @@ def collect_statistics(
     so many values. Under ``torch.distributed`` every rank gives its own batches and gets the statistics of all.
 
     Raises:
-        InputError: no batch, one that does not fit, or a value that is not finite: names the first site that has one.
+        InputError: no batch, none with a sample, one that does not fit, or a value that is not finite: names the first site that has one.
     """
     reader = _SiteReader(gm, covariance, maps, patches)
     with torch.no_grad(), evaluating(gm):
         for number, batch in enumerate(batches(gm, calibration, "collecting statistics")):
             reader.read(arguments_of(gm, batch), number)
+    for (source, dim, _), running in reader.running.items():
+        if not running.count:
+            raise InputError(f"the calibration batches are empty: nothing was observed at {source}:{dim}")
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for running in (*reader.running.values(), *reader.maps.values(), *reader.patches.values()):
             running.reduce()

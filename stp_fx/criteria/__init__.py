@@ -12,18 +12,39 @@ from stp_fx.criteria.base import (
     resolve,
     score_groups,
 )
+from stp_fx.criteria.bn_scale import BnScale
+from stp_fx.criteria.cost_aware import CostAware
+from stp_fx.criteria.costs import ActivationBytes, CostModel, Latency, Macs, Params, Table
+from stp_fx.criteria.fpgm import Fpgm
+from stp_fx.criteria.hessian import Hessian
 from stp_fx.criteria.magnitude import Magnitude, lamp
 from stp_fx.criteria.norms import power_sums
 from stp_fx.criteria.random import Random
+from stp_fx.criteria.reconstruction import Reconstruction
 from stp_fx.criteria.reduce import NORMALIZERS, REDUCTIONS, normalize_scores, reduce_scores, sum_by_unit
+from stp_fx.criteria.taylor import Taylor
+from stp_fx.criteria.variance import Variance
 
 __all__ = [
     "NORMALIZERS",
     "REDUCTIONS",
+    "ActivationBytes",
+    "BnScale",
+    "CostAware",
+    "CostModel",
     "Criterion",
+    "Fpgm",
+    "Hessian",
+    "Latency",
+    "Macs",
     "Magnitude",
+    "Params",
     "Random",
+    "Reconstruction",
     "ScoreContext",
+    "Table",
+    "Taylor",
+    "Variance",
     "as_criterion",
     "known_criteria",
     "lamp",

@@ -38,8 +38,9 @@ class ScoreContext:
     ``tensors`` holds parameters and buffers by name, ``seed`` feeds random criteria. ``module`` is the graph that the
     groups came from; ``statistics`` what was measured at its sites, ``gradients`` what the loss says of its parameters,
     each only where somebody collected them. ``dims`` names the dimensions of
-    each tensor that the groups at hand touch, so that one read of a weight can serve them all; :func:`score_groups`
-    fills it in. ``cache`` lives as long as the context: make a new context after the tensors changed.
+    each tensor that the groups at hand touch, so that one read of a weight can serve them all, ``groups`` is these
+    groups; :func:`score_groups` fills both in. ``cache`` lives as long as the context: make a new context after the
+    tensors changed.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -48,6 +49,7 @@ class ScoreContext:
     statistics: Statistics | None = None
     gradients: Gradients | None = None
     dims: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)
+    groups: tuple[Group, ...] = dataclasses.field(default=(), repr=False)
     cache: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -174,7 +176,8 @@ def score_groups(groups: Sequence[Group], criterion: Criterion, context: ScoreCo
         for member in group.members:
             dims.setdefault(member.axis.tensor, set()).add(member.axis.dim)
         _check_weights(group, context)
-    context = dataclasses.replace(context, dims={name: tuple(sorted(found)) for name, found in dims.items()})
+    in_use = {name: tuple(sorted(found)) for name, found in dims.items()}
+    context = dataclasses.replace(context, dims=in_use, groups=tuple(groups))
     return [_checked(criterion(group, context), group, criterion, context) for group in groups]
 
 

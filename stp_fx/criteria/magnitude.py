@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,15 +16,7 @@ import torch
 from stp_fx.analysis.groups import Axis, Group
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.norms import power_sums
-from stp_fx.criteria.reduce import (
-    NORMALIZERS,
-    REDUCTIONS,
-    check_choice,
-    normalize_scores,
-    reduce_scores,
-    scored_members,
-    sum_by_unit,
-)
+from stp_fx.criteria.reduce import check_combining, combine, local_sums, scored_members
 from stp_fx.errors import CriterionError, InputError
 
 __all__ = ["Magnitude", "lamp"]
@@ -46,18 +39,18 @@ class Magnitude:
     p: float = 2.0
     reduction: str = "mean"
     normalizer: str = "none"
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not 0 < self.p < math.inf:
             raise InputError(f"the p of a magnitude norm is a finite number above 0; got {self.p!r}")
-        check_choice("reduction", self.reduction, REDUCTIONS)
-        check_choice("normalizer", self.normalizer, NORMALIZERS)
+        check_combining(self.reduction, self.normalizer)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:
         members = scored_members(group, self.reduction)
-        powers = np.stack([sum_by_unit(m, axis_power_sums(m.axis, self.p, context), group.size) for m in members])
+        powers = local_sums(group, members, lambda axis: axis_power_sums(axis, self.p, context))
         local = np.sqrt(powers) if self.p == 2 else powers ** (1.0 / self.p)
-        return torch.from_numpy(normalize_scores(reduce_scores(local, self.reduction), self.normalizer))
+        return combine(local, self.reduction, self.normalizer)
 
 
 @register("lamp")

@@ -6,17 +6,23 @@ magnitude-based pruning", arXiv 2010.07611, equation 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
-from stp_fx.analysis.groups import Group, Member
+from stp_fx.analysis.groups import Axis, Group, Member
 from stp_fx.errors import CriterionError, InputError
 
 __all__ = [
     "NORMALIZERS",
     "REDUCTIONS",
     "check_choice",
+    "check_combining",
+    "combine",
+    "first_only",
+    "local_sums",
+    "members_with",
     "normalize_scores",
     "reduce_scores",
     "scored_members",
@@ -36,25 +42,50 @@ def check_choice(what: str, value: object, known: Sequence[str]) -> None:
         raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
 
 
-def scored_members(group: Group, reduction: str) -> tuple[Member, ...]:
+def check_combining(reduction: str, normalizer: str) -> None:
+    """Raise :class:`InputError` unless both names are known: what every criterion asks of its two fields."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("normalizer", normalizer, NORMALIZERS)
+
+
+def combine(local: np.ndarray, reduction: str, normalizer: str) -> torch.Tensor:
+    """Local scores [axes or sites, units] to the scores of a group: float64 [units], reduced and then normalised."""
+    return torch.from_numpy(normalize_scores(reduce_scores(local, reduction), normalizer))
+
+
+def members_with(group: Group, roles: Sequence[str]) -> tuple[Member, ...]:
+    """The axes of the group that play one of ``roles``."""
+    return tuple(member for member in group.members if member.axis.role in roles)
+
+
+def first_only(members: tuple[Member, ...], reduction: str) -> tuple[Member, ...]:
+    """All of them, or for "first" and "gate" the first weight alone."""
+    if reduction not in ("first", "gate"):
+        return members
+    return (next((member for member in members if member.axis.role == "weight"), members[0]),)
+
+
+def scored_members(
+    group: Group, reduction: str, roles: Sequence[Sequence[str]] = (("weight", "scale"), ("bias", "other"))
+) -> tuple[Member, ...]:
     """The axes of the group that a weight criterion reads: weights and scales; "first" and "gate": the first weight.
 
-    A group without any falls back to its biases and other parameters; one with buffers only raises
-    :class:`CriterionError`.
+    ``roles`` lists what to read, and what to fall back to in a group without any; a group that has none of it, only
+    buffers say, raises :class:`CriterionError`.
     """
-    for roles in (("weight", "scale"), ("bias", "other")):
-        found = tuple(member for member in group.members if member.axis.role in roles)
-        if found:
-            break
-    else:
+    found = next(filter(None, (members_with(group, choice) for choice in roles)), ())
+    if not found:
         axes = ", ".join(member.axis.name for member in group.members) or "no axes at all"
         raise CriterionError(
             f"group {group.name!r} has no parameter to score, only {axes}; put it in `ignore`, or use a "
             "criterion that does not read weights"
         )
-    if reduction in ("first", "gate"):
-        return (next((member for member in found if member.axis.role == "weight"), found[0]),)
-    return found
+    return first_only(found, reduction)
+
+
+def local_sums(group: Group, members: Sequence[Member], values: Callable[[Axis], np.ndarray]) -> np.ndarray:
+    """For every member the sums of ``values(axis)`` [axis size] over each unit's positions: float64 [members, units]."""
+    return np.stack([sum_by_unit(member, values(member.axis), group.size) for member in members])
 
 
 def sum_by_unit(member: Member, values: np.ndarray, units: int) -> np.ndarray:

@@ -36,9 +36,9 @@ def test_resolve():
     assert isinstance(given, Criterion)
 
 
-@pytest.mark.parametrize("name", ["fpgm", "bn_scale", "taylor", "hessian", "variance", "mac_aware", "reconstruction", ""])
+@pytest.mark.parametrize("name", ["snip", "macaware", ""])
 def test_unknown_names_list_the_known_ones(name):
-    with pytest.raises(InputError, match="known names: lamp, magnitude, random"):
+    with pytest.raises(InputError, match="known names: bn_scale, fpgm, hessian, lamp, mac_aware, magnitude"):
         resolve(name)
 
 
@@ -49,7 +49,9 @@ def test_what_is_not_a_criterion(bad):
 
 
 def test_names_are_registered_once():
-    assert known_criteria() == ("lamp", "magnitude", "random")
+    assert known_criteria() == (
+        "bn_scale", "fpgm", "hessian", "lamp", "mac_aware", "magnitude", "random", "reconstruction", "taylor", "variance",
+    )  # fmt: skip
     with pytest.raises(ValueError, match="twice"):
         register("magnitude")(Magnitude)
 
