@@ -1,0 +1,219 @@
+"""Accuracy right after one-shot pruning, without any training.
+
+    python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--out benchmarks/results/retention]
+
+Networks trained on Fashion-MNIST (``_fashion.py``), pruned to 70, 50 and 30 % of their MACs by several criteria, each with
+every compensation, on the same calibration images; accuracy on the 10,000 test images. torch-pruning 1.6.1 prunes the same
+checkpoints to the same MACs or just above, by magnitude and by Taylor scores, as it comes and with its BatchNorms
+recalibrated by a plain loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _common import RESULTS, machine, markdown_machine, markdown_table, wide_console, write
+from _fashion import Fashion, load
+from rich.table import Table
+from torch import Tensor, nn
+
+import stp_fx
+from stp_fx.passes import (
+    CollectGradients,
+    CollectStatistics,
+    CompensateLeastSquares,
+    CompensateMean,
+    GraphPass,
+    RecalibrateBatchNorm,
+    RemoveChannels,
+    ScoreUnits,
+    SelectUnits,
+)
+
+CRITERIA = ("magnitude", "variance", "taylor", "reconstruction")
+SCOPES = ("local", "isomorphic", "global")
+COMPENSATIONS: dict[str, tuple[GraphPass | None, bool]] = {
+    "none": (None, False),
+    "none + BN": (None, True),
+    "mean": (CompensateMean(), False),
+    "mean + BN": (CompensateMean(), True),
+    "least squares": (CompensateLeastSquares(), False),
+    "least squares + BN": (CompensateLeastSquares(), True),
+}
+CALIBRATION = 2048
+
+
+def ours(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
+    """Accuracy by "criterion, scope, compensation"."""
+    batches = data.calibration(CALIBRATION)
+    gm = stp_fx.trace(model, data.test_x[:1])
+    CollectStatistics(batches, covariance=True, maps=True, patches=1200)(gm)
+    CollectGradients(batches)(gm)
+    found = {}
+    for criterion in CRITERIA:
+        ScoreUnits(criterion)(gm)
+        for scope in SCOPES:
+            SelectUnits(target, scope, "macs")(gm)
+            for name, (compensate, recalibrate) in COMPENSATIONS.items():
+                if recalibrate and not has_batchnorm(model):
+                    continue
+                pruned = RemoveChannels()(gm if compensate is None else compensate(gm).graph_module).graph_module
+                if recalibrate:
+                    pruned = RecalibrateBatchNorm(batches)(pruned).graph_module
+                found[f"{criterion}, {scope}, {name}"] = data.accuracy(pruned)
+    return found
+
+
+def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
+    """The same for torch-pruning, whose ratio is raised until its MACs are at most those asked for."""
+    batches = data.calibration(CALIBRATION)
+    found = {}
+    for criterion in ("magnitude", "taylor"):
+        for scope in ("local", "global"):
+            pruned = _peer_to_target(model, data, criterion, scope == "global", target, batches)
+            if pruned is None:
+                continue
+            found[f"{criterion}, {scope}"] = data.accuracy(pruned)
+            if has_batchnorm(pruned):
+                found[f"{criterion}, {scope}, + BN"] = data.accuracy(recalibrated(pruned, batches))
+    return found
+
+
+def _peer_to_target(
+    model: nn.Module, data: Fashion, criterion: str, global_pruning: bool, target: float, batches: list[tuple[Tensor, Tensor]]
+) -> nn.Module | None:
+    """Bisection over its ratio; the largest network with at most the MACs asked for."""
+    example = data.test_x[:1]
+    limit = (1 - target) * _macs(model, example)
+    low, high, best = 0.0, 0.95, None
+    for _ in range(9):
+        ratio = (low + high) / 2
+        pruned = _peer_once(copy.deepcopy(model), example, criterion, global_pruning, ratio, batches)
+        if pruned is not None and _macs(pruned, example) <= limit:
+            high, best = ratio, pruned
+        else:
+            low = ratio
+    return best
+
+
+def _peer_once(
+    model: nn.Module, example: Tensor, criterion: str, global_pruning: bool, ratio: float, batches: list[tuple[Tensor, Tensor]]
+) -> nn.Module | None:
+    import torch_pruning as tp
+
+    importance: Any = tp.importance.GroupMagnitudeImportance(p=2)
+    if criterion == "taylor":
+        importance = tp.importance.GroupTaylorImportance()
+    heads = {m.qkv: m.heads for m in model.modules() if hasattr(m, "qkv")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruner = tp.pruner.BasePruner(
+            model, example, importance=importance, pruning_ratio=ratio, global_pruning=global_pruning,
+            ignored_layers=[model.head], num_heads=heads, prune_num_heads=bool(heads), head_pruning_ratio=ratio if heads else 0.0,
+        )  # fmt: skip
+        if criterion == "taylor":
+            model.zero_grad()
+            for x, y in batches:
+                (F.cross_entropy(model(x), y) / len(batches)).backward()
+        pruner.step()
+    for module in model.modules():
+        if hasattr(module, "qkv"):  # the user's own repair: the peer changes the layers, not the number in the module
+            module.heads = pruner.num_heads[module.qkv]
+    try:
+        with torch.no_grad():
+            model(example)
+    except RuntimeError:
+        return None
+    return model
+
+
+def _macs(model: nn.Module, example: Tensor) -> int:
+    return stp_fx.cost(stp_fx.trace(model, example)).macs
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def recalibrated(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
+    """What a user would write."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    with torch.no_grad():
+        for x, _ in batches:
+            model(x)
+    return model.eval()
+
+
+def best(found: dict[str, float]) -> tuple[str, float]:
+    return max(found.items(), key=lambda item: item[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="resnet,mobilenet,vit")
+    parser.add_argument("--targets", default="0.3,0.5,0.7", help="fractions of the MACs to remove")
+    parser.add_argument("--out", type=Path, default=RESULTS / "retention")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data, console = Fashion(), wide_console()
+    results: dict[str, Any] = {}
+    for name in arguments.networks.split(","):
+        model = load(name)
+        whole = data.accuracy(model)
+        for target in map(float, arguments.targets.split(",")):
+            mine, theirs = ours(model, data, target), peer(model, data, target)
+            results[f"{name} {target:g}"] = {"unpruned": whole, "ours": mine, "peer": theirs}
+            (how, top), (their_how, their_top) = best(mine), best(theirs)
+            console.print(
+                f"{name} {target:.0%}: {whole:.2%} unpruned; ours {top:.2%} ({how}), kept {top / whole:.1%}; "
+                f"torch-pruning {their_top:.2%} ({their_how})"
+            )
+    report(arguments.out, results, console)
+
+
+def report(out: Path, results: dict[str, Any], console: Any) -> None:
+    summary = []
+    for cell, found in results.items():
+        (how, top), (their_how, their_top) = best(found["ours"]), best(found["peer"])
+        summary.append(
+            [cell, f"{found['unpruned']:.2%}", f"{top:.2%}", f"{top / found['unpruned']:.1%}", how, f"{their_top:.2%}", their_how]
+        )
+    header = ("network, MACs removed", "unpruned", "ours", "kept", "how", "torch-pruning", "how")
+    table = Table(*header, title="best right after pruning")
+    for row in summary:
+        table.add_row(*row)
+    console.print(table)
+    cells = list(results)
+    columns = {cell: {**{f"stp_fx: {k}": v for k, v in results[cell]["ours"].items()},
+                      **{f"torch-pruning: {k}": v for k, v in results[cell]["peer"].items()}} for cell in cells}  # fmt: skip
+    methods = list(dict.fromkeys(method for column in columns.values() for method in column))
+    grid = [[m, *(f"{columns[c][m]:.2%}" if m in columns[c] else "-" for c in cells)] for m in methods]
+    text = f"""# Retention: accuracy right after one-shot pruning
+
+{markdown_machine(machine())}
+
+Fashion-MNIST, 10,000 test images, no training; {CALIBRATION} training images for calibration. Columns: network, and the
+fraction of its MACs that is removed. BN: with BatchNorm recalibrated.
+
+{markdown_table(header, summary)}
+
+## Every method
+
+{markdown_table(("method", *cells), grid)}
+"""
+    write(out, text, {"machine": machine(), "results": results})
+
+
+if __name__ == "__main__":
+    main()
