@@ -70,7 +70,8 @@ def collect_statistics(
     so many values. Under ``torch.distributed`` every rank gives its own batches and gets the statistics of all.
 
     Raises:
-        InputError: no batch, none with a sample, one that does not fit, or a value that is not finite: names the first site that has one.
+        InputError: no batch, none with a sample, one that does not fit, or a value that is not finite: names the first
+            site that has one.
     """
     reader = _SiteReader(gm, covariance, maps, patches)
     with torch.no_grad(), evaluating(gm):

@@ -67,8 +67,10 @@ class Elimination:
         return torch.cholesky_solve(self._own_gram, factor).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, unit: int) -> None:
-        """Removes one unit: the others absorb it."""
-        factor = torch.linalg.cholesky(self._own_precision[unit])
+        """Removes one unit: the others absorb it. Raises :class:`CriterionError` where rounding has left no precision."""
+        factor, failed = torch.linalg.cholesky_ex(self._own_precision[unit])
+        if failed:
+            raise CriterionError("rounding has used up the digits of a covariance that is nearly singular; give a larger `ridge`")
         first = self._place[unit] * self._block
         rows = slice(first, first + self._block)
         gathered, halves = self._left[:, : self._width], self._half[:, : self._width]

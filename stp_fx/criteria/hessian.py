@@ -17,7 +17,7 @@ from stp_fx.analysis.groups import Axis, Group
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.reduce import check_choice, check_combining, combine, local_sums
 from stp_fx.criteria.sums import sums_along
-from stp_fx.criteria.taylor import members_with_gradients
+from stp_fx.criteria.taylor import collected, members_with_gradients
 
 __all__ = ["Hessian"]
 
@@ -50,15 +50,14 @@ class Hessian:
         return (METHODS[self.method],)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:
-        diagonal = self._diagonal(context)
-        what = "squared gradients of single samples" if self.method == "fisher" else "the diagonal of the Hessian"
-        members = members_with_gradients(group, diagonal, self.reduction, what)
+        what = "squared gradients of single samples" if self.method == "fisher" else "estimates of the Hessian's diagonal"
+        diagonal = collected(group, self._diagonal(context), what)
 
         def rises(axis: Axis) -> np.ndarray:
-            assert diagonal is not None
-            weight, curvature = context.tensor(axis.tensor), diagonal[axis.tensor]
-            return sums_along(axis, context, ("hessian", self.method), lambda: (weight, weight, curvature))
+            weight = context.tensor(axis.tensor)
+            return sums_along(axis, context, ("hessian", self.method), (weight, weight, diagonal[axis.tensor]))
 
+        members = members_with_gradients(group, diagonal, self.reduction)
         local = 0.5 * np.maximum(local_sums(group, members, rises), 0.0)
         return combine(local, self.reduction, self.normalizer)
 

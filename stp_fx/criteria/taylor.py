@@ -19,7 +19,7 @@ from stp_fx.criteria.reduce import check_choice, check_combining, combine, first
 from stp_fx.criteria.sums import sums_along
 from stp_fx.errors import CriterionError
 
-__all__ = ["Taylor", "members_with_gradients"]
+__all__ = ["Taylor", "collected", "members_with_gradients"]
 
 FORMS = ("multivariate", "elementwise")
 
@@ -45,33 +45,32 @@ class Taylor:
         check_combining(self.reduction, self.normalizer)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:
-        gradients = None if context.gradients is None else context.gradients.mean
-        members = members_with_gradients(group, gradients, self.reduction, "gradients")
+        gradients = collected(group, context.gradients and context.gradients.mean, "gradients")
+        members = members_with_gradients(group, gradients, self.reduction)
 
         def products(axis: Axis) -> np.ndarray:
-            return sums_along(axis, context, ("taylor", self.form), lambda: self._factors(axis, context))
+            factors = (context.tensor(axis.tensor), gradients[axis.tensor])
+            return sums_along(axis, context, ("taylor", self.form), factors, absolute=self.form == "elementwise")
 
         return combine(np.abs(local_sums(group, members, products)), self.reduction, self.normalizer)
 
-    def _factors(self, axis: Axis, context: ScoreContext) -> tuple[torch.Tensor, torch.Tensor]:
-        assert context.gradients is not None
-        weight, gradient = context.tensor(axis.tensor), context.gradients.mean[axis.tensor]
-        return (weight.abs(), gradient.abs()) if self.form == "elementwise" else (weight, gradient)
 
-
-def members_with_gradients(
-    group: Group, known: Mapping[str, torch.Tensor] | None, reduction: str, what: str
-) -> tuple[Member, ...]:
-    """The scored axes whose parameters are among ``known``.
-
-    Raises:
-        CriterionError: nothing was collected, or none of the group's parameters has a gradient; names them.
-    """
+def collected(group: Group, known: Mapping[str, torch.Tensor] | None, what: str) -> Mapping[str, torch.Tensor]:
+    """``known``; raises :class:`CriterionError` if nobody collected it."""
     if known is None:
         raise CriterionError(
             f"group {group.name!r} cannot be scored: this criterion reads {what}, and none were collected; give "
             "`calibration` (and `loss`), or run CollectGradients before ScoreUnits"
         )
+    return known
+
+
+def members_with_gradients(group: Group, known: Mapping[str, torch.Tensor], reduction: str) -> tuple[Member, ...]:
+    """The scored axes whose parameters are among ``known``.
+
+    Raises:
+        CriterionError: none of the group's parameters has a gradient; names them.
+    """
     members = scored_members(group, "mean")
     found = tuple(member for member in members if member.axis.tensor in known)
     if not found:

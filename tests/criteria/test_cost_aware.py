@@ -96,7 +96,7 @@ def test_the_default_serves_the_aim_and_the_printed_form_does_not(mode: str, rat
 def test_negative_scores_cannot_be_multiplied(case: Case) -> None:
     with pytest.raises(InputError, match="gaussian"):
         CostAware(mode="multiplicative", normalizer="gaussian")
-    with pytest.raises(CriterionError, match="negative scores of group 'stem.weight:0'"):
+    with pytest.raises(CriterionError, match=r"negative scores of group 'stem.weight:0'"):
         case.scores(CostAware(Magnitude(normalizer="gaussian"), mode="multiplicative", normalizer="none"))
 
 

@@ -132,3 +132,6 @@ def test_axis_sums(shape: tuple[int, ...], dtype: torch.dtype, block: int, monke
     for dim in range(len(shape)):
         others = [k for k in range(len(shape)) if k != dim]
         torch.testing.assert_close(torch.from_numpy(sums[dim]), whole.sum(others) if others else whole)
+    magnitudes = axis_sums([first, second], range(len(shape)), absolute=True)
+    torch.testing.assert_close(torch.from_numpy(magnitudes[0]), whole.abs().reshape(shape[0], -1).sum(1))
+    torch.testing.assert_close(first.double() * second.double(), whole, rtol=0, atol=0)  # float64 factors are not written to

@@ -195,6 +195,12 @@ def test_a_covariance_that_is_none(recwarn: pytest.WarningsRecorder) -> None:
         precision(torch.tensor([[1.0, 3.0], [3.0, 1.0]]).double(), 1e-4, "here")
 
 
+def test_rounding_is_not_passed_over() -> None:
+    state = Elimination(-torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64), 1)
+    with pytest.raises(CriterionError, match="larger `ridge`"):
+        state.remove(0)
+
+
 @pytest.mark.parametrize("ridge", [0, -1.0, 2.0, float("nan"), "1", True])
 def test_bad_ridge(ridge: object) -> None:
     with pytest.raises(InputError, match="ridge"):

@@ -93,7 +93,7 @@ def test_statistics_of_another_graph_are_refused(case: Case) -> None:
         score_groups(other.groups, Variance(), context)
 
 
-def test_half_of_the_statistics_is_not_enough(case: Case) -> None:
+def test_missing_statistics(case: Case) -> None:
+    without = dataclasses.replace(case.context, statistics=None, cache={})
     with pytest.raises(CriterionError, match="give `calibration`, or run CollectStatistics"):
-        case_without = dataclasses.replace(case.context, statistics=None, cache={})
-        Variance()(case.groups[0], case_without)
+        Variance()(case.groups[0], without)
