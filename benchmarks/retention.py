@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from stp_fx.passes import (
 )
 
 CRITERIA = ("magnitude", "variance", "taylor", "reconstruction")
-SCOPES = ("local", "isomorphic", "global")
+SCOPES = ("local", "isomorphic")
 COMPENSATIONS: dict[str, tuple[GraphPass | None, bool]] = {
     "none": (None, False),
     "none + BN": (None, True),
@@ -73,10 +74,11 @@ def ours(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
 def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
     """The same for torch-pruning, whose ratio is raised until its MACs are at most those asked for."""
     batches = data.calibration(CALIBRATION)
+    gradients = _gradients(model, batches)
     found = {}
     for criterion in ("magnitude", "taylor"):
         for scope in ("local", "global"):
-            pruned = _peer_to_target(model, data, criterion, scope == "global", target, batches)
+            pruned = _peer_to_target(model, data, criterion, scope == "global", target, gradients)
             if pruned is None:
                 continue
             found[f"{criterion}, {scope}"] = data.accuracy(pruned)
@@ -86,7 +88,7 @@ def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
 
 
 def _peer_to_target(
-    model: nn.Module, data: Fashion, criterion: str, global_pruning: bool, target: float, batches: list[tuple[Tensor, Tensor]]
+    model: nn.Module, data: Fashion, criterion: str, global_pruning: bool, target: float, gradients: dict[str, Tensor]
 ) -> nn.Module | None:
     """Bisection over its ratio; the largest network with at most the MACs asked for."""
     example = data.test_x[:1]
@@ -94,7 +96,7 @@ def _peer_to_target(
     low, high, best = 0.0, 0.95, None
     for _ in range(9):
         ratio = (low + high) / 2
-        pruned = _peer_once(copy.deepcopy(model), example, criterion, global_pruning, ratio, batches)
+        pruned = _peer_once(copy.deepcopy(model), example, criterion, global_pruning, ratio, gradients)
         if pruned is not None and _macs(pruned, example) <= limit:
             high, best = ratio, pruned
         else:
@@ -103,7 +105,7 @@ def _peer_to_target(
 
 
 def _peer_once(
-    model: nn.Module, example: Tensor, criterion: str, global_pruning: bool, ratio: float, batches: list[tuple[Tensor, Tensor]]
+    model: nn.Module, example: Tensor, criterion: str, global_pruning: bool, ratio: float, gradients: dict[str, Tensor]
 ) -> nn.Module | None:
     import torch_pruning as tp
 
@@ -117,10 +119,8 @@ def _peer_once(
             model, example, importance=importance, pruning_ratio=ratio, global_pruning=global_pruning,
             ignored_layers=[model.head], num_heads=heads, prune_num_heads=bool(heads), head_pruning_ratio=ratio if heads else 0.0,
         )  # fmt: skip
-        if criterion == "taylor":
-            model.zero_grad()
-            for x, y in batches:
-                (F.cross_entropy(model(x), y) / len(batches)).backward()
+        for key, parameter in model.named_parameters():
+            parameter.grad = gradients[key].clone()
         pruner.step()
     for module in model.modules():
         if hasattr(module, "qkv"):  # the user's own repair: the peer changes the layers, not the number in the module
@@ -131,6 +131,14 @@ def _peer_once(
     except RuntimeError:
         return None
     return model
+
+
+def _gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """What its Taylor scores read: the mean gradient of the loss over the calibration images."""
+    model = copy.deepcopy(model)
+    for x, y in batches:
+        (F.cross_entropy(model(x), y) / len(batches)).backward()
+    return {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def _macs(model: nn.Module, example: Tensor) -> int:
@@ -164,25 +172,31 @@ def main() -> None:
     parser.add_argument("--networks", default="resnet,mobilenet,vit")
     parser.add_argument("--targets", default="0.3,0.5,0.7", help="fractions of the MACs to remove")
     parser.add_argument("--out", type=Path, default=RESULTS / "retention")
+    parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data, console = Fashion(), wide_console()
-    results: dict[str, Any] = {}
+    kept = arguments.out.with_suffix(".json")
+    results: dict[str, Any] = json.loads(kept.read_text())["results"] if arguments.resume and kept.exists() else {}
     for name in arguments.networks.split(","):
         model = load(name)
         whole = data.accuracy(model)
         for target in map(float, arguments.targets.split(",")):
+            if f"{name} {target:g}" in results:
+                continue
             mine, theirs = ours(model, data, target), peer(model, data, target)
             results[f"{name} {target:g}"] = {"unpruned": whole, "ours": mine, "peer": theirs}
             (how, top), (their_how, their_top) = best(mine), best(theirs)
+            report(arguments.out, results)
             console.print(
                 f"{name} {target:.0%}: {whole:.2%} unpruned; ours {top:.2%} ({how}), kept {top / whole:.1%}; "
                 f"torch-pruning {their_top:.2%} ({their_how})"
             )
-    report(arguments.out, results, console)
+    console.print(report(arguments.out, results))
 
 
-def report(out: Path, results: dict[str, Any], console: Any) -> None:
+def report(out: Path, results: dict[str, Any]) -> Table:
+    """Written after every cell; gives the summary as a table."""
     summary = []
     for cell, found in results.items():
         (how, top), (their_how, their_top) = best(found["ours"]), best(found["peer"])
@@ -193,7 +207,6 @@ def report(out: Path, results: dict[str, Any], console: Any) -> None:
     table = Table(*header, title="best right after pruning")
     for row in summary:
         table.add_row(*row)
-    console.print(table)
     cells = list(results)
     columns = {cell: {**{f"stp_fx: {k}": v for k, v in results[cell]["ours"].items()},
                       **{f"torch-pruning: {k}": v for k, v in results[cell]["peer"].items()}} for cell in cells}  # fmt: skip
@@ -213,6 +226,7 @@ fraction of its MACs that is removed. BN: with BatchNorm recalibrated.
 {markdown_table(("method", *cells), grid)}
 """
     write(out, text, {"machine": machine(), "results": results})
+    return table
 
 
 if __name__ == "__main__":

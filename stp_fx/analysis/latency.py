@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
 from stp_fx.ir.state import example_of, state_of
 
-__all__ = ["latency_work", "node_seconds"]
+__all__ = ["latency_work", "node_seconds", "take_turns"]
 
 _CACHE = "node_seconds"
 _COMPUTES = ("call_module", "call_function", "call_method")
@@ -33,7 +33,7 @@ def node_seconds(gm: fx.GraphModule, runs: int = 5) -> dict[str, float]:
     cache = state_of(gm).cache.setdefault(_CACHE, {})
     key = (gm.code, str(device_of(gm)), runs, tuple(p.shape for p in gm.parameters()))
     if key not in cache:
-        cache[key] = _measure(gm, runs)
+        cache[key] = take_turns([gm], runs)[0]
     return cache[key]
 
 
@@ -52,34 +52,38 @@ def latency_work(gm: fx.GraphModule, graph: ChannelGraph, runs: int) -> Iterator
                 yield Work(name, seconds[name] * piece.amount / total, piece.factors)
 
 
-def _measure(gm: fx.GraphModule, runs: int) -> dict[str, float]:
-    device = device_of(gm)
+def take_turns(
+    graphs: Sequence[fx.GraphModule], runs: int, clock: Callable[[], float] = time.perf_counter
+) -> list[dict[str, float]]:
+    """Median seconds of every node of each graph, on its recorded example; the graphs take turns, so that a busy machine
+    slows all of them alike. One run each to warm up."""
+    stopwatches = [_Stopwatch(gm, device_of(gm), clock) for gm in graphs]
     draws = torch.Generator().manual_seed(0)
-    inputs = [_filled(value, device, draws) for value in example_of(gm)]
-    stopwatch = _Stopwatch(gm, device)
-    with evaluating(gm), torch.no_grad():
-        stopwatch.run(*inputs)
-        stopwatch.seconds.clear()
-        for _ in range(runs):
-            stopwatch.run(*inputs)
-    return {name: statistics.median(times) for name, times in stopwatch.seconds.items()}
+    inputs = [[_filled(value, device_of(gm), draws) for value in example_of(gm)] for gm in graphs]
+    for turn in range(runs + 1):
+        for gm, stopwatch, arguments in zip(graphs, stopwatches, inputs, strict=True):
+            with evaluating(gm), torch.no_grad():
+                stopwatch.run(*arguments)
+            if turn == 0:
+                stopwatch.seconds.clear()
+    return [{name: statistics.median(times) for name, times in s.seconds.items()} for s in stopwatches]
 
 
 class _Stopwatch(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule, device: torch.device) -> None:
+    def __init__(self, gm: fx.GraphModule, device: torch.device, clock: Callable[[], float]) -> None:
         super().__init__(gm)
         self.extra_traceback = False
         self.seconds: dict[str, list[float]] = {}
-        self._device = device
+        self._device, self._clock = device, clock
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op not in _COMPUTES:
             return super().run_node(n)
         _wait(self._device)
-        start = time.perf_counter()
+        start = self._clock()
         result = super().run_node(n)
         _wait(self._device)
-        self.seconds.setdefault(n.name, []).append(time.perf_counter() - start)
+        self.seconds.setdefault(n.name, []).append(self._clock() - start)
         return result
 
 
@@ -90,6 +94,10 @@ def _wait(device: torch.device) -> None:
 
 def _filled(value: Any, device: torch.device, draws: torch.Generator) -> Any:
     """A recorded meta tensor as real data: random numbers, or zeros for integers, which may be indices."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_filled(each, device, draws) for each in value)
+    if isinstance(value, Mapping):
+        return {key: _filled(each, device, draws) for key, each in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
     if value.is_floating_point():

@@ -13,10 +13,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from stp_fx.analysis.consumers import find_consumers
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.sites import SiteMember
 from stp_fx.criteria.base import ScoreContext, register
-from stp_fx.criteria.consumers import Consumer, consumers_of
 from stp_fx.criteria.elimination import Elimination, precision
 from stp_fx.criteria.reduce import check_combining, normalize_scores, reduce_scores
 from stp_fx.errors import CriterionError, InputError
@@ -35,8 +35,8 @@ class Reconstruction:
     the score of its last unit; groups compare by errors. A unit with several positions goes as a block.
 
     ``ridge`` is added to the covariance's diagonal, relative to its mean: the less data there is, the larger it should
-    be. In a grouped convolution only inputs of the same group absorb each other. Where no parameter is read as it stands
-    (query and key meet, or the weight is computed from others) the unit's own signal is what has to be reconstructed:
+    be. In a grouped convolution only inputs of the same group absorb each other. Where no weight is read
+    (query and key meet) the unit's own signal is what has to be reconstructed:
     W is the identity. Taps of a kernel count as outputs that read the same signal.
 
     Time is cubic in a site's positions, in float64 on the CPU (2048 units: seconds), where norms are linear.
@@ -71,16 +71,18 @@ class Reconstruction:
     def _eliminations(self, member: SiteMember, group: Group, context: ScoreContext) -> list[Elimination]:
         """One a weight that reads the site; one in all where no weight does."""
         positions, block = _by_unit(member, group)
-        consumers = consumers_of(member.site, context)
+        gm = context.graph_module()
+        consumers = context.cached("consumers", lambda: find_consumers(gm))
         found = []
-        for consumer in consumers or [None]:
-            inverse = self._precision(member, consumer, context)
+        for consumer in [c for c in consumers if c.site is member.site] or [None]:
+            matrix = None if consumer is None else consumer.matrix(consumer.current(gm).detach().double().cpu())
+            inverse = self._precision(member, 1 if matrix is None else len(matrix), context)
             at = torch.from_numpy(positions)
-            gram = torch.eye(len(at), dtype=torch.float64) if consumer is None else consumer.gram(positions)
+            gram = torch.eye(len(at), dtype=torch.float64) if matrix is None else _gram(matrix, positions)
             found.append(Elimination(inverse[at][:, at], gram, block))
         return found
 
-    def _precision(self, member: SiteMember, consumer: Consumer | None, context: ScoreContext) -> torch.Tensor:
+    def _precision(self, member: SiteMember, conv_groups: int, context: ScoreContext) -> torch.Tensor:
         site = member.site
         assert context.statistics is not None
         covariance = context.statistics.of(site).covariance
@@ -90,14 +92,28 @@ class Reconstruction:
             )
 
         def invert() -> torch.Tensor:
-            if consumer is None or consumer.groups == 1:
-                return precision(covariance, self.ridge, site.name)
-            return precision(covariance * consumer.together(np.arange(site.size)), self.ridge, site.name)
+            together = _together(np.arange(site.size), site.size // conv_groups)
+            return precision(covariance if conv_groups == 1 else covariance * together, self.ridge, site.name)
 
         # Kept only where another group needs it too: it is as large as the covariance.
         if len(np.unique(site.unit)) == len(np.unique(member.unit)):
             return invert()
-        return context.cached(("precision", site.name, self.ridge), invert)
+        return context.cached(("precision", site.name, conv_groups, self.ridge), invert)
+
+
+def _gram(matrix: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+    """Inner products of the weights that read the given inputs, float64 [positions, positions]; ``matrix`` is [groups, out,
+    in, taps]. Inputs of different convolution groups share no output."""
+    into = matrix.shape[2]
+    group, column = (torch.from_numpy(each) for each in np.divmod(positions, into))
+    rows = matrix.transpose(1, 2)[group, column].reshape(len(positions), -1)
+    return (rows @ rows.T) * _together(positions, into)
+
+
+def _together(positions: np.ndarray, into: int) -> torch.Tensor:
+    """1 where two inputs belong to one convolution group of ``into`` inputs, else 0."""
+    group = torch.from_numpy(positions // into)
+    return (group[:, None] == group[None, :]).double()
 
 
 def _by_unit(member: SiteMember, group: Group) -> tuple[np.ndarray, int]:

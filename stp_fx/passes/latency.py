@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.calibration import device_of, evaluating
 from stp_fx.analysis.cost import cost_of
 from stp_fx.analysis.graph import ChannelGraph, alive_classes, kept_positions
-from stp_fx.ir.state import example_of, state_of
+from stp_fx.analysis.latency import take_turns
+from stp_fx.ir.state import state_of
 from stp_fx.passes.planning import plan_for, prunable_groups
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.rules.literals import TensorDims
@@ -85,7 +83,7 @@ def _measured(gm: fx.GraphModule, graph: ChannelGraph, clock: Callable[[], float
         removed = _first_units(gm, graph, kept)
         graphs.append(gm if kept == 1.0 else RemoveChannels(plan_for(graph, removed))(gm).graph_module)
         left.append(work_left(graph, alive_classes(graph, removed)))
-    taken = _timed(graphs, clock)
+    taken = take_turns(graphs, _ROUNDS, clock)
     sizes, seconds = {}, {}
     for name in taken[0]:
         points = sorted((each.get(name, 1.0), times[name]) for each, times in zip(left, taken, strict=True) if name in times)
@@ -103,53 +101,3 @@ def _first_units(gm: fx.GraphModule, graph: ChannelGraph, kept: float) -> np.nda
         if group.index in carrying:
             removed[group.units[max(1, round(kept * group.size)) :]] = True
     return removed
-
-
-def _timed(graphs: Sequence[fx.GraphModule], clock: Callable[[], float]) -> list[dict[str, float]]:
-    """Median seconds of every node, for each graph; one round to warm up."""
-    taken: list[dict[str, list[float]]] = [{} for _ in graphs]
-    for turn in range(_ROUNDS + 1):
-        for gm, times in zip(graphs, taken, strict=True):
-            runner = _Stopwatch(gm, clock)
-            with torch.no_grad(), evaluating(gm):
-                runner.run(*_example(gm))
-            if turn:
-                for name, seconds in runner.taken.items():
-                    times.setdefault(name, []).append(seconds)
-    return [{name: statistics.median(values) for name, values in times.items()} for times in taken]
-
-
-class _Stopwatch(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule, clock: Callable[[], float]) -> None:
-        super().__init__(gm)
-        self._clock = clock
-        self._cuda = device_of(gm).type == "cuda"
-        self.taken: dict[str, float] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op in ("placeholder", "get_attr", "output"):
-            return super().run_node(n)
-        start = self._clock()
-        value = super().run_node(n)
-        if self._cuda:
-            torch.cuda.synchronize()
-        self.taken[n.name] = self._clock() - start
-        return value
-
-
-def _example(gm: fx.GraphModule) -> list[Any]:
-    device = device_of(gm)
-
-    def made(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            shape = tuple(value.shape)
-            return (
-                torch.randn(shape, dtype=value.dtype, device=device)
-                if value.is_floating_point()
-                else torch.zeros(shape, dtype=value.dtype, device=device)
-            )
-        if isinstance(value, (list, tuple)):
-            return type(value)(made(each) for each in value)
-        return {k: made(each) for k, each in value.items()} if isinstance(value, Mapping) else value
-
-    return [made(value) for value in example_of(gm)]
