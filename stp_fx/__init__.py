@@ -22,6 +22,7 @@ from stp_fx.api import (
 )
 from stp_fx.errors import StpFxError
 from stp_fx.selection import PrunePlan
+from stp_fx.training import schedules
 
 __all__ = [
     "ChannelGraph",
@@ -43,6 +44,7 @@ __all__ = [
     "plan_of",
     "prune_graph",
     "report_of",
+    "schedules",
     "sensitivity",
     "sweep",
     "trace",
