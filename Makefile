@@ -52,7 +52,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.installed-dev $(VENV)/.installed-test
+types: $(VENV)/.installed-dev $(VENV)/.installed-test $(VENV)/.installed-demo
 	$(BIN)/pyright
 
 contracts: $(VENV)/.installed-dev

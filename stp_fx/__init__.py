@@ -22,11 +22,12 @@ from stp_fx.api import (
 )
 from stp_fx.errors import StpFxError
 from stp_fx.selection import PrunePlan
-from stp_fx.training import schedules
+from stp_fx.training import PATPassManager, schedules
 
 __all__ = [
     "ChannelGraph",
     "Cost",
+    "PATPassManager",
     "PrunePlan",
     "Report",
     "RunReport",

@@ -15,9 +15,6 @@ from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_state, state_of, trace
 from stp_fx.passes import (
-    CompensateLeastSquares,
-    CompensateMean,
-    GraphPass,
     MaskChannels,
     Pipeline,
     RemoveChannels,
@@ -25,6 +22,7 @@ from stp_fx.passes import (
     SelectUnits,
 )
 from stp_fx.passes.collect import collectors_for
+from stp_fx.passes.compensate import COMPENSATIONS
 from stp_fx.passes.estimate import estimate_keep_ratio
 from stp_fx.passes.report import Report, compare
 from stp_fx.passes.run_report import RunReport
@@ -50,12 +48,6 @@ __all__ = [
     "sweep",
     "trace",
 ]
-
-_COMPENSATIONS: dict[str, tuple[tuple[str, ...], tuple[GraphPass, ...]]] = {
-    "mean": (("maps",), (CompensateMean(),)),
-    "least_squares": (("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
-}
-"""Name to what has to be measured, and the passes."""
 
 
 def prune_graph(
@@ -107,13 +99,13 @@ def prune_graph(
         >>> prune_graph(net, ratio=0.5, example_inputs=randn(1, 3, 8, 8)).get_parameter("0.weight").shape
         torch.Size([4, 3, 3, 3])
     """
-    if compensation is not None and compensation not in _COMPENSATIONS:
+    if compensation is not None and compensation not in COMPENSATIONS:
         raise InputError(f"unknown compensation {compensation!r}; known: None, 'mean', 'least_squares'")
     if compensation is not None and calibration is None:
         raise InputError(f"compensation {compensation!r} measures activations: give `calibration`, an iterable of batches")
     chosen = resolve(criterion)
     needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
-    extra, compensate = _COMPENSATIONS.get(compensation or "", ((), ()))
+    extra, compensate = COMPENSATIONS.get(compensation or "", ((), ()))
     collectors = collectors_for((*needs, *extra), calibration, loss)
     graph = _captured(gm, example_inputs)
     ignored = tuple(ignore) if not isinstance(ignore, (str, nn.Module)) else (ignore,)

@@ -32,7 +32,7 @@ def batches(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None
     if isinstance(calibration, (str, bytes, Mapping)) or not isinstance(calibration, Iterable):
         raise InputError(f"`calibration` is a {type(calibration).__name__}; give an iterable of batches (a DataLoader, a list)")
     device = device_of(gm)
-    total = len(calibration) if hasattr(calibration, "__len__") else None  # type: ignore[arg-type]
+    total = _length(calibration)
     number = -1
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(what, total=total)
@@ -43,6 +43,13 @@ def batches(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None
             progress.advance(task)
     if number < 0:
         raise InputError(f"`calibration` has no batch, so {what} has nothing to read")
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:  # a stream, or a loader of one
+        return None
 
 
 def arguments_of(gm: fx.GraphModule, batch: Any) -> tuple[Any, ...]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stp_fx.analysis.consumers import Consumer
+from stp_fx.analysis.consumers import Consumer, find_consumers
+from stp_fx.errors import InputError
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.state import state_of
 
-__all__ = ["add_to_bias", "sole_norm"]
+__all__ = ["add_to_bias", "restore_biases", "sole_norm"]
 
 
 def add_to_bias(gm: fx.GraphModule, uses: Sequence[Consumer], shift: torch.Tensor) -> None:
@@ -64,6 +65,30 @@ def _add_parameter(gm: fx.GraphModule, name: str, value: torch.Tensor, like: tor
     parameter = nn.Parameter(value.to(like), requires_grad=like.requires_grad)
     (fetch(gm, owner) if owner else gm).register_parameter(own, parameter)
     state_of(gm).added = (*state_of(gm).added, name)
+
+
+def restore_biases(gm: fx.GraphModule, names: Iterable[str]) -> None:
+    """Makes biases of zero where an earlier run had added some, so that what was saved with them can be loaded.
+
+    Raises:
+        InputError: a name that does not fit the graph.
+    """
+    missing = [name for name in names if name not in state_of(gm).added]
+    consumers = {c.node: c for c in find_consumers(gm)}
+    for name in missing:
+        use = consumers.get(name.removesuffix("_bias"))
+        owner = name.removesuffix(".bias")
+        module = None if owner == name else next((m for n, m in gm.named_modules() if n == owner), None)
+        if module is not None and isinstance(getattr(module, "weight", None), torch.Tensor):
+            outputs = next(c for c in consumers.values() if c.module is module)
+            weight = outputs.current(gm)
+            _add_parameter(gm, name, torch.zeros(outputs.matrix(weight).shape[:2].numel()), weight)
+        elif use is not None:
+            weight = use.current(gm)
+            _add_after(gm, use, torch.zeros(use.matrix(weight).shape[:2].numel()))
+        else:
+            raise InputError(f"{name!r} was added to another graph: this one has no consumer for it")
+    gm.recompile()
 
 
 def _add_after(gm: fx.GraphModule, use: Consumer, shift: torch.Tensor) -> None:

@@ -31,7 +31,7 @@ from stp_fx.passes.planning import carry_over, is_partial, planned
 from stp_fx.passes.slicing import copied
 from stp_fx.selection.plan import PrunePlan
 
-__all__ = ["CompensateLeastSquares", "CompensateMean", "Use", "losing_uses"]
+__all__ = ["COMPENSATIONS", "CompensateLeastSquares", "CompensateMean", "Use", "losing_uses"]
 
 _log = logging.getLogger(__name__)
 
@@ -227,3 +227,10 @@ def _average(statistics: Statistics, uses: Sequence[Use], shift: Callable[[Use],
     """The mean of the uses' shifts, by how often each was seen."""
     counts = [statistics.of(use.consumer.site).count for use in uses]
     return torch.stack([shift(use) * (n / sum(counts)) for use, n in zip(uses, counts, strict=True)]).sum(0)
+
+
+COMPENSATIONS: dict[str, tuple[tuple[str, ...], tuple[GraphPass, ...]]] = {
+    "mean": (("maps",), (CompensateMean(),)),
+    "least_squares": (("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
+}
+"""Name to what has to be measured (see :func:`stp_fx.passes.collect.collectors_for`), and the passes."""

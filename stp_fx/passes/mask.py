@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
@@ -11,7 +12,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.liveness import alive_under
 from stp_fx.ir.state import state_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.masks import add_masks
+from stp_fx.passes.masks import add_masks, drop_masks
 from stp_fx.passes.planning import is_partial, log_run, planned
 from stp_fx.passes.slicing import copied
 from stp_fx.selection.plan import PrunePlan
@@ -23,7 +24,8 @@ __all__ = ["MaskChannels"]
 class MaskChannels(GraphPass):
     """Makes the units of a plan dead in place of removing them; the input graph stays as it was.
 
-    ``plan`` defaults to the one that :class:`SelectUnits` left on the graph. On a graph that is masked already, masks add up.
+    ``plan`` defaults to the one that :class:`SelectUnits` left on the graph. A graph that is masked already has
+    the units of both plans dead.
 
     Raises:
         PlanError: the plan does not fit the graph.
@@ -33,12 +35,17 @@ class MaskChannels(GraphPass):
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         plan = planned(gm) if self.plan is None else self.plan
-        graph = analyze(gm)
-        alive = alive_under(graph, plan, partial=is_partial(gm))
         result = copied(gm)
-        made = add_masks(result, graph, alive)
         state = state_of(result)
-        state.masked = plan if state.masked is None else _both(state.masked, plan)
+        if state.masked is None:
+            together = plan
+        else:
+            alive_under(analyze(gm), plan, partial=True)  # a plan that does not fit is refused by its own names
+            together = _both(state.masked, plan)
+            drop_masks(result)
+        graph = analyze(result)
+        made = add_masks(result, graph, alive_under(graph, together, partial=is_partial(gm)))
+        state.masked = together
         log_run(gm, result, plan, "Mask")
         return PassResult(result, made > 0)
 
@@ -48,5 +55,5 @@ def _both(first: PrunePlan, second: PrunePlan) -> PrunePlan:
     kept, sizes = dict(first.kept), dict(first.sizes)
     for key, indices in second.kept.items():
         sizes[key] = second.sizes[key]
-        kept[key] = [k for k in indices if k in set(kept[key].tolist())] if key in kept else indices  # type: ignore[assignment]
+        kept[key] = np.intersect1d(kept[key], indices) if key in kept else indices
     return PrunePlan(kept, sizes)

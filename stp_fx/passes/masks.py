@@ -12,9 +12,14 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.rules import Dim
 from stp_fx.rules.literals import TensorDims
 
-__all__ = ["add_masks", "drop_masks"]
+__all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
 
 _PREFIX = "stp_fx_dead"
+
+
+def is_mask_buffer(name: str) -> bool:
+    """Whether a tensor of this name is one of the masks, so no part of the network itself."""
+    return name.startswith(_PREFIX)
 
 
 def add_masks(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> int:
@@ -107,7 +112,7 @@ def _insert(
 
 def _is_mask(node: fx.Node) -> bool:
     flags = node.args[1] if node.op == "call_method" and node.target == "masked_fill" and len(node.args) > 1 else None
-    return isinstance(flags, fx.Node) and flags.op == "get_attr" and str(flags.target).startswith(_PREFIX)
+    return isinstance(flags, fx.Node) and flags.op == "get_attr" and is_mask_buffer(str(flags.target))
 
 
 def _unmasked(node: fx.Node) -> fx.Node:

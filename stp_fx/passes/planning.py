@@ -15,6 +15,7 @@ from stp_fx.analysis.groups import Group
 from stp_fx.errors import InputError, NothingToPruneError, PassError
 from stp_fx.ir.state import state_of
 from stp_fx.passes.collect import GRADIENTS, STATISTICS
+from stp_fx.passes.masks import is_mask_buffer
 from stp_fx.passes.run_report import RunReport
 from stp_fx.selection import PrunePlan
 
@@ -37,8 +38,9 @@ SCORES, PLAN, REPORT = "scores", "plan", "report"
 
 
 def plan_for(graph: ChannelGraph, removed: np.ndarray) -> PrunePlan:
-    """The plan that takes the flagged units (bool, one per unit) out of every axis they touch."""
-    kept = removed_axes(graph, alive_classes(graph, removed))
+    """The plan that takes the flagged units (bool, one per unit) out of every axis they touch; of masks it does not speak,
+    so it also fits the graph without them."""
+    kept = {axis: k for axis, k in removed_axes(graph, alive_classes(graph, removed)).items() if not is_mask_buffer(axis[0])}
     sizes = {(axis.tensor, axis.dim): axis.size for axis in graph.axes}
     return PrunePlan(kept, {key: sizes[key] for key in kept})
 

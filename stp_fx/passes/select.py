@@ -17,6 +17,7 @@ from stp_fx.analysis.cost import cost_of, parameter_names
 from stp_fx.analysis.graph import ChannelGraph, alive_classes
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.isomorphism import isomorphism_classes
+from stp_fx.analysis.liveness import removed_units
 from stp_fx.criteria import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.errors import InputError, PassError
 from stp_fx.ir.state import state_of
@@ -53,6 +54,8 @@ class ScoreUnits(GraphPass):
         with torch.no_grad():
             context = ScoreContext(tensors, self.seed, gm, statistics_on(gm), gradients_on(gm))
             scores = score_groups(groups, criterion, context)
+        if state_of(gm).masked is not None:
+            scores = _dead_first(graph, groups, scores, removed_units(graph, state_of(gm).masked))
         state_of(gm).cache[SCORES] = (groups, scores)
         return PassResult(gm, False)
 
@@ -111,6 +114,17 @@ class SelectUnits(GraphPass):
             return None
         parameters = parameter_names(gm)
         return lambda removed: float(getattr(cost_of(graph, parameters, alive_classes(graph, removed)), self.target))
+
+
+def _dead_first(
+    graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], dead: np.ndarray
+) -> list[torch.Tensor]:
+    """What is masked stays so: below every other unit, whatever its weights are by now."""
+    lowest = min((float(each.min()) for each in scores if len(each)), default=0.0) - 1.0
+    return [
+        torch.where(torch.from_numpy(dead[group.units]), torch.full_like(each, lowest), each)
+        for group, each in zip(groups, scores, strict=True)
+    ]
 
 
 def _ratios_by_group(

@@ -1,5 +1,7 @@
-"""Training beside pruning: schedules of ratios, and regularizers that make unimportant units small."""
+"""Training beside pruning: the manager that interleaves passes with a loop, schedules of ratios, and regularizers that make
+unimportant units small."""
 
 from stp_fx.training import schedules
+from stp_fx.training.manager import PATPassManager
 
-__all__ = ["schedules"]
+__all__ = ["PATPassManager", "schedules"]

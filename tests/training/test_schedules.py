@@ -14,20 +14,26 @@ from hypothesis import strategies as st
 from stp_fx import schedules
 from stp_fx.errors import InputError
 
+
+def _square(step: int, steps: int, ratio: float) -> float:
+    return ratio * (step / steps) ** 2
+
+
 EVERY = [
     schedules.Geometric(),
     schedules.Linear(),
     schedules.OneShot(),
     schedules.Cubic(),
-    schedules.Custom(lambda step, steps, ratio: ratio * (step / steps) ** 2),
+    schedules.Custom(_square),
     schedules.Then("one_shot", "geometric", at=0.3, share=0.4),
     schedules.Then(schedules.Then("linear", "cubic"), "geometric", at=0.7),
     schedules.Then("cubic", "linear", share=1.0),
     schedules.Then("cubic", "linear", share=0.0),
 ]
+NAMES = ["geometric", "linear", "one_shot", "cubic", "custom", "then", "then_nested", "then_all", "then_nothing"]
 
 
-@pytest.mark.parametrize("schedule", EVERY, ids=repr)
+@pytest.mark.parametrize("schedule", EVERY, ids=NAMES)
 @given(ratio=st.floats(0.0, 0.999), steps=st.integers(1, 40))
 def test_contract(schedule: schedules.Schedule, ratio: float, steps: int) -> None:
     values = schedule.ratios(ratio, steps)
@@ -39,7 +45,7 @@ def test_contract(schedule: schedules.Schedule, ratio: float, steps: int) -> Non
     assert schedule(steps, steps, ratio) == ratio
 
 
-@pytest.mark.parametrize("schedule", EVERY, ids=repr)
+@pytest.mark.parametrize("schedule", EVERY, ids=NAMES)
 @pytest.mark.parametrize(
     ("ratio", "steps"), [(1.0, 3), (-0.1, 3), (float("nan"), 3), (True, 3), ("0.5", 3), (0.5, 0), (0.5, 2.0), (0.5, True)]
 )

@@ -1,0 +1,107 @@
+"""Putting a rewritten graph into the module that a training loop holds: same object, same parameters, new contents.
+
+An optimizer knows parameters by identity. A parameter that got shorter therefore keeps its object and gets shorter data;
+what an optimizer holds beside it (momenta, second moments) is cut by the same indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from stp_fx.errors import InputError
+from stp_fx.ir.state import attach_state, state_of
+from stp_fx.selection import PrunePlan
+
+__all__ = ["adopt", "cut_optimizer"]
+
+
+def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Parameter]]:
+    """Makes ``held`` what ``result`` is; ``result`` must not be used any more. Gives the parameters that are new.
+
+    Parameters of ``held`` that ``result`` still has by name stay the same objects with the new values; their gradients are
+    dropped where the shape changed.
+    """
+    known = dict(held.named_parameters(remove_duplicate=False))
+    renewed: dict[int, nn.Parameter] = {}
+    new: list[tuple[str, nn.Parameter]] = []
+    for prefix, module in result.named_modules(remove_duplicate=False):
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            full = f"{prefix}.{name}" if prefix else name
+            if id(parameter) not in renewed:
+                old = known.get(full)
+                renewed[id(parameter)] = parameter if old is None else _with_data_of(old, parameter)
+                if old is None:
+                    new.append((full, parameter))
+            module._parameters[name] = renewed[id(parameter)]
+    state = state_of(result)
+    for store in ("_modules", "_parameters", "_buffers"):
+        held.__dict__[store] = result.__dict__[store]
+    for key, value in result.__dict__.items():
+        if key.startswith("_tensor_constant"):
+            held.__dict__[key] = value
+    held.graph = result.graph
+    held.recompile()
+    attach_state(held, state)
+    return new
+
+
+def _with_data_of(old: nn.Parameter, new: nn.Parameter) -> nn.Parameter:
+    if old.shape != new.shape:
+        old.grad = None
+    old.data = new.data
+    old.requires_grad_(new.requires_grad)
+    return old
+
+
+def cut_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, plan: PrunePlan, before: Mapping[int, torch.Size]) -> None:
+    """Cuts what ``optimizer`` holds for the parameters of ``model`` by ``plan``; ``before``: shapes by ``id`` of the parameter.
+
+    Any tensor of the parameter's old shape is cut, and any that has 1 in place of some of its sizes (Adafactor's factored
+    second moment); numbers stay.
+
+    Raises:
+        InputError: a state tensor that fits neither way: names the parameter and the state's key.
+    """
+    cuts: dict[int, dict[int, np.ndarray]] = {}
+    names: dict[int, str] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for (name, dim), kept in plan.kept.items():
+        if name in parameters:
+            cuts.setdefault(id(parameters[name]), {})[dim] = kept
+            names[id(parameters[name])] = name
+    for parameter, state in optimizer.state.items():
+        if id(parameter) not in cuts:
+            continue
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() > 0 and value.numel() > 1:
+                state[key] = _cut(value, cuts[id(parameter)], before[id(parameter)], f"{names[id(parameter)]!r}, {key!r}")
+
+
+def _cut(value: torch.Tensor, cuts: Mapping[int, np.ndarray], shape: torch.Size, what: str) -> torch.Tensor:
+    if value.dim() != len(shape) or any(size not in (1, whole) for size, whole in zip(value.shape, shape, strict=True)):
+        raise InputError(
+            f"the optimizer's state {what} has shape {tuple(value.shape)}, the parameter had {tuple(shape)}: it cannot be cut "
+            "by the same indices; give an optimizer whose state has its parameters' shapes, or make a new one"
+        )
+    for dim, kept in cuts.items():
+        if value.shape[dim] == shape[dim] and shape[dim] > 1:
+            value = value.index_select(dim, torch.from_numpy(kept.copy()).to(value.device))
+    return value
+
+
+def add_to_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Trains new biases like the weight beside them, or like the first group's parameters."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in new:
+        sibling = parameters.get(name.removesuffix("bias") + "weight")
+        group: Any = next(
+            (g for g in optimizer.param_groups if any(p is sibling for p in g["params"])), optimizer.param_groups[0]
+        )
+        group["params"].append(parameter)

@@ -1,0 +1,28 @@
+"""What must agree between the processes of a distributed job."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from stp_fx.errors import PlanError
+from stp_fx.selection import PrunePlan
+
+__all__ = ["assert_same_plan"]
+
+
+def assert_same_plan(plan: PrunePlan) -> None:
+    """Every rank must have come to the same plan; does nothing outside ``torch.distributed``.
+
+    Raises:
+        PlanError: on all ranks, if one differs.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    digests: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, plan.digest())
+    if len(set(digests)) > 1:
+        other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+        raise PlanError(
+            f"ranks 0 and {other} came to different plans: their weights or their data's statistics differ; "
+            "broadcast the model before training, and seed random criteria alike"
+        )

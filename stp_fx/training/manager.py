@@ -1,0 +1,319 @@
+"""PATPassManager: pruning steps at the right epochs of an otherwise unchanged training loop.
+
+Report, sections 1.2, 2.2, 2.4.3 and 2.5. Every step is a pipeline of the library's passes; the manager decides when, for
+how much, and puts the result into the model that the loop holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from stp_fx.analysis.cost import cost
+from stp_fx.criteria import Criterion, needs_of, resolve
+from stp_fx.errors import InputError
+from stp_fx.ir import has_state, state_of, trace
+from stp_fx.passes import MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
+from stp_fx.passes.bias import restore_biases
+from stp_fx.passes.collect import collectors_for
+from stp_fx.passes.compensate import COMPENSATIONS
+from stp_fx.passes.planning import planned
+from stp_fx.selection import PrunePlan
+from stp_fx.training import schedules
+from stp_fx.training.adopt import add_to_optimizer, adopt, cut_optimizer
+from stp_fx.training.distributed import assert_same_plan
+from stp_fx.training.schedules import Schedule
+
+__all__ = ["PATPassManager"]
+
+_log = logging.getLogger("stp_fx.pat")
+_VERSION = 1
+
+
+class PATPassManager:
+    """Prunes ``gm`` in ``steps`` steps while it is trained.
+
+    ::
+
+        pat = stp_fx.PATPassManager(gm, criterion="magnitude", ratio=0.5, steps=5, optimizer=optimizer, train_loader=loader)
+        for epoch in range(epochs):
+            pat.prune(epoch)                       # does something at the epochs of the schedule
+            for x, y in loader:
+                loss = criterion(pat.model(x), y) + pat.loss()
+                loss.backward()
+                pat.regularize()                   # adds to the gradients; 0.0 once pruning is over
+                optimizer.step()
+                optimizer.zero_grad()
+
+    The model object and its parameters stay the same objects throughout; optimizers given here have their state cut with
+    the parameters. Steps before the last mask by default (the structure, the optimizer's state and the learning-rate
+    schedule stay as they are), the last one removes.
+
+    Args:
+        gm: what :func:`stp_fx.trace` returned; it is changed in place (trace a copy to keep the original).
+        criterion, ratio, target, scope, ignore, ratios, round_to, max_ratio, products, loss: as in
+            :func:`stp_fx.prune_graph`; ``ratio`` is what is gone after the last step, of the model as given.
+        steps: pruning steps; at most 1 is one-shot.
+        start_epoch: the epoch of the first step; regularization goes on before it (sparse pre-training).
+        end_epoch: the epoch of the last step; by default ``start_epoch + (steps - 1) * epoch_rate``.
+        epoch_rate: epochs from one step to the next; follows from ``end_epoch`` if that is given.
+        schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
+        mask_until_last: mask at all steps but the last; else every step removes.
+        regularizer: of :mod:`stp_fx.regularizers`.
+        compensation: None, "mean" or "least_squares".
+        recalibrate: batches on which BatchNorm is recalibrated after the last step (True: as many as for calibration).
+        train_loader: batches for criteria and compensation that read data, and for recalibration.
+        calibration_batches: how many of them are read at a step; None reads all.
+        optimizer: one or several optimizers of the model's parameters.
+        followers: further GraphModules of the same structure that follow every rewrite, such as the module of an
+            ``AveragedModel``.
+        wrap: called with the model, now and after every change of shapes; its result is :attr:`parallel`
+            (``torch.nn.parallel.DistributedDataParallel``).
+
+    Raises:
+        InputError: an argument out of range, or data that is needed and not given.
+        NothingToPruneError: no channel may be removed.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        *,
+        criterion: str | Criterion = "magnitude",
+        ratio: float = 0.5,
+        steps: int = 1,
+        start_epoch: int = 0,
+        end_epoch: int | None = None,
+        epoch_rate: int = 1,
+        schedule: str | Schedule = "geometric",
+        mask_until_last: bool = True,
+        regularizer: Any = None,
+        compensation: str | None = None,
+        recalibrate: int | bool | None = None,
+        train_loader: Iterable[Any] | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        target: str = "channels",
+        scope: str = "local",
+        ignore: Iterable[Any] = (),
+        ratios: Mapping[str, float] | None = None,
+        round_to: int = 1,
+        max_ratio: float = 1.0,
+        products: str = "auto",
+        loss: Any = None,
+        calibration_batches: int | None = None,
+        followers: Sequence[fx.GraphModule] = (),
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        self.model = gm if example_inputs is None else trace(gm, example_inputs)
+        if not has_state(self.model):
+            raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
+        self.criterion = resolve(criterion)
+        self.epochs = _epochs(steps, start_epoch, end_epoch, epoch_rate)
+        self.ratios = schedules.resolve(schedule).ratios(ratio, len(self.epochs))
+        self.regularizer = regularizer
+        self.mask_until_last = mask_until_last
+        if compensation is not None and compensation not in COMPENSATIONS:
+            raise InputError(f"unknown compensation {compensation!r}; known: None, {', '.join(map(repr, COMPENSATIONS))}")
+        self._needs, self._compensate = COMPENSATIONS.get(compensation or "", ((), ()))
+        self._needs = (*needs_of(self.criterion), *self._needs)
+        self._loader, self._batches, self._loss = train_loader, calibration_batches, loss
+        self._recalibrate = recalibrate
+        if train_loader is None and (self._needs or recalibrate):
+            raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
+        self._ignore = (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore)
+        self._selection = {
+            "scope": scope, "ratios": ratios, "round_to": round_to,
+            "max_ratio": max_ratio, "products": products, "target": target,
+        }  # fmt: skip
+        self.optimizers = _listed(optimizer)
+        self.followers = tuple(followers)
+        self.step, self.epoch = 0, -1
+        self._whole = cost(self.model)
+        self._wrap = wrap
+        self.parallel: nn.Module = self.model if wrap is None else wrap(self.model)
+        ScoreUnits("random", self._ignore)(self.model)  # the arguments are wrong now or never
+        SelectUnits(self.ratios[-1], **self._selection)(self.model)
+
+    # -- the two calls of a training loop --------------------------------------------------------------------------
+
+    def prune(self, epoch: int) -> bool:
+        """To be called at the start of every epoch: takes the steps that are due; True if there was one."""
+        self.epoch = epoch
+        due = sum(epoch >= each for each in self.epochs)
+        if due <= self.step:
+            return False
+        if due - self.step > 1:
+            _log.warning("epoch %d: %d steps were due at once; they are taken as one", epoch, due - self.step)
+        self._take(due)
+        return True
+
+    def regularize(self) -> float:
+        """Adds the regularizer's gradients to those of the parameters, after ``backward``; gives the L1 norm of what it added.
+
+        0.0 without a regularizer, and once the last step has been taken."""
+        if self.regularizer is None or self.finished or not hasattr(self.regularizer, "apply_gradients"):
+            return 0.0
+        return float(self.regularizer.apply_gradients(self.model))
+
+    def loss(self) -> torch.Tensor:
+        """The regularizer's loss term; 0 without one that has one, and once the last step has been taken."""
+        if self.regularizer is None or self.finished or not hasattr(self.regularizer, "loss"):
+            return torch.zeros((), device=next((p.device for p in self.model.parameters()), None))
+        return self.regularizer.loss(self.model)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step has been taken: what follows is fine-tuning."""
+        return self.step >= len(self.epochs)
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _take(self, step: int) -> None:
+        last = step == len(self.epochs)
+        masking = self.mask_until_last and not last
+        data = None if self._loader is None else _Some(self._loader, self._batches)
+        pipeline = Pipeline(
+            *collectors_for(self._needs, data if self._needs else None, self._loss),
+            ScoreUnits(self.criterion, self._ignore, seed=0),
+            SelectUnits(self._relative(self.ratios[step - 1]), **self._selection),
+            *self._compensate,
+        )
+        prepared = pipeline(self.model).graph_module
+        plan = planned(prepared)
+        assert_same_plan(plan)
+        rewrite = MaskChannels(plan) if masking else RemoveChannels(plan)
+        result = rewrite(prepared).graph_module
+        for each in self.followers:
+            restore_biases(each, state_of(prepared).added)
+        followed = [rewrite(each).graph_module for each in self.followers]
+        self._put(result, plan, shorter=not masking)
+        for held, each in zip(self.followers, followed, strict=True):
+            adopt(held, each)
+        self.step = step
+        if last and self._recalibrate:
+            limit = None if self._recalibrate is True else int(self._recalibrate)
+            adopt(self.model, RecalibrateBatchNorm(data or (), limit)(self.model).graph_module)
+        now = cost(self.model)
+        _log.info(
+            "step %d of %d, epoch %d: %s %d axes; MACs %s of %s (%.1f%%), parameters %s of %s (%.1f%%)",
+            step, len(self.epochs), self.epoch, "masked" if masking else "shortened", len(plan.kept),
+            f"{now.macs:,}", f"{self._whole.macs:,}", 100 * now.macs / max(self._whole.macs, 1),
+            f"{now.params:,}", f"{self._whole.params:,}", 100 * now.params / max(self._whole.params, 1),
+        )  # fmt: skip
+
+    def _relative(self, ratio: float) -> float:
+        """The ratio for the graph as it is now: a masked one still counts all its units, a shortened one what is left."""
+        target = self._selection["target"]
+        if self.mask_until_last or self.step == 0:
+            return ratio
+        if target in ("macs", "params"):
+            left = getattr(cost(self.model), target) / getattr(self._whole, target)
+        else:
+            left = 1 - self.ratios[self.step - 1]
+        return max(0.0, 1 - (1 - ratio) / left)
+
+    def _put(self, result: fx.GraphModule, plan: PrunePlan, *, shorter: bool) -> None:
+        before = {id(p): p.shape for p in self.model.parameters()}
+        new = adopt(self.model, result)
+        for optimizer in self.optimizers:
+            if shorter:
+                cut_optimizer(optimizer, self.model, plan, before)
+            add_to_optimizer(optimizer, self.model, new)
+        if self._wrap is not None and (shorter or new):
+            self.parallel = self._wrap(self.model)
+        elif self._wrap is None:
+            self.parallel = self.model
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data: where the schedule is, what has been removed and masked, the regularizer's state."""
+        state = state_of(self.model)
+        return {
+            "version": _VERSION,
+            "step": self.step,
+            "epoch": self.epoch,
+            "epochs": list(self.epochs),
+            "plan": None if state.plan is None else state.plan.to_json(),
+            "masked": None if state.masked is None else state.masked.to_json(),
+            "added": list(state.added),
+            "regularizer": self.regularizer.state_dict() if hasattr(self.regularizer, "state_dict") else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Gives the model the structure that it had; then load the model's and the optimizer's own state dicts.
+
+        The manager must have been made as the one that saved, around the unpruned model.
+
+        Raises:
+            InputError: a state of another schedule or version, or a model that has been pruned already.
+        """
+        if state.get("version") != _VERSION:
+            raise InputError(f"the state is of version {state.get('version')!r}; this is version {_VERSION}")
+        if list(state["epochs"]) != list(self.epochs):
+            raise InputError(
+                f"the state is of a schedule with steps at epochs {state['epochs']}; this one has {list(self.epochs)}"
+            )
+        if self.step or state_of(self.model).plan is not None:
+            raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
+        restore_biases(self.model, state["added"])
+        new = [(name, self.model.get_parameter(name)) for name in state["added"]]
+        for optimizer in self.optimizers:
+            add_to_optimizer(optimizer, self.model, new)
+        for kind, rewrite in (("plan", RemoveChannels), ("masked", MaskChannels)):
+            if state[kind] is None:
+                continue
+            plan = PrunePlan.from_json(state[kind])
+            self._put(rewrite(plan)(self.model).graph_module, plan, shorter=kind == "plan")
+            for held in self.followers:
+                adopt(held, rewrite(plan)(held).graph_module)
+        self.step, self.epoch = int(state["step"]), int(state["epoch"])
+        if state["regularizer"] is not None:
+            self.regularizer.load_state_dict(state["regularizer"])
+
+
+class _Some:
+    """The first batches of a loader, again at every iteration."""
+
+    def __init__(self, loader: Iterable[Any], number: int | None) -> None:
+        self._loader, self._number = loader, number
+
+    def __iter__(self) -> Any:
+        return islice(iter(self._loader), self._number)
+
+    def __contains__(self, item: object) -> bool:
+        return any(item is each for each in self)
+
+    def __len__(self) -> int:
+        length = len(self._loader)  # type: ignore[arg-type]
+        return length if self._number is None else min(length, self._number)
+
+
+def _epochs(steps: int, start: int, end: int | None, rate: int) -> tuple[int, ...]:
+    """The epochs of the steps (report, section 2.2)."""
+    for name, value, least in (("steps", steps, 0), ("start_epoch", start, 0), ("epoch_rate", rate, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"`{name}` is an integer of at least {least}; got {value!r}")
+    if steps <= 1:
+        return (start,)
+    if end is None:
+        return tuple(start + k * rate for k in range(steps))
+    if isinstance(end, bool) or not isinstance(end, int) or end < start + steps - 1:
+        raise InputError(f"`end_epoch` is {end!r}; {steps} steps from epoch {start} end at epoch {start + steps - 1} or later")
+    return tuple(start + round(k * (end - start) / (steps - 1)) for k in range(steps))
+
+
+def _listed(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
+    if optimizer is None:
+        return ()
+    found = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+    for each in found:
+        if not isinstance(each, torch.optim.Optimizer):
+            raise InputError(f"`optimizer` holds a {type(each).__name__}; give torch.optim optimizers")
+    return found
