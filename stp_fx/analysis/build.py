@@ -13,6 +13,7 @@ from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
 from stp_fx.analysis.solve import Solution, solve
 from stp_fx.analysis.touched import Touched
 from stp_fx.ir.state import state_of
+from stp_fx.rules import Factor
 
 __all__ = ["analyze"]
 
@@ -30,7 +31,10 @@ def analyze(gm: fx.GraphModule) -> ChannelGraph:
     key = (gm.code, tuple(t.shape for t in (*gm.parameters(), *gm.buffers())))
     if _CACHE not in cache or cache[_CACHE][0] != key:
         found = propagate(gm)
-        cache[_CACHE] = (key, build(found, solve(found.elements)))
+        solution = solve(found.elements)
+        if _pin_what_no_parameter_has(found, solution):
+            solution = solve(found.elements)
+        cache[_CACHE] = (key, build(found, solution))
     return cache[_CACHE][1]
 
 
@@ -51,6 +55,29 @@ def build(found: Propagated, solution: Solution) -> ChannelGraph:
     axes = tuple(Axis(a.tensor, a.dim, len(a.ids), a.role, a.side) for a in found.axes)
     products = _products(solution, unit_of, group_of)
     return ChannelGraph(tuple(groups), len(unit_class), products, axes, found.unknown, solution, found, unit_class, touched)
+
+
+def _pin_what_no_parameter_has(found: Propagated, solution: Solution) -> bool:
+    """Positions of buffers alone (of a table of position numbers, beyond the example's length) are no channels."""
+    if all(axis.role != "buffer" for axis in found.axes):
+        return False
+    held = solution.pinned.copy()
+    for axis in found.axes:
+        if axis.role != "buffer":
+            held[solution.label[axis.ids]] = True
+    for product in (*reversed(solution.products), *solution.products):
+        whole = held[product.classes]
+        for k, factor in enumerate(product.factors):
+            held[factor] |= whole.any(axis=tuple(j for j in range(whole.ndim) if j != k))
+            held[product.classes] |= np.expand_dims(held[factor], tuple(j for j in range(whole.ndim) if j != k))
+    pinned = False
+    for axis in found.axes:
+        alone = axis.ids[~held[solution.label[axis.ids]]] if axis.role == "buffer" else axis.ids[:0]
+        if len(alone):
+            found.elements.node = ""
+            found.elements.pin((Factor(len(alone), alone),), f"only buffers such as '{axis.tensor}' have it")
+            pinned = True
+    return pinned
 
 
 def _signatures(axes: list[AxisRecord], solution: Solution) -> np.ndarray:

@@ -13,9 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
+from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.shapes import meta_like
 from stp_fx.ir.state import GraphState, attach_state
-from stp_fx.ir.tracer import ModuleTracer
+from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
 from stp_fx.ir.train_eval import mode_calls, switch_modes
 
 __all__ = ["trace"]
@@ -35,7 +36,7 @@ def trace(
     Args:
         example_inputs: a tensor or a tuple of positional arguments. Only shapes and dtypes are read.
         kwargs: arguments by name. Values that hold no tensor are baked in.
-        frontend: "fx", or "auto" for the first front end that succeeds.
+        frontend: "fx", "export" (``torch.export``), or "auto" for the first of the two that succeeds.
 
     Raises:
         InputError: missing or unfitting example inputs, an unknown front end, uninitialised lazy modules.
@@ -119,7 +120,24 @@ def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModul
     return attach_state(gm, GraphState(inputs, notes + _unreached(gm, model)))
 
 
-_FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any]], fx.GraphModule]] = {"fx": _trace_with_fx}
+def _trace_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
+    spread = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.VAR_POSITIONAL]
+    if any(name.startswith(f"{each}_") for each in spread for name in arguments):
+        raise TraceError(f"arguments spread over *{spread[0]} are not supported here")
+    gm = capture_with_export(model, arguments)
+    values = {name: _on_meta(value) for name, value in arguments.items() if _has_tensor(value)}
+    places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
+    missing = [name for name in places if name not in values]
+    if missing:
+        raise TraceError(f"its input {missing[0]!r} is nested or no tensor; give tensors by name")
+    gm.graph._tracer_cls = ReplayTracer
+    return attach_state(gm, GraphState(tuple(values[name] for name in places), _unreached(gm, model)))
+
+
+_FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any]], fx.GraphModule]] = {
+    "fx": _trace_with_fx,
+    "export": _trace_with_export,
+}
 
 
 def _capture_wide(model: nn.Module, wide: dict[str, Any], constants: dict[str, Any]) -> ModuleTracer | None:

@@ -71,11 +71,7 @@ class ModuleTracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
     ) -> Any:
-        if (
-            kind == "call_function"
-            and target in self._hidden
-            and not (_is_switchable(target) and not _takes_weights(args, kwargs))
-        ):
+        if kind == "call_function" and target in self._hidden and _takes_weights(args, kwargs):
             return target(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
@@ -231,7 +227,7 @@ class ModuleTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with _python_sees_values(self, root):
+            with _python_sees_values(self, root), _nothing_hidden():
                 graph = super().trace(root, concrete_args)
         except BaseException:
             self.forget_constants(before)
@@ -274,10 +270,25 @@ def _is_random(module: nn.Module) -> bool:
     return code is not None and "training" in code.co_names
 
 
-def _hidden_functions() -> frozenset[Any]:
-    """Python functions that were hidden with ``fx.wrap``."""
-    found = (scope.get(name) for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.items())
-    return frozenset(function for function in found if isinstance(function, types.FunctionType))
+def _hidden_functions() -> dict[Any, Any]:
+    """Python functions that were hidden with ``fx.wrap``, and where fx knows each from."""
+    found = ((scope.get(key[1]), key) for key, scope in _symbolic_trace._wrapped_fns_to_patch.items())
+    return {function: key for function, key in found if isinstance(function, types.FunctionType)}
+
+
+@contextmanager
+def _nothing_hidden() -> Iterator[None]:
+    """``fx.wrap`` forgets its functions for a while, but for those that ask whether they train: these can stay calls."""
+    table = _symbolic_trace._wrapped_fns_to_patch
+    before = dict(table)
+    for function, key in _hidden_functions().items():
+        if not _is_switchable(function):
+            del table[key]
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(before)
 
 
 def _is_switchable(function: Any) -> bool:

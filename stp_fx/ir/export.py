@@ -1,0 +1,334 @@
+"""The second front end: what Python's tracer cannot follow, ``torch.export`` can; its ATen calls are raised to PyTorch's own.
+
+Exported graphs bake sizes, devices and the mode in. Here sizes stay free where the model leaves them free (a size that it does
+not is asserted), devices follow the input, and calls that differ between an export in training and one in evaluation follow
+``.train()`` and ``.eval()``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import fx, nn
+
+from stp_fx.errors import TraceError
+from stp_fx.ir.shapes import fetch
+from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, switch_modes
+
+__all__ = ["capture_with_export"]
+
+_OUTPUT = "stp_fx_output"
+_DROPPED = {
+    "aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async", "aten.sym_constrain_range",
+    "aten.sym_constrain_range_for_size",
+}  # fmt: skip
+_EFFECTS = {torch._assert, "copy_", "add_", "fill_"}
+_SAME = {"aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach_"}
+
+
+class Rebuild(nn.Module):
+    """Puts flat outputs back into the classes that the model returned (dataclasses, named tuples)."""
+
+    def __init__(self, spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, *values: Any) -> Any:
+        return pytree.tree_unflatten(list(values), self.spec)
+
+
+def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
+    """A GraphModule over the model's own parameters and buffers, in its mode, with a placeholder for each tensor.
+
+    Raises:
+        TraceError: ``torch.export`` cannot capture it.
+    """
+    now = _exported(model, arguments, model.training)
+    calls = mode_calls(now.graph)
+    try:
+        other = _exported(model, arguments, not model.training)
+    except TraceError:
+        other = None
+    if other is not None and _alike(now.graph, other.graph):
+        trained, evaluated = (mode_calls(each.graph) for each in ((now, other) if model.training else (other, now)))
+        gm = now if model.training else other  # in training dropout says its probability
+        gm.train(model.training)
+        names = {name for name, training in trained.items() if training and evaluated.get(name) is False}
+    else:
+        gm, names = now, {name for name, training in calls.items() if not training} if not model.training else set()
+    if names:
+        switch_modes(gm, names, model.training)
+    gm.recompile()
+    return gm
+
+
+def _alike(first: fx.Graph, second: fx.Graph) -> bool:
+    return [(n.op, n.name, n.target) for n in first.nodes] == [(n.op, n.name, n.target) for n in second.nodes]
+
+
+def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx.GraphModule:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        if training != model.training:
+            model.train(training)
+        given = _wider(arguments)
+        every = pytree.tree_map(lambda v: dict.fromkeys(range(v.dim()), torch.export.Dim.AUTO) if _is_tensor(v) else None, given)
+        program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
+        source = program.module(check_guards=False)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise TraceError(f"{type(error).__name__}: {lines[0][:300]}") from error
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    return _Raised(model, source, program, training).graph_module()
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _wider(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A batch of one would be taken for a constant: such examples are doubled."""
+    tensors = [v for v in pytree.tree_leaves(arguments) if _is_tensor(v)]
+    if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
+        return dict(arguments)
+    return pytree.tree_map(lambda v: torch.cat([v, v]) if _is_tensor(v) else v, dict(arguments))
+
+
+class _Raised:
+    """One exported graph, node by node, as calls that the rest of the library knows."""
+
+    def __init__(self, model: nn.Module, source: fx.GraphModule, program: Any, training: bool) -> None:
+        self.model, self.source, self.training = model, source, training
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {}
+        self.env: dict[fx.Node, Any] = {}
+        self._device: fx.Node | None = None
+        self._literal_device = next((v.device for v in pytree.tree_leaves(program.example_inputs) if _is_tensor(v)), None)
+        self._spec = program.call_spec.out_spec
+
+    def graph_module(self) -> fx.GraphModule:
+        for node in self.source.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self.graph.placeholder(str(node.target))
+        self._assert_fixed_sizes()
+        for node in self.source.graph.nodes:
+            if node.op == "output":
+                self._finish(node)
+            elif node.op != "placeholder":
+                self.env[node] = self._copy(self.source, node)
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node.op in ("get_attr", "call_method", "call_function") and node.target not in _EFFECTS:
+                self.graph.erase_node(node)
+        self.graph.lint()
+        gm = fx.GraphModule(self.root, self.graph, class_name=type(self.model).__name__)
+        return gm.train(self.training)
+
+    def _assert_fixed_sizes(self) -> None:
+        """Sizes that the model's code has settled are asserted; what tells them apart is that they are not symbolic."""
+        for node in list(self.env):
+            value = node.meta.get("val")
+            for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else ():
+                if isinstance(size, int):
+                    found = self.graph.call_method("size", (self.env[node], dim))
+                    same = self.graph.call_function(operator.eq, (found, size))
+                    message = f"{node.target} must have size {size} in dimension {dim}, as the example had"
+                    self.graph.call_function(torch._assert, (same, message))
+
+    def _copy(self, owner: fx.GraphModule, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return self._stored(owner, str(node.target))
+        if node.op == "call_module":
+            raise TraceError(f"the exported graph calls the module {node.target!r}, which is not expected here")
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
+        if node.target in _regions():
+            return self._inlined(node, args)
+        result = self._raise(node, args, kwargs)
+        if isinstance(result, fx.Node) and result.op != "placeholder" and "stack_trace" in node.meta:
+            result.meta.setdefault("stack_trace", node.meta["stack_trace"])
+        return result
+
+    def _stored(self, owner: fx.GraphModule, target: str) -> Any:
+        value = fetch(owner, target)
+        if isinstance(value, nn.Module):
+            return value  # the body of a region
+        own = _known(self.model, target)
+        name = target if own is not None else target.replace(".", "_")
+        self.root.setdefault(name, value if own is None else own)
+        return self.graph.get_attr(name)
+
+    def _inlined(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A block under ``no_grad`` or ``autocast``: its nodes, detached where it had no gradients."""
+        at = next(k for k, a in enumerate(args) if isinstance(a, fx.GraphModule))
+        body, inputs = args[at], iter(args[at + 1 :])
+        outer, outputs = self.env, ()
+        self.env = {}
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                self.env[inner] = next(inputs)
+            elif inner.op == "output":
+                outputs = fx.node.map_arg(inner.args[0], lambda n: self.env[n])
+            else:
+                self.env[inner] = self._copy(body, inner)
+        self.env = outer
+        if args[0] is False:
+            return tuple(self.graph.call_method("detach", (v,)) if isinstance(v, fx.Node) else v for v in outputs)
+        return tuple(outputs)
+
+    def _raise(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        target = node.target
+        if target is operator.getitem and isinstance(args[0], tuple):
+            return args[0][args[1]]
+        if not isinstance(target, torch._ops.OpOverload):
+            return self.graph.call_function(target, args, kwargs)
+        packet = f"{target.namespace}.{target._opname}"
+        if packet in _DROPPED:
+            return None
+        if packet in _SAME:
+            return args[0]
+        if packet == "aten.add_" and isinstance(args[0], fx.Node) and str(args[0].target).endswith("num_batches_tracked"):
+            return args[0]  # a count that only momentum=None reads, and not in evaluation
+        kwargs = self._portable(kwargs)
+        special = _SPECIAL.get(packet)
+        if special is not None:
+            return special(self.graph, args, kwargs)
+        name = target._opname
+        if target.namespace == "aten" and isinstance(args[0] if args else None, fx.Node) and hasattr(torch.Tensor, name):
+            return self.graph.call_method(name, args, kwargs)
+        function = getattr(torch, name, None) or getattr(F, name, None)
+        if target.namespace == "aten" and callable(function) and not name.startswith("_"):
+            return self.graph.call_function(function, args, kwargs)
+        return self.graph.call_function(target, args, kwargs)
+
+    def _portable(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Without memory hints, and on the input's device in place of the one of the export."""
+        kept = {k: v for k, v in kwargs.items() if k not in ("layout", "pin_memory", "non_blocking", "memory_format")}
+        if kept.get("device") is not None and torch.device(kept["device"]) == self._literal_device:
+            if self._device is None:
+                first = next(n for n in self.graph.nodes if n.op == "placeholder")
+                with self.graph.inserting_after([n for n in self.graph.nodes if n.op == "placeholder"][-1]):
+                    self._device = self.graph.call_function(getattr, (first, "device"))
+            kept["device"] = self._device
+        return kept
+
+    def _finish(self, node: fx.Node) -> None:
+        values = list(fx.node.map_arg(node.args[0], lambda n: self.env[n]))
+        if all(_is_plain(spec) for spec in _specs(self._spec)):
+            self.graph.output(pytree.tree_unflatten(values, self._spec))
+            return
+        self.root[_OUTPUT] = Rebuild(self._spec)
+        self.graph.output(self.graph.call_module(_OUTPUT, tuple(values)))
+
+
+def _regions() -> set[Any]:
+    from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_enabled
+
+    return {wrap_with_autocast, wrap_with_set_grad_enabled}
+
+
+def _known(model: nn.Module, target: str) -> Any:
+    try:
+        value = fetch(model, target)
+    except AttributeError:
+        return None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _specs(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+    return [spec, *(each for child in spec.children() for each in _specs(child))]
+
+
+def _is_plain(spec: pytree.TreeSpec) -> bool:
+    return spec.is_leaf() or spec.type in (tuple, list, dict)
+
+
+# -- calls that PyTorch spells in another way than ATen ----------------------------------------------------------------
+
+_SPECIAL: dict[str, Callable[[fx.Graph, tuple[Any, ...], dict[str, Any]], Any]] = {}
+
+
+def _spelled(*packets: str) -> Callable[[Any], Any]:
+    def register(function: Any) -> Any:
+        _SPECIAL.update({f"aten.{packet}": function for packet in packets})
+        return function
+
+    return register
+
+
+def _with(target: Any, *kept: int) -> Any:
+    """The call of ``target`` with the first of the arguments only."""
+    return lambda graph, args, kwargs: graph.call_function(target, args[: kept[0]] if kept else args, kwargs)
+
+
+_SPECIAL |= {
+    "aten.linear": _with(F.linear), "aten.layer_norm": _with(F.layer_norm, 5), "aten.group_norm": _with(F.group_norm, 5),
+    "aten.rms_norm": _with(F.rms_norm), "aten.dropout": _with(F.dropout), "aten.gelu": _with(F.gelu), "aten.silu": _with(F.silu),
+    "aten.relu": _with(F.relu), "aten.pad": _with(F.pad), "aten.constant_pad_nd": lambda g, a, k: g.call_function(
+        F.pad, (a[0], a[1], "constant", a[2] if len(a) > 2 else 0), k),
+    "aten.conv1d": _with(F.conv1d), "aten.conv2d": _with(F.conv2d), "aten.conv3d": _with(F.conv3d),
+    "aten.max_pool2d": _with(F.max_pool2d), "aten.avg_pool2d": _with(F.avg_pool2d),
+    "aten.adaptive_avg_pool2d": _with(F.adaptive_avg_pool2d), "aten.embedding": lambda g, a, k: g.call_function(
+        F.embedding, (a[1], a[0])),
+    "aten.cat": _with(torch.cat), "aten.stack": _with(torch.stack), "aten._to_copy": lambda g, a, k: g.call_method("to", a, k),
+}  # fmt: skip
+
+
+@_spelled("sym_size")
+def _size(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    return graph.call_method("size", args)
+
+
+@_spelled("to")
+def _to(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    return graph.call_method("to", args[:2], kwargs)
+
+
+@_spelled("slice")
+def _slice(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, dim, start, stop, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    stop = None if isinstance(stop, int) and stop > 2**40 else stop
+    if start in (0, None) and stop is None and step == 1:
+        return x
+    return graph.call_function(operator.getitem, (x, _at(dim, slice(start, stop, step))))
+
+
+@_spelled("select")
+def _select(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    x, dim, index = args
+    return graph.call_function(operator.getitem, (x, _at(dim, index)))
+
+
+def _at(dim: int, item: Any) -> tuple[Any, ...]:
+    every = slice(None)
+    return (*[every] * dim, item) if dim >= 0 else (..., item, *[every] * (-dim - 1))
+
+
+@_spelled("index")
+def _index(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    return graph.call_function(operator.getitem, (args[0], tuple(slice(None) if i is None else i for i in args[1])))
+
+
+@_spelled("batch_norm")
+def _batch_norm(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    x, weight, bias, mean, variance, training, momentum, eps = args[:8]
+    return graph.call_function(F.batch_norm, (x, mean, variance, weight, bias, training, momentum, eps))
+
+
+@_spelled("scaled_dot_product_attention")
+def _attention(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    q, k, v, mask, dropout, causal = (*args, *(None, 0.0, False)[len(args) - 3 :])
+    if kwargs.get("enable_gqa"):
+        return graph.call_function(F.scaled_dot_product_attention, args, kwargs)
+    return graph.call_function(attention_with_dropout, (q, k, v, mask, causal, kwargs.get("scale"), dropout, dropout > 0.0))
+
+
+for _name, _operator in {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}.items():
+    _SPECIAL[f"aten.{_name}"] = lambda graph, args, kwargs, _name=_name, _operator=_operator: (
+        graph.call_function(getattr(torch, _name), args, kwargs) if kwargs else graph.call_function(_operator, args)
+    )
