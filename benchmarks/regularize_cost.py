@@ -2,9 +2,11 @@
 
     python benchmarks/regularize_cost.py [--networks resnet50] [--batch 8] [--out benchmarks/results/regularize_cost]
 
-One thread, 224 x 224, SGD with momentum; the contestants take turns, medians, the ratio is what counts. `gradients`: a
-manager's `regularize()`; `loss`: the loss term and its backward pass (variance entropy: what a whole step takes longer);
-`step`: what follows each optimizer step, the mean over as many steps as it takes to come round.
+One thread, 224 x 224, SGD with momentum; the contestants take turns. Seconds are the processor's, not the clock's, since
+other programs may share the machine. Medians, and for the ratio the lowest and the highest turn. `gradients`: a manager's
+`regularize()`; `loss`: the loss term and its backward pass (variance entropy: what a whole step takes longer, a small
+difference of two long times: look at its spread); `step`: what follows each optimizer step, the mean over as many steps as
+it takes to come round.
 """
 
 from __future__ import annotations
@@ -12,19 +14,20 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torchvision
-from _common import RESULTS, machine, markdown_machine, markdown_table, timed, wide_console, write
+from _common import RESULTS, machine, markdown_machine, markdown_table, wide_console, write
 from rich.table import Table
 from torch import fx
 
 import stp_fx
 from stp_fx import regularizers
 
-HEADER = ("network", "regularizer", "form", "training step s", "added s", "ratio")
+HEADER = ("network", "regularizer", "form", "training step s", "added s", "ratio", "lowest", "highest")
 EVERY = 10  # steps between two rounds of gradual magnitude pruning
 
 
@@ -58,23 +61,35 @@ def calls(gm: fx.GraphModule, optimizer: torch.optim.Optimizer) -> dict[tuple[st
     return result
 
 
+def seconds_of(call: Callable[[], object], times: int = 1) -> float:
+    start = time.process_time()
+    for _ in range(times):
+        call()
+    return (time.process_time() - start) / times
+
+
 def measure(name: str, batch: int, rounds: int) -> list[list[str]]:
     torch.manual_seed(0)
     gm = stp_fx.trace(torchvision.models.get_model(name, weights=None).train(), torch.randn(2, 3, 224, 224))
     observed = Loop(copy.deepcopy(gm), batch, "variance_entropy")
     plain = Loop(gm, batch)
     called = calls(gm, torch.optim.SGD(gm.parameters(), lr=1e-6))
+    steps: list[float] = []
     taken: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 1):
-        seconds = {("", "plain"): timed(plain.step)[0], ("variance_entropy", "loss"): timed(observed.step)[0]}
-        for key, (call, times) in called.items():
-            seconds[key] = sum(timed(call)[0] for _ in range(times)) / times
-        for key, value in seconds.items():
-            taken.setdefault(key, []).extend([value] if turn else [])
-    medians = {key: statistics.median(values) for key, values in taken.items()}
-    step = medians.pop(("", "plain"))
-    medians["variance_entropy", "loss"] -= step
-    return [[name, *key, f"{step:.2f}", f"{value:.3f}", f"{value / step:.3f}"] for key, value in sorted(medians.items())]
+        step = seconds_of(plain.step)
+        added = {("variance_entropy", "loss"): seconds_of(observed.step) - step}
+        added |= {key: seconds_of(call, times) for key, (call, times) in called.items()}
+        if turn:  # the first one warms up
+            steps.append(step)
+            for key, value in added.items():
+                taken.setdefault(key, []).append(value)
+    rows = []
+    for key, values in sorted(taken.items()):
+        ratios = [value / step for value, step in zip(values, steps, strict=True)]
+        shown = [f"{each:.3f}" for each in (statistics.median(ratios), min(ratios), max(ratios))]
+        rows.append([name, *key, f"{statistics.median(steps):.2f}", f"{statistics.median(values):.3f}", *shown])
+    return rows
 
 
 def main() -> None:
