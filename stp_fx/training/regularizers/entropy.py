@@ -22,8 +22,8 @@ _PREFIX = "stp_fx_observer"
 
 
 class _Variance(torch.autograd.Function):
-    """Population variance along ``dim``. Two plain passes: on a CPU they take a tenth of ``torch.var``'s time, and its
-    backward pass would keep a centred copy."""
+    """Population variance along ``dim``, in two plain passes: on a CPU, forward, they take a ninth of ``torch.var``'s time
+    (8 x 256 x 56 x 56, one thread). One function of its own, so that autograd keeps no centred copy."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
