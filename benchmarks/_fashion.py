@@ -161,13 +161,13 @@ class Inverted(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """A MobileNetV2 for 28 x 28 images."""
+    """A MobileNetV2; with its usual strides for 28 x 28 images."""
 
-    def __init__(self) -> None:
+    def __init__(self, strides: tuple[int, ...] = (2, 1, 2, 1, 1, 2, 1)) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
-        plan = [(16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 32, 1), (32, 48, 2), (48, 48, 1)]
-        self.blocks = nn.Sequential(*[Inverted(a, b, s) for a, b, s in plan])
+        widths = (16, 24, 24, 32, 32, 32, 48, 48)
+        self.blocks = nn.Sequential(*[Inverted(a, b, s) for a, b, s in zip(widths[:-1], widths[1:], strides, strict=True)])
         self.last = nn.Sequential(nn.Conv2d(48, 160, 1, bias=False), nn.BatchNorm2d(160), nn.ReLU6())
         self.head = nn.Linear(160, 10)
 

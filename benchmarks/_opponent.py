@@ -13,8 +13,13 @@ from torch import Tensor, nn
 import stp_fx
 
 
-def pruner_of(model: nn.Module, example: Tensor, ratio: float, *, kind: str = "BasePruner", **options: Any) -> Any:
-    """One of its pruners around ``model``, which it changes in place; its options as they come, L2 magnitude by default."""
+def pruner_of(
+    model: nn.Module, example: Tensor, ratio: float, *, kind: str = "BasePruner", whole_heads: bool = True, **options: Any
+) -> Any:
+    """One of its pruners around ``model``, which it changes in place; its options as they come, L2 magnitude by default.
+
+    ``whole_heads``: heads go, and not only dimensions of heads; in several steps this leaves it with 0 heads.
+    """
     import torch_pruning as tp
 
     heads = {m.qkv: m.heads for m in model.modules() if hasattr(m, "qkv")}
@@ -23,7 +28,7 @@ def pruner_of(model: nn.Module, example: Tensor, ratio: float, *, kind: str = "B
         warnings.simplefilter("ignore")  # it lists the parameters that belong to no layer
         return getattr(tp.pruner, kind)(
             model, example, pruning_ratio=ratio, ignored_layers=[model.head], num_heads=heads,
-            prune_num_heads=bool(heads), head_pruning_ratio=ratio if heads else 0.0, **options,
+            prune_num_heads=whole_heads and bool(heads), head_pruning_ratio=ratio if whole_heads and heads else 0.0, **options,
         )  # fmt: skip
 
 
