@@ -2,7 +2,8 @@
 
 from stp_fx.training.regularizers.base import BaseRegularizer, Regularizer, known_regularizers, register, resolve
 from stp_fx.training.regularizers.entropy import VarianceEntropy
-from stp_fx.training.regularizers.growing import GMP, GrowingReg
+from stp_fx.training.regularizers.gmp import GMP
+from stp_fx.training.regularizers.growing import GrowingReg
 from stp_fx.training.regularizers.norms import BNScaleL1, GroupLasso, WeightL21
 
 __all__ = [

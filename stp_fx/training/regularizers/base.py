@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -12,7 +12,7 @@ from torch import fx
 from stp_fx.analysis.groups import Group
 from stp_fx.errors import InputError
 
-__all__ = ["BaseRegularizer", "Regularizer", "check_number", "known_regularizers", "register", "resolve"]
+__all__ = ["BaseRegularizer", "Regularizer", "check_keys", "check_number", "known_regularizers", "register", "resolve"]
 
 Groups = Iterable[Group] | None
 
@@ -67,6 +67,13 @@ def check_number(what: str, value: object, low: float, high: float = math.inf, *
     if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not low <= value < high:
         upper = f" and below {high:g}" if math.isfinite(high) else ""
         raise InputError(f"`{what}` is a{' whole' if whole else ' finite'} number from {low:g}{upper}; got {value!r}")
+
+
+def check_keys(regularizer: Any, state: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise :class:`InputError` unless ``state`` has just the ``keys`` that ``state_dict()`` gives."""
+    if not isinstance(state, Mapping) or set(state) != set(keys):
+        found = ", ".join(map(repr, state)) if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise InputError(f"the state of a {type(regularizer).__name__} has the keys {', '.join(map(repr, keys))}; got {found}")
 
 
 _REGISTRY: dict[str, Callable[..., Regularizer]] = {}

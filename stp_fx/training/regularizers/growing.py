@@ -1,11 +1,10 @@
-"""Penalties that follow a plan of their own: growing on the units that will go, and weights set to zero step by step."""
+"""A penalty that grows on the units that will go (Wang et al., ICLR 2021)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -18,10 +17,10 @@ from stp_fx.errors import InputError
 from stp_fx.passes import ScoreUnits, SelectUnits
 from stp_fx.passes.planning import planned
 from stp_fx.selection import PrunePlan
-from stp_fx.training.regularizers.base import BaseRegularizer, Groups, check_number, register
+from stp_fx.training.regularizers.base import BaseRegularizer, Groups, check_keys, check_number, register
 from stp_fx.training.regularizers.sums import RowNorms, chosen, rows_of
 
-__all__ = ["GMP", "GrowingReg"]
+__all__ = ["GrowingReg"]
 
 
 @register("growing")
@@ -80,69 +79,14 @@ class GrowingReg(BaseRegularizer):
         picked = removed_units(graph, self._plan)
         rows = rows_of(gm, graph, graph.groups, lambda axis: True)
         device = next(iter(rows.by_tensor.values()))[0].index.device
-        return rows, torch.from_numpy(picked.astype(np.float32)).to(device)
+        parameters = dict(gm.named_parameters(remove_duplicate=False))
+        return rows, torch.from_numpy(picked).to(device, rows.dtype(parameters))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data: the steps so far and the chosen units."""
         return {"steps": self.steps, "plan": None if self._plan is None else self._plan.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_keys(self, state, ("steps", "plan"))
         self.steps, self._rows = int(state["steps"]), None
         self._plan = None if state["plan"] is None else PrunePlan.from_json(state["plan"])
-
-
-@register("gmp")
-class GMP(BaseRegularizer):
-    """Gradual magnitude pruning of single weights as sparse pre-training (Zhu and Gupta, "To prune, or not to prune", 2017).
-
-    Every ``every`` optimizer steps each weight that units may leave gets its smallest entries set to zero, up to the sparsity
-    ``final * (1 - (1 - t / steps) ** 3)``; what is zero stays zero.
-    """
-
-    forms: ClassVar[tuple[str, ...]] = ("step",)
-
-    def __init__(self, final: float = 0.5, steps: int = 1000, every: int = 10) -> None:
-        check_number("final", final, 0.0, 1.0)
-        check_number("steps", steps, 1, whole=True)
-        check_number("every", every, 1, whole=True)
-        self.final, self.total, self.every = final, steps, every
-        self.steps = 0
-        self._zeros: dict[str, torch.Tensor] = {}
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of each weight that is zero now."""
-        return self.final * (1.0 - (1.0 - min(self.steps, self.total) / self.total) ** 3)
-
-    @torch.no_grad()
-    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
-        self.steps += 1
-        graph = analyze(gm)
-        members = [member.axis for group in chosen(graph, groups) for member in group.members]
-        names = dict.fromkeys(axis.tensor for axis in members if axis.role == "weight")
-        parameters = dict(gm.named_parameters(remove_duplicate=False))
-        renew = self.steps % self.every == 0
-        for name in names:
-            weight = parameters.get(name)
-            if weight is None or not weight.requires_grad:
-                continue
-            known = self._zeros.get(name)
-            if renew or known is None or known.shape != weight.shape:
-                known = self._zeros[name] = _smallest(weight, self.sparsity)
-            weight.masked_fill_(known, 0.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The steps so far, and which weights are zero."""
-        return {"steps": self.steps, "zeros": {name: zeros.cpu() for name, zeros in self._zeros.items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.steps, self._zeros = int(state["steps"]), dict(state["zeros"])
-
-
-def _smallest(weight: torch.Tensor, fraction: float) -> torch.Tensor:
-    """The given fraction of the entries, those of smallest magnitude (bool, as the weight)."""
-    count = int(fraction * weight.numel())
-    result = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-    if count:
-        result[torch.topk(weight.detach().abs().flatten(), count, largest=False).indices] = True
-    return result.reshape(weight.shape)

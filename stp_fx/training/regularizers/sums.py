@@ -17,10 +17,11 @@ from stp_fx.analysis.liveness import alive_under, removed_units
 from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.state import state_of
 
-__all__ = ["RowNorms", "Rows", "cached", "chosen", "living", "rows_of"]
+__all__ = ["RowNorms", "Rows", "cached", "chosen", "kept_positions", "living", "rows_of"]
 
 _CACHE = "regularizers"
 T = TypeVar("T")
+Kept = Mapping[tuple[str, int], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,21 +35,28 @@ class Rows:
 
 
 class RowNorms:
-    """The L2 norms of ``rows`` rows, their sum as a loss, and the gradient of that sum; ``strength`` scales both."""
+    """The L2 norms of ``rows`` rows, their sum as a loss, and the gradient of that sum; ``strength`` scales both.
 
-    def __init__(self, entries: Sequence[Rows], rows: int) -> None:
+    ``kept[name, dim]`` are the positions that live where a mask has made others dead: no row counts elements of the others.
+    """
+
+    def __init__(self, entries: Sequence[Rows], rows: int, kept: Kept | None = None) -> None:
         self.by_tensor: dict[str, list[Rows]] = {}
         for entry in entries:
             self.by_tensor.setdefault(entry.tensor, []).append(entry)
         self.rows = rows
+        self.kept = kept or {}
+
+    def dtype(self, parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
+        """float64 where a parameter is, else float32: what sums are taken in."""
+        return torch.float64 if any(parameters[name].dtype == torch.float64 for name in self.by_tensor) else torch.float32
 
     def squares(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Squared norms [rows], float32 or wider, differentiable. An element that is in a row by two axes counts twice."""
         first = next(iter(parameters[name] for name in self.by_tensor))
-        dtypes = {parameters[name].dtype for name in self.by_tensor}
-        total = torch.zeros(self.rows, dtype=torch.float64 if torch.float64 in dtypes else torch.float32, device=first.device)
+        total = torch.zeros(self.rows, dtype=self.dtype(parameters), device=first.device)
         for name, entries in self.by_tensor.items():
-            weight = parameters[name].to(total.dtype)
+            weight = self._alive(name, parameters[name].to(total.dtype))
             squares = weight * weight
             for entry in entries:
                 others = [k for k in range(weight.dim()) if k != entry.dim]
@@ -70,16 +78,26 @@ class RowNorms:
     @torch.no_grad()
     def add_multiples(self, parameters: Mapping[str, torch.Tensor], factor: torch.Tensor) -> float:
         """Adds ``factor`` [rows] times the parameters of each row to their gradients; gives the L1 norm of what was added."""
+        trained = {name: parameters[name] for name in self.by_tensor if parameters[name].requires_grad}
+        for name, weight in trained.items():
+            if weight.grad is not None and weight.grad.layout != torch.strided:
+                raise InputError(f"{name!r} has a sparse gradient, to which nothing dense can be added: use sparse=False")
         total = factor.new_zeros(())
-        for name, entries in self.by_tensor.items():
-            weight = parameters[name]
-            if not weight.requires_grad:
-                continue
-            scale = sum(self._along(entry, weight, factor) for entry in entries)
-            added = weight * scale.to(weight.dtype)  # type: ignore[union-attr]
+        for name, weight in trained.items():
+            scale = sum(self._along(entry, weight, factor) for entry in self.by_tensor[name])
+            # In the factor's dtype: in half precision one over a small norm is infinite, its product with the weight is not.
+            added = (self._alive(name, weight.to(factor.dtype)) * scale).to(weight.dtype)
             weight.grad = added if weight.grad is None else weight.grad.add_(added)
             total += added.abs().sum(dtype=factor.dtype)
         return float(total)
+
+    def _alive(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """``weight`` with zeros for what is dead."""
+        for dim in range(weight.dim()):
+            if (name, dim) in self.kept:
+                keep = weight.new_zeros(weight.shape[dim]).index_fill_(0, self.kept[name, dim], 1.0)
+                weight = weight * keep.reshape([-1 if k == dim else 1 for k in range(weight.dim())])
+        return weight
 
     def _along(self, entry: Rows, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         values = factor.new_zeros(weight.shape[entry.dim]).index_add_(0, entry.index, factor[entry.row])
@@ -100,8 +118,7 @@ def rows_of(
         InputError: no such axis has a living unit.
     """
     parameters = dict(gm.named_parameters(remove_duplicate=False))
-    masked = state_of(gm).masked
-    kept = {} if masked is None else removed_axes(graph, alive_under(graph, masked, partial=True))
+    kept = kept_positions(gm, graph)
     found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
     for group in groups:
         for member in group.members:
@@ -123,7 +140,18 @@ def rows_of(
             entries.append(Rows(name, dim, torch.from_numpy(index).to(device), torch.from_numpy(row).to(device)))
     if not entries:
         raise InputError("no unit that may go has a parameter that this regularizer acts on")
-    return RowNorms(entries, count)
+    alive = {
+        (name, dim): torch.from_numpy(positions).to(parameters[name].device)
+        for (name, dim), positions in kept.items()
+        if name in parameters
+    }
+    return RowNorms(entries, count, alive)
+
+
+def kept_positions(gm: fx.GraphModule, graph: ChannelGraph) -> dict[tuple[str, int], np.ndarray]:
+    """By tensor and dimension: the positions that live (int64, sorted), where a mask has made others dead."""
+    masked = state_of(gm).masked
+    return {} if masked is None else removed_axes(graph, alive_under(graph, masked, partial=True))
 
 
 def living(gm: fx.GraphModule, graph: ChannelGraph) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""Single weights set to zero step by step, as sparse pre-training before units go (report, section 1.2, phase 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import fx
+
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.groups import Group
+from stp_fx.training.regularizers.base import BaseRegularizer, Groups, check_keys, check_number, register
+from stp_fx.training.regularizers.sums import cached, kept_positions
+
+__all__ = ["GMP"]
+
+Kept = np.ndarray | None
+
+
+@register("gmp")
+class GMP(BaseRegularizer):
+    """Gradual magnitude pruning of single weights as sparse pre-training (Zhu and Gupta, "To prune, or not to prune", 2017).
+
+    Every ``every`` optimizer steps each weight that units may leave gets its smallest entries set to zero, up to the sparsity
+    ``final * (1 - (1 - t / steps) ** 3)`` of its living entries; what is zero stays zero.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ("step",)
+
+    def __init__(self, final: float = 0.5, steps: int = 1000, every: int = 10) -> None:
+        check_number("final", final, 0.0, 1.0)
+        check_number("steps", steps, 1, whole=True)
+        check_number("every", every, 1, whole=True)
+        self.final, self.total, self.every = final, steps, every
+        self.steps = 0
+        self._zeros: dict[str, torch.Tensor] = {}
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of each weight that is zero now."""
+        return self.final * (1.0 - (1.0 - min(self.steps, self.total) / self.total) ** 3)
+
+    @torch.no_grad()
+    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
+        self.steps += 1
+        weights = cached(gm, groups, GMP, lambda graph, chosen: _weights(gm, graph, chosen))
+        for name, kept in weights.items():
+            weight = gm.get_parameter(name)
+            if not weight.requires_grad:
+                continue
+            zeros = self._zeros.get(name)
+            if zeros is None or zeros.shape != weight.shape:
+                zeros = _smallest(weight, self.sparsity, kept, None)
+            elif self.steps % self.every == 0:
+                zeros = _smallest(weight, self.sparsity, kept, zeros.to(weight.device))
+            self._zeros[name] = zeros.to(weight.device)
+            weight.masked_fill_(self._zeros[name], 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps so far, and which weights are zero."""
+        return {"steps": self.steps, "zeros": {name: zeros.cpu() for name, zeros in self._zeros.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_keys(self, state, ("steps", "zeros"))
+        self.steps, self._zeros = int(state["steps"]), dict(state["zeros"])
+
+
+def _weights(gm: fx.GraphModule, graph: ChannelGraph, groups: tuple[Group, ...]) -> dict[str, list[Kept]]:
+    """By the name of each weight that units may leave: the positions that live, by dimension (None: all of them)."""
+    kept = kept_positions(gm, graph)
+    parameters = dict(gm.named_parameters(remove_duplicate=False))
+    names = dict.fromkeys(member.axis.tensor for group in groups for member in group.members if member.axis.role == "weight")
+    return {name: [kept.get((name, dim)) for dim in range(parameters[name].dim())] for name in names if name in parameters}
+
+
+def _smallest(weight: torch.Tensor, fraction: float, kept: Sequence[Kept], before: torch.Tensor | None) -> torch.Tensor:
+    """The given fraction of the living entries, first those of ``before``, then those of smallest magnitude (bool)."""
+    size, count = weight.detach().abs(), weight.numel()
+    if before is not None:
+        size.masked_fill_(before, -1.0)
+    for dim, positions in enumerate(kept):
+        if positions is not None:
+            dead = np.setdiff1d(np.arange(weight.shape[dim]), positions)
+            size.index_fill_(dim, torch.from_numpy(dead).to(weight.device), torch.inf)
+            count = count // weight.shape[dim] * len(positions)
+    result = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    result[torch.topk(size.flatten(), int(fraction * count), largest=False, sorted=False).indices] = True
+    result = result.reshape(weight.shape)
+    return result if before is None else result | before
