@@ -47,6 +47,7 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
 """What may go, as arguments of the passes."""
 PATCHES = 1152  # as in prune_graph
 ROUNDS = 15
+NEAR = 0.995  # of the MACs allowed: near enough to end the search
 
 
 @dataclasses.dataclass
@@ -170,15 +171,17 @@ def _to_target(network: Network, variant: Variant, everywhere: bool, limit: floa
         ratio = (low + high) / 2
         try:
             pruned = _once(network, variant, everywhere, ratio)
-            fits = _macs(pruned, network.example) <= limit
+            macs = _macs(pruned, network.example)
         except Exception as failure:  # whatever a peer fails with is a finding
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
             low = ratio
             continue
-        if fits:
-            high, best = ratio, pruned
-        else:
+        if macs > limit:
             low = ratio
+            continue
+        high, best = ratio, pruned
+        if macs > NEAR * limit:
+            break
     return best, error
 
 
