@@ -160,7 +160,7 @@ def minilm(quick: bool) -> Network:
     model = SentenceEmbedding(bert).eval()
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     tokenizer.no_padding()
-    calibration, test = (_batches(tokenizer, texts) for texts in _sentences(128 if quick else 2048, 64 if quick else 500))
+    calibration, test = (_batches(tokenizer, texts) for texts in _sentences(128 if quick else 2048, 64 if quick else 400))
     reference = _embed(model, test)
 
     def scores(module: nn.Module) -> Scores:

@@ -31,13 +31,27 @@ from rich.table import Table
 from torch import Tensor, fx, nn
 
 import stp_fx
+from stp_fx.criteria import CostAware, Criterion, Magnitude, Reconstruction, Variance
 from stp_fx.passes import CollectStatistics, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
 
-CRITERIA = ("magnitude", "variance", "reconstruction")
-SCOPES = ("local", "isomorphic", "global")
+# Across groups the scores are divided by their group's mean, as torch-pruning does by default.
+METHODS: dict[str, tuple[Criterion, str]] = {
+    "magnitude, local": (Magnitude(), "local"),
+    "variance, local": (Variance(), "local"),
+    "reconstruction, local": (Reconstruction(), "local"),
+    "magnitude, isomorphic": (Magnitude(), "isomorphic"),
+    "variance, isomorphic": (Variance(), "isomorphic"),
+    "reconstruction, isomorphic": (Reconstruction(), "isomorphic"),
+    "magnitude, global": (Magnitude(normalizer="mean"), "global"),
+    "variance, global": (Variance(normalizer="mean"), "global"),
+    "reconstruction, global": (Reconstruction(normalizer="mean"), "global"),
+    "variance per MAC, global": (CostAware("variance", mode="multiplicative"), "global"),
+}
+SCOPES = {"crepe": ("local", "global"), "minilm": ("local", "isomorphic")}  # no two groups of CREPE are alike
 ATTENTION = tuple(f"bert.encoder.layer.{k}.attention" for k in range(6))
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
-    "crepe": {"channels": {}},
+    "crepe-tiny": {"channels": {}, "conv6 whole": {"ignore": ("conv6",)}},
+    "crepe-full": {"channels": {}},
     "minilm": {
         "MLP": {"ignore": ATTENTION},
         "MLP and heads": {"products": "outer"},
@@ -69,20 +83,21 @@ def ranking(scores: Scores) -> float:
     return next(iter(scores.values()))
 
 
-def ours(name: str, network: Network, gm: fx.GraphModule, target: float, criteria: Sequence[str]) -> Found:
+def ours(name: str, network: Network, gm: fx.GraphModule, target: float, methods: dict[str, tuple[Criterion, str]]) -> Found:
     found = Found()
-    for part, options in PARTS[name.partition("-")[0]].items():
-        for criterion in criteria:
+    for part, options in PARTS[name].items():
+        for method, (criterion, scope) in methods.items():
+            if scope not in SCOPES[name.partition("-")[0]]:
+                continue
             ScoreUnits(criterion, options.get("ignore", ()))(gm)
-            for scope in SCOPES:
-                SelectUnits(target, scope, "macs", products=options.get("products", "auto"))(gm)
-                for how, (compensate, recalibrate) in COMPENSATIONS.items():
-                    if recalibrate and not has_batchnorm(gm):
-                        continue
-                    pruned = RemoveChannels()(gm if compensate is None else compensate(gm).graph_module).graph_module
-                    if recalibrate:
-                        pruned = RecalibrateBatchNorm(network.calibration)(pruned).graph_module
-                    found.add(f"{part}, {criterion}, {scope}, {how}", network.scores(pruned), pruned)
+            SelectUnits(target, scope, "macs", products=options.get("products", "auto"))(gm)
+            for how, (compensate, recalibrate) in COMPENSATIONS.items():
+                if recalibrate and not has_batchnorm(gm):
+                    continue
+                pruned = RemoveChannels()(gm if compensate is None else compensate(gm).graph_module).graph_module
+                if recalibrate:
+                    pruned = RecalibrateBatchNorm(network.calibration)(pruned).graph_module
+                found.add(f"{part}, {method}, {how}", network.scores(pruned), pruned)
     return found
 
 
@@ -234,7 +249,8 @@ def cells(name: str, network: Network, targets: Sequence[float], known: Sequence
     print(f"{name}: statistics in {seconds:.0f} s", flush=True)
     whole, macs = network.scores(network.model), stp_fx.cost(gm).macs
     for target in missing:
-        mine = ours(name, network, gm, target, CRITERIA[:1] if quick else CRITERIA)
+        methods = {key: method for key, method in METHODS.items() if "magnitude" in key or not quick}
+        mine = ours(name, network, gm, target, methods)
         theirs = peer(name, network, target)
         modules = {"unpruned": network.model, "ours": mine.module, "peer": theirs.module}
         modules = {key: module for key, module in modules.items() if module is not None}
@@ -312,8 +328,9 @@ def report(out: Path, results: dict[str, Any]) -> Table:
 
 {markdown_machine(facts)}
 
-No training. The networks, their data and the scores: `benchmarks/_pretrained.py`. The second score columns: the best of
-all methods by the first score of the network. BN: with BatchNorm recalibrated. MACs and time: of the best network, as a
+No training. The networks, their data and the scores: `benchmarks/_pretrained.py`. In the first table the best method of each
+side, chosen on the data that it is scored on, of all that are in the tables below (ours tries more of them). BN: with
+BatchNorm recalibrated. MACs and time: of the best network, as a
 fraction of the unpruned one's; medians of {ROUNDS} rounds on one batch, all taking turns, on a machine that does other
 things as well.
 
