@@ -334,6 +334,12 @@ BatchNorm recalibrated. MACs and time: of the best network, as a
 fraction of the unpruned one's; medians of {ROUNDS} rounds on one batch, all taking turns, on a machine that does other
 things as well.
 
+Variants of torch-pruning. CREPE: as it comes it leaves the model's `in_features`, a literal of a reshape, as it was, so the
+forward fails; with that number set by hand the model runs, but the classifier has lost the columns of other channels (a
+permute before the reshape is taken for an elementwise op); with conv6 left whole both are avoided. MiniLM: as it comes it
+narrows the embedding as well; the numbers set by hand are those of heads and of their width in every attention; the other
+variants also tell it which layers write to the embedding.
+
 {markdown_table(HEADER, rows)}
 {grids(results)}"""
     write(out, text, {"machine": facts, "results": results})
