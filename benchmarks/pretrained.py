@@ -239,7 +239,9 @@ def latencies(network: Network, modules: dict[str, nn.Module]) -> dict[str, floa
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def cells(name: str, network: Network, targets: Sequence[float], known: Sequence[str], quick: bool) -> Iterator[tuple[str, Any]]:
+def cells(
+    name: str, network: Network, targets: Sequence[float], known: Sequence[str], criteria: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
     """A result for each target that is not known yet; statistics are collected once."""
     missing = [target for target in targets if f"{name} {target:g}" not in known]
     if not missing:
@@ -249,7 +251,7 @@ def cells(name: str, network: Network, targets: Sequence[float], known: Sequence
     print(f"{name}: statistics in {seconds:.0f} s", flush=True)
     whole, macs = network.scores(network.model), stp_fx.cost(gm).macs
     for target in missing:
-        methods = {key: method for key, method in METHODS.items() if "magnitude" in key or not quick}
+        methods = {key: method for key, method in METHODS.items() if key.partition(",")[0] in criteria}
         mine = ours(name, network, gm, target, methods)
         theirs = peer(name, network, target)
         modules = {"unpruned": network.model, "ours": mine.module, "peer": theirs.module}
@@ -362,6 +364,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="crepe-tiny,minilm,crepe-full")
     parser.add_argument("--targets", default="0.2,0.3,0.5", help="fractions of the MACs to remove")
+    parser.add_argument("--criteria", default="magnitude,variance,reconstruction,variance per MAC", help="ours to try")
     parser.add_argument("--out", type=Path, default=RESULTS / "pretrained")
     parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     parser.add_argument("--quick", action="store_true", help="little data, one criterion; writes to out/pretrained-quick")
@@ -370,10 +373,11 @@ def main() -> None:
     torch.set_num_threads(1)
     kept = out.with_suffix(".json")
     results: dict[str, Any] = json.loads(kept.read_text())["results"] if arguments.resume and kept.exists() else {}
+    criteria = ["magnitude"] if arguments.quick else arguments.criteria.split(",")
     targets, console = [float(t) for t in arguments.targets.split(",")], wide_console()
     for name in arguments.networks.split(","):
         network = NETWORKS[name](arguments.quick)
-        for cell, found in cells(name, network, targets, list(results), arguments.quick):
+        for cell, found in cells(name, network, targets, list(results), criteria):
             results[cell] = found
             report(out, results)
             console.print("  ".join(summary_row(cell, found)))
