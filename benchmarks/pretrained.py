@@ -259,6 +259,7 @@ def cells(
         yield (
             f"{name} {target:g}",
             {
+                "command": machine()["command"],
                 "unpruned": whole,
                 "ours": mine.scores,
                 "peer": theirs.scores,
@@ -326,6 +327,8 @@ def report(out: Path, results: dict[str, Any]) -> Table:
     for row in rows:
         table.add_row(*row)
     facts = {**machine(), **versions()}
+    commands = dict.fromkeys(found["command"] for found in results.values())
+    facts["command"] = "; ".join(commands)
     text = f"""# Networks pretrained by others, right after one-shot pruning
 
 {markdown_machine(facts)}
