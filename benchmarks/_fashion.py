@@ -26,19 +26,23 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MEAN, STD = 0.2860, 0.3530  # of the training images
 
 
-class Fashion:
-    """``train_x`` [60000, 1, 28, 28] normalised, ``train_y`` [60000]; ``test_x``, ``test_y``: 10,000."""
+class Images:
+    """``train_x`` [images, 1, height, width] normalised, ``train_y`` [images]; ``test_x`` and ``test_y`` alike."""
 
-    def __init__(self) -> None:
-        self.train_x, self.train_y = _split("train")
-        self.test_x, self.test_y = _split("t10k")
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
 
-    def batches(self, size: int, generator: torch.Generator, augment: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of the training set in random order, flipped and shifted by up to two pixels."""
+    def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch as the training sees it."""
+        raise NotImplementedError
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of the training set in random order, augmented."""
         order = torch.randperm(len(self.train_x), generator=generator)
         for index in order.split(size):
-            x = self.train_x[index]
-            yield (_augmented(x, generator) if augment else x), self.train_y[index]
+            yield self.augmented(self.train_x[index], generator), self.train_y[index]
 
     def calibration(self, images: int, size: int = 128, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
         """The same training images every time, not augmented."""
@@ -52,6 +56,35 @@ class Fashion:
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(self.test_x.split(500), self.test_y.split(500)))
         model.train(was)
         return right / len(self.test_x)
+
+
+class Fashion(Images):
+    """60,000 and 10,000 images of 28 x 28; training flips them and shifts them by up to two pixels."""
+
+    def __init__(self) -> None:
+        self.train_x, self.train_y = _split("train")
+        self.test_x, self.test_y = _split("t10k")
+
+    def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        flip = torch.rand(len(x), generator=generator) < 0.5
+        return _shifted(torch.where(flip[:, None, None, None], x.flip(3), x), 2, generator)
+
+
+class Digits(Images):
+    """scikit-learn's 1,797 digits of 8 x 8, every fourth for testing; training shifts them by up to one pixel."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        x, y = load_digits(return_X_y=True)
+        images = torch.from_numpy(x.astype(np.float32)).reshape(-1, 1, 8, 8)
+        images = (images - images.mean()) / images.std()
+        labels = torch.from_numpy(y.astype(np.int64))
+        test = torch.arange(len(images)) % 4 == 0
+        self.train_x, self.train_y, self.test_x, self.test_y = images[~test], labels[~test], images[test], labels[test]
+
+    def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return _shifted(x, 1, generator)
 
 
 def _split(name: str) -> tuple[Tensor, Tensor]:
@@ -71,11 +104,10 @@ def _idx(path: Path, header: int) -> np.ndarray:
     return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
 
 
-def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    flip = torch.rand(len(x), generator=generator) < 0.5
-    x = torch.where(flip[:, None, None, None], x.flip(3), x)
-    dy, dx = torch.randint(0, 5, (2,), generator=generator).tolist()
-    return F.pad(x, (2, 2, 2, 2), value=-MEAN / STD)[:, :, dy : dy + 28, dx : dx + 28]
+def _shifted(x: Tensor, by: int, generator: torch.Generator) -> Tensor:
+    height, width = x.shape[2:]
+    dy, dx = torch.randint(0, 2 * by + 1, (2,), generator=generator).tolist()
+    return F.pad(x, (by,) * 4, value=float(x.min()))[:, :, dy : dy + height, dx : dx + width]
 
 
 class Block(nn.Module):
@@ -129,13 +161,13 @@ class Inverted(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """A MobileNetV2 for 28 x 28 images."""
+    """A MobileNetV2; with its usual strides for 28 x 28 images."""
 
-    def __init__(self) -> None:
+    def __init__(self, strides: tuple[int, ...] = (2, 1, 2, 1, 1, 2, 1)) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
-        plan = [(16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 32, 1), (32, 48, 2), (48, 48, 1)]
-        self.blocks = nn.Sequential(*[Inverted(a, b, s) for a, b, s in plan])
+        widths = (16, 24, 24, 32, 32, 32, 48, 48)
+        self.blocks = nn.Sequential(*[Inverted(a, b, s) for a, b, s in zip(widths[:-1], widths[1:], strides, strict=True)])
         self.last = nn.Sequential(nn.Conv2d(48, 160, 1, bias=False), nn.BatchNorm2d(160), nn.ReLU6())
         self.head = nn.Linear(160, 10)
 
@@ -153,20 +185,20 @@ class Layer(nn.Module):
         self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, t, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, width)
+        n, t, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, -1)
         x = x + self.project(y)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
 class ViT(nn.Module):
-    """Patches of 4 x 4 (49 tokens), four layers of width 64, mean over tokens."""
+    """Patches of 4 x 4 (49 tokens for 28 x 28), four layers of width 64, mean over tokens."""
 
-    def __init__(self, width: int = 64, depth: int = 4, heads: int = 4) -> None:
+    def __init__(self, width: int = 64, depth: int = 4, heads: int = 4, patch: int = 4, size: int = 28) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(1, width, 4, 4)
-        self.position = nn.Parameter(torch.randn(1, 49, width) * 0.02)
+        self.patch = nn.Conv2d(1, width, patch, patch)
+        self.position = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
         self.layers = nn.Sequential(*[Layer(width, heads) for _ in range(depth)])
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 

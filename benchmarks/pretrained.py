@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 from _common import RESULTS, machine, markdown_machine, markdown_table, timed, wide_console, write
+from _opponent import has_batchnorm, recalibrated
 from _pretrained import NETWORKS, Network, Scores
-from retention import COMPENSATIONS, has_batchnorm, recalibrated
+from retention import COMPENSATIONS
 from rich.table import Table
 from torch import Tensor, fx, nn
 

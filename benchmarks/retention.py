@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from _common import RESULTS, machine, markdown_machine, markdown_table, wide_console, write
 from _fashion import Fashion, load
+from _opponent import has_batchnorm, prune_once, ratio_for, recalibrated
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -73,64 +74,25 @@ def ours(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
 
 def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
     """The same for torch-pruning, whose ratio is raised until its MACs are at most those asked for."""
-    batches = data.calibration(CALIBRATION)
+    import torch_pruning as tp
+
+    batches, example = data.calibration(CALIBRATION), data.test_x[:1]
     gradients = _gradients(model, batches)
+    scores = {"magnitude": tp.importance.GroupMagnitudeImportance(p=2), "taylor": tp.importance.GroupTaylorImportance()}
     found = {}
-    for criterion in ("magnitude", "taylor"):
+    for criterion, importance in scores.items():
         for scope in ("local", "global"):
-            pruned = _peer_to_target(model, data, criterion, scope == "global", target, gradients)
-            if pruned is None:
+            options = {"importance": importance, "global_pruning": scope == "global"}
+            prune = functools.partial(prune_once, gradients=gradients, **options)
+            ratio = ratio_for(model, example, target, lambda copied, ratio, prune=prune: prune(copied, example, ratio))
+            if ratio is None:
                 continue
+            pruned = copy.deepcopy(model)
+            prune(pruned, example, ratio)
             found[f"{criterion}, {scope}"] = data.accuracy(pruned)
             if has_batchnorm(pruned):
                 found[f"{criterion}, {scope}, + BN"] = data.accuracy(recalibrated(pruned, batches))
     return found
-
-
-def _peer_to_target(
-    model: nn.Module, data: Fashion, criterion: str, global_pruning: bool, target: float, gradients: dict[str, Tensor]
-) -> nn.Module | None:
-    """Bisection over its ratio; the largest network with at most the MACs asked for."""
-    example = data.test_x[:1]
-    limit = (1 - target) * _macs(model, example)
-    low, high, best = 0.0, 0.95, None
-    for _ in range(9):
-        ratio = (low + high) / 2
-        pruned = _peer_once(copy.deepcopy(model), example, criterion, global_pruning, ratio, gradients)
-        if pruned is not None and _macs(pruned, example) <= limit:
-            high, best = ratio, pruned
-        else:
-            low = ratio
-    return best
-
-
-def _peer_once(
-    model: nn.Module, example: Tensor, criterion: str, global_pruning: bool, ratio: float, gradients: dict[str, Tensor]
-) -> nn.Module | None:
-    import torch_pruning as tp
-
-    importance: Any = tp.importance.GroupMagnitudeImportance(p=2)
-    if criterion == "taylor":
-        importance = tp.importance.GroupTaylorImportance()
-    heads = {m.qkv: m.heads for m in model.modules() if hasattr(m, "qkv")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pruner = tp.pruner.BasePruner(
-            model, example, importance=importance, pruning_ratio=ratio, global_pruning=global_pruning,
-            ignored_layers=[model.head], num_heads=heads, prune_num_heads=bool(heads), head_pruning_ratio=ratio if heads else 0.0,
-        )  # fmt: skip
-        for key, parameter in model.named_parameters():
-            parameter.grad = gradients[key].clone()
-        pruner.step()
-    for module in model.modules():
-        if hasattr(module, "qkv"):  # the user's own repair: the peer changes the layers, not the number in the module
-            module.heads = pruner.num_heads[module.qkv]
-    try:
-        with torch.no_grad():
-            model(example)
-    except RuntimeError:
-        return None
-    return model
 
 
 def _gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -139,28 +101,6 @@ def _gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[s
     for x, y in batches:
         (F.cross_entropy(model(x), y) / len(batches)).backward()
     return {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def _macs(model: nn.Module, example: Tensor) -> int:
-    return stp_fx.cost(stp_fx.trace(model, example)).macs
-
-
-def has_batchnorm(model: nn.Module) -> bool:
-    return any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-
-
-def recalibrated(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
-    """What a user would write."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    model.train()
-    with torch.no_grad():
-        for x, _ in batches:
-            model(x)
-    return model.eval()
 
 
 def best(found: dict[str, float]) -> tuple[str, float]:

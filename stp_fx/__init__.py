@@ -22,7 +22,7 @@ from stp_fx.api import (
 )
 from stp_fx.errors import StpFxError
 from stp_fx.selection import PrunePlan
-from stp_fx.training import PATPassManager, schedules
+from stp_fx.training import PATPassManager, regularizers, schedules
 
 __all__ = [
     "ChannelGraph",
@@ -44,6 +44,7 @@ __all__ = [
     "passes",
     "plan_of",
     "prune_graph",
+    "regularizers",
     "report_of",
     "schedules",
     "sensitivity",

@@ -12,6 +12,7 @@ from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stp_fx.analysis.calibration import arguments_of, batches, evaluating
+from stp_fx.analysis.distributed import several_processes, summed
 from stp_fx.errors import InputError
 
 __all__ = ["Gradients", "collect_gradients", "cross_entropy"]
@@ -64,6 +65,8 @@ def collect_gradients(
 
     ``hutchinson`` is the number of random sign vectors a batch for the Hessian's diagonal (Hutchinson 1990).
 
+    Under ``torch.distributed`` every rank gives its own batches and gets the averages over all.
+
     Raises:
         InputError: no batch or one that does not fit, a loss that is not a finite scalar, no parameter that requires
             gradients.
@@ -88,6 +91,9 @@ def collect_gradients(
                 for sample in _samples(batch):
                     squares.add([None if g is None else g * g for g in
                                  _gradients(_value(gm, sample, function, number - 1), parameters)])  # fmt: skip
+    if several_processes():
+        for each in (sums, squares, diagonal):
+            each.reduce()
     return Gradients(sums.means(names), squares.means(names) if fisher else None, diagonal.means(names) if hutchinson else None)
 
 
@@ -107,6 +113,10 @@ class _Sums:
             wide = value if value.dtype == torch.float64 else value.float()
             known = self._sums[k]
             self._sums[k] = wide.clone() if known is None else known.add_(wide)
+
+    def reduce(self) -> None:
+        """Sums over all processes of the default group."""
+        self._count = summed(self._count, [each for each in self._sums if each is not None])
 
     def means(self, names: list[str]) -> dict[str, torch.Tensor]:
         return {name: total / self._count for name, total in zip(names, self._sums, strict=True) if total is not None}

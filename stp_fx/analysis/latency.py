@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.calibration import device_of, evaluating
+from stp_fx.analysis.distributed import agreed
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
 from stp_fx.ir.state import example_of, state_of
@@ -56,7 +57,7 @@ def take_turns(
     graphs: Sequence[fx.GraphModule], runs: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[dict[str, float]]:
     """Median seconds of every node of each graph, on its recorded example; the graphs take turns, so that a busy machine
-    slows all of them alike. One run each to warm up."""
+    slows all of them alike. One run each to warm up. All processes of a distributed job get the times of rank 0."""
     stopwatches = [_Stopwatch(gm, device_of(gm), clock) for gm in graphs]
     draws = torch.Generator().manual_seed(0)
     inputs = [[_filled(value, device_of(gm), draws) for value in example_of(gm)] for gm in graphs]
@@ -66,7 +67,7 @@ def take_turns(
                 stopwatch.run(*arguments)
             if turn == 0:
                 stopwatch.seconds.clear()
-    return [{name: statistics.median(times) for name, times in s.seconds.items()} for s in stopwatches]
+    return agreed([{name: statistics.median(times) for name, times in s.seconds.items()} for s in stopwatches])
 
 
 class _Stopwatch(fx.Interpreter):

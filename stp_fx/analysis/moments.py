@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.distributed as dist
+
+from stp_fx.analysis.distributed import summed
 
 __all__ = ["Moments", "RunningMap", "RunningMoments"]
 
@@ -69,15 +70,13 @@ class RunningMoments:
         """Merges over all processes of the default group: every rank ends with the moments of all batches."""
         assert self.mean is not None
         assert self.square is not None
-        count = torch.tensor([float(self.count)], dtype=torch.float64, device=self.mean.device)
-        total, weighted = count.clone(), self.mean * count
-        dist.all_reduce(total)
-        dist.all_reduce(weighted)
+        weighted = self.mean * self.count
+        total = summed(self.count, [weighted])
         mean = weighted / total
         delta = self.mean - mean
-        square = self.square + (torch.outer(delta, delta) if self.with_covariance else delta * delta) * count
-        dist.all_reduce(square)
-        self.count, self.mean, self.square = int(total.item()), mean, square
+        square = self.square + (torch.outer(delta, delta) if self.with_covariance else delta * delta) * self.count
+        summed(0, [square])
+        self.count, self.mean, self.square = total, mean, square
 
     def result(self) -> Moments:
         assert self.mean is not None
@@ -109,10 +108,7 @@ class RunningMap:
     def reduce(self) -> None:
         """Merges over all processes of the default group; every rank must have seen one shape."""
         assert self.total is not None
-        count = torch.tensor([float(self.count)], dtype=torch.float64, device=self.total.device)
-        dist.all_reduce(count)
-        dist.all_reduce(self.total)
-        self.count = int(count.item())
+        self.count = summed(self.count, [self.total])
 
     def result(self) -> torch.Tensor | None:
         return None if self.total is None or self.uneven else (self.total / self.count)[None].cpu()

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import fx
 
 from stp_fx.analysis.calibration import arguments_of, batches, evaluating
 from stp_fx.analysis.consumers import Consumer, find_consumers
+from stp_fx.analysis.distributed import several_processes
 from stp_fx.analysis.moments import Moments, RunningMap, RunningMoments
 from stp_fx.analysis.sites import Site, find_sites
 from stp_fx.errors import InputError
@@ -80,7 +80,7 @@ def collect_statistics(
     for (source, dim, _), running in reader.running.items():
         if not running.count:
             raise InputError(f"the calibration batches are empty: nothing was observed at {source}:{dim}")
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if several_processes():
         for running in (*reader.running.values(), *reader.maps.values(), *reader.patches.values()):
             running.reduce()
     return Statistics(

@@ -64,6 +64,9 @@ class ScoreUnits(GraphPass):
 class SelectUnits(GraphPass):
     """Turns the scores that :class:`ScoreUnits` left into a plan. Arguments as in :func:`stp_fx.prune_graph`.
 
+    ``whole`` maps names of groups to the units that they had before an earlier removal: with the target "channels" in the
+    local scope, and in ``ratios``, a ratio is meant of those.
+
     Raises:
         InputError: an argument out of range, a name in ``ratios`` that matches nothing, a target that cannot be met.
     """
@@ -75,6 +78,7 @@ class SelectUnits(GraphPass):
     round_to: int = 1
     max_ratio: float = 1.0
     products: str = "auto"
+    whole: Mapping[str, int] | None = None
 
     def requires(self, gm: fx.GraphModule) -> None:
         super().requires(gm)
@@ -99,6 +103,7 @@ class SelectUnits(GraphPass):
             round_to=self.round_to,
             cost=self._cost(gm, graph),
             classes=isomorphism_classes(groups, graph.found.shapes),
+            whole=None if self.whole is None else {g.index: self.whole[g.name] for g in groups if g.name in self.whole},
         )
         removed = _keep_a_position_everywhere(graph, groups, scores, removed)
         state_of(gm).cache[PLAN] = plan_for(graph, removed)

@@ -41,6 +41,7 @@ def select(
     round_to: int = 1,
     cost: Cost | None = None,
     classes: Sequence[int] | None = None,
+    whole: Mapping[int, int] | None = None,
 ) -> np.ndarray:
     """Choose the units to remove: bool [total], indexed by the ids in ``Group.units``; True goes.
 
@@ -53,6 +54,9 @@ def select(
     ``ratios`` (by ``Group.index``) fixes groups: they lose that fraction of their units, whatever the scope and target,
     and the others meet the target. ``exponents`` is what :func:`carriers` gave: groups absent from it are left whole;
     None prunes all, with exponent 1.
+
+    ``whole`` (by ``Group.index``): how many units a group had when nothing had been removed yet. Ratios of single groups are
+    meant of that, and what went before counts.
 
     Constraints hold in the plan itself, and a target is met with them: a group keeps at least one unit, loses at most
     ``floor(max_ratio * n)``, and keeps a multiple of ``round_to`` units (rounded up; all of them if that is more than
@@ -73,11 +77,12 @@ def select(
     order = order_units(groups, scores, scope=scope, exponents=exponents, classes=compared, largest=limits.largest)
     powers = np.array([1 if exponents is None else exponents[group.index] for group in groups], dtype=np.int64)
     own = np.array([ratios.get(group.index, -1.0) for group in groups])
-    fixed = np.where(own >= 0, _local_counts(np.maximum(own, 0.0), powers, order.sizes), 0)
+    before = order.sizes if whole is None else np.array([max(whole.get(g.index, g.size), g.size) for g in groups])
+    fixed = np.where(own >= 0, _local_counts(np.maximum(own, 0.0), powers, order.sizes, before), 0)
     search = _Search(order, limits, fixed, _candidates(order, limits, own < 0), total)
 
     if target == "channels" and scope == "local":
-        wanted = np.where(own >= 0, fixed, _local_counts(np.full(len(groups), ratio), powers, order.sizes))
+        wanted = np.where(own >= 0, fixed, _local_counts(np.full(len(groups), ratio), powers, order.sizes, before))
         counts = limits.allowed(wanted)
         _report_rounding("channels", int(np.minimum(wanted, limits.largest).sum()), int(counts.sum()), round_to)
     elif target == "channels" and scope == "isomorphic":
@@ -121,8 +126,9 @@ def _candidates(order: UnitOrder, limits: GroupLimits, free: np.ndarray) -> np.n
     return sequence[free[owners] & (order.rank[sequence] < limits.largest[owners])]
 
 
-def _local_counts(ratio: np.ndarray, powers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return np.floor(local_fraction(ratio, powers) * sizes + _COUNT_SLACK).astype(np.int64)
+def _local_counts(ratio: np.ndarray, powers: np.ndarray, sizes: np.ndarray, before: np.ndarray) -> np.ndarray:
+    gone = np.floor(local_fraction(ratio, powers) * before + _COUNT_SLACK).astype(np.int64)
+    return np.maximum(gone - (before - sizes), 0)
 
 
 def _first(length: int, holds: Callable[[int], bool]) -> int:

@@ -55,6 +55,10 @@ def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Pa
 def _with_data_of(old: nn.Parameter, new: nn.Parameter) -> nn.Parameter:
     if old.shape != new.shape:
         old.grad = None
+        # A graph that is still alive (a loss that the loop holds, an earlier DistributedDataParallel) keeps the node that
+        # accumulates this gradient, and that node keeps the old shape. Other data types make autograd forget the node.
+        other = torch.float32 if old.dtype == torch.bfloat16 else torch.bfloat16
+        old.data = torch.empty(0, dtype=other, device=old.device)
     old.data = new.data
     old.requires_grad_(new.requires_grad)
     return old

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
+from stp_fx.analysis.distributed import several_processes
 from stp_fx.errors import PlanError
 from stp_fx.selection import PrunePlan
 
@@ -16,7 +17,7 @@ def assert_same_plan(plan: PrunePlan) -> None:
     Raises:
         PlanError: on all ranks, if one differs.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not several_processes():
         return
     digests: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(digests, plan.digest())

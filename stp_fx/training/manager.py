@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
+from stp_fx.analysis.groups import Group
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_state, state_of, trace
@@ -22,11 +24,12 @@ from stp_fx.passes import MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveCh
 from stp_fx.passes.bias import restore_biases
 from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.compensate import COMPENSATIONS
-from stp_fx.passes.planning import planned
+from stp_fx.passes.planning import planned, prunable_groups
 from stp_fx.selection import PrunePlan
-from stp_fx.training import schedules
+from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizer, adopt, cut_optimizer
 from stp_fx.training.distributed import assert_same_plan
+from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
 
 __all__ = ["PATPassManager"]
@@ -64,7 +67,7 @@ class PATPassManager:
         epoch_rate: epochs from one step to the next; follows from ``end_epoch`` if that is given.
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
         mask_until_last: mask at all steps but the last; else every step removes.
-        regularizer: of :mod:`stp_fx.regularizers`.
+        regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step.
         compensation: None, "mean" or "least_squares".
         recalibrate: batches on which BatchNorm is recalibrated after the last step (True: as many as for calibration).
         train_loader: batches for criteria and compensation that read data, and for recalibration.
@@ -92,7 +95,7 @@ class PATPassManager:
         epoch_rate: int = 1,
         schedule: str | Schedule = "geometric",
         mask_until_last: bool = True,
-        regularizer: Any = None,
+        regularizer: str | Regularizer | None = None,
         compensation: str | None = None,
         recalibrate: int | bool | None = None,
         train_loader: Iterable[Any] | None = None,
@@ -115,8 +118,9 @@ class PATPassManager:
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
         self.criterion = resolve(criterion)
         self.epochs = _epochs(steps, start_epoch, end_epoch, epoch_rate)
-        self.ratios = schedules.resolve(schedule).ratios(ratio, len(self.epochs))
-        self.regularizer = regularizer
+        shares = schedules.resolve(schedule)
+        self.ratios = shares.ratios(ratio, len(self.epochs))
+        self.regularizer = None if regularizer is None else regularizers.resolve(regularizer)
         self.mask_until_last = mask_until_last
         if compensation is not None and compensation not in COMPENSATIONS:
             raise InputError(f"unknown compensation {compensation!r}; known: None, {', '.join(map(repr, COMPENSATIONS))}")
@@ -128,17 +132,21 @@ class PATPassManager:
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
         self._ignore = (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore)
         self._selection = {
-            "scope": scope, "ratios": ratios, "round_to": round_to,
-            "max_ratio": max_ratio, "products": products, "target": target,
+            "scope": scope, "round_to": round_to, "max_ratio": max_ratio, "products": products, "target": target,
         }  # fmt: skip
         self.optimizers = _listed(optimizer)
         self.followers = tuple(followers)
         self.step, self.epoch = 0, -1
         self._whole = cost(self.model)
+        self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (ratios or {}).items()}
+        self._sizes = {group.name: group.size for group in analyze(self.model).groups}
+        ScoreUnits("random", self._ignore)(self.model)  # the arguments are wrong now or never
+        self._select(len(self.epochs))(self.model)
+        self._groups: tuple[Any, list[Group]] | None = None
+        if self.regularizer is not None:
+            self._begin(self.regularizer)
         self._wrap = wrap
         self.parallel: nn.Module = self.model if wrap is None else wrap(self.model)
-        ScoreUnits("random", self._ignore)(self.model)  # the arguments are wrong now or never
-        SelectUnits(self.ratios[-1], **self._selection)(self.model)
 
     # -- the two calls of a training loop --------------------------------------------------------------------------
 
@@ -156,32 +164,54 @@ class PATPassManager:
     def regularize(self) -> float:
         """Adds the regularizer's gradients to those of the parameters, after ``backward``; gives the L1 norm of what it added.
 
-        0.0 without a regularizer, and once the last step has been taken."""
-        if self.regularizer is None or self.finished or not hasattr(self.regularizer, "apply_gradients"):
+        0.0 without a regularizer that works on gradients, and once the last step has been taken."""
+        if self.regularizer is None or self.finished or "gradients" not in self.regularizer.forms:
             return 0.0
-        return float(self.regularizer.apply_gradients(self.model))
+        return self.regularizer.apply_gradients(self.model, self._prunable())
 
     def loss(self) -> torch.Tensor:
-        """The regularizer's loss term; 0 without one that has one, and once the last step has been taken."""
-        if self.regularizer is None or self.finished or not hasattr(self.regularizer, "loss"):
+        """The loss term of a regularizer that has no other form, of the last forward in train mode; else 0, and once the
+        last step has been taken."""
+        forms = () if self.regularizer is None or self.finished or not self.model.training else self.regularizer.forms
+        if self.regularizer is None or "loss" not in forms or "gradients" in forms:
             return torch.zeros((), device=next((p.device for p in self.model.parameters()), None))
-        return self.regularizer.loss(self.model)
+        return self.regularizer.loss(self.model, self._prunable())
 
     @property
     def finished(self) -> bool:
         """Whether the last step has been taken: what follows is fine-tuning."""
         return self.step >= len(self.epochs)
 
+    def _begin(self, regularizer: Regularizer) -> None:
+        if "step" in regularizer.forms:
+            if not self.optimizers:
+                raise InputError(f"{type(regularizer).__name__} works after each step of the optimizer: give `optimizer`")
+
+            def after_step(*_: Any) -> None:
+                if not self.finished:
+                    regularizer.after_step(self.model, self._prunable())
+
+            self.optimizers[-1].register_step_post_hook(after_step)
+        regularizer.attach(self.model)
+
+    def _prunable(self) -> list[Group]:
+        graph = analyze(self.model)
+        if self._groups is None or self._groups[0] is not graph:
+            self._groups = (graph, prunable_groups(self.model, graph, self._ignore))
+        return self._groups[1]
+
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _take(self, step: int) -> None:
         last = step == len(self.epochs)
+        if last and self.regularizer is not None:
+            self.regularizer.detach(self.model)
         masking = self.mask_until_last and not last
         data = None if self._loader is None else _Some(self._loader, self._batches)
         pipeline = Pipeline(
             *collectors_for(self._needs, data if self._needs else None, self._loss),
             ScoreUnits(self.criterion, self._ignore, seed=0),
-            SelectUnits(self._relative(self.ratios[step - 1]), **self._selection),
+            self._select(step),
             *self._compensate,
         )
         prepared = pipeline(self.model).graph_module
@@ -207,16 +237,22 @@ class PATPassManager:
             f"{now.params:,}", f"{self._whole.params:,}", 100 * now.params / max(self._whole.params, 1),
         )  # fmt: skip
 
-    def _relative(self, ratio: float) -> float:
-        """The ratio for the graph as it is now: a masked one still counts all its units, a shortened one what is left."""
-        target = self._selection["target"]
-        if self.mask_until_last or self.step == 0:
-            return ratio
+    def _select(self, step: int) -> SelectUnits:
+        """The selection of a step, for the graph as it is now: a masked one still counts all its units, a shortened one what
+        is left."""
+        ratio, target, scope = self.ratios[step - 1], self._selection["target"], self._selection["scope"]
+        if not self.mask_until_last and self.step and (target != "channels" or scope != "local"):
+            ratio = max(0.0, 1 - (1 - ratio) / self._left(target))
+        own = {name: shares[step - 1] for name, shares in self._own.items()}
+        return SelectUnits(ratio, **self._selection, ratios=own, whole=self._sizes)
+
+    def _left(self, target: str) -> float:
+        """The fraction that earlier steps have left of what ``target`` counts."""
         if target in ("macs", "params"):
-            left = getattr(cost(self.model), target) / getattr(self._whole, target)
-        else:
-            left = 1 - self.ratios[self.step - 1]
-        return max(0.0, 1 - (1 - ratio) / left)
+            return getattr(cost(self.model), target) / getattr(self._whole, target)
+        if target == "channels":
+            return sum(group.size for group in analyze(self.model).groups) / sum(self._sizes.values())
+        return 1 - self.ratios[self.step - 1]
 
     def _put(self, result: fx.GraphModule, plan: PrunePlan, *, shorter: bool) -> None:
         before = {id(p): p.shape for p in self.model.parameters()}
@@ -243,7 +279,7 @@ class PATPassManager:
             "plan": None if state.plan is None else state.plan.to_json(),
             "masked": None if state.masked is None else state.masked.to_json(),
             "added": list(state.added),
-            "regularizer": self.regularizer.state_dict() if hasattr(self.regularizer, "state_dict") else None,
+            "regularizer": self.regularizer.state_dict() if hasattr(self.regularizer, "state_dict") else None,  # type: ignore
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -275,7 +311,9 @@ class PATPassManager:
                 adopt(held, rewrite(plan)(held).graph_module)
         self.step, self.epoch = int(state["step"]), int(state["epoch"])
         if state["regularizer"] is not None:
-            self.regularizer.load_state_dict(state["regularizer"])
+            self.regularizer.load_state_dict(state["regularizer"])  # type: ignore[union-attr]
+        if self.regularizer is not None and self.finished:
+            self.regularizer.detach(self.model)
 
 
 class _Some:

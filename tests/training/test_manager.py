@@ -137,6 +137,22 @@ def test_the_optimizer_goes_on_with_the_state_of_what_stays(name: str) -> None:
     assert all(torch.isfinite(p).all() for p in gm.parameters())
 
 
+def test_a_loss_that_the_loop_still_holds_does_not_matter() -> None:
+    gm = traced()
+    optimizer = OPTIMIZERS["sgd"](gm.parameters())
+    pat = stp_fx.PATPassManager(gm, ratio=0.5, steps=2, optimizer=optimizer, mask_until_last=False)
+    held = []
+    for epoch in range(3):
+        pat.prune(epoch)
+        for x, y in LOADER:
+            loss = F.cross_entropy(pat.model(x), y)
+            held.append(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in gm.parameters())
+
+
 def test_masked_steps_leave_optimizer_and_schedule_as_they_are() -> None:
     gm = traced()
     optimizer = OPTIMIZERS["adamw"](gm.parameters())

@@ -1,0 +1,110 @@
+"""What a regularizer is: up to three hooks around a training step, and how one is found by its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import fx
+
+from stp_fx.analysis.groups import Group
+from stp_fx.errors import InputError
+
+__all__ = ["BaseRegularizer", "Regularizer", "check_number", "known_regularizers", "register", "resolve"]
+
+Groups = Iterable[Group] | None
+
+
+@runtime_checkable
+class Regularizer(Protocol):
+    """Up to three hooks; ``forms`` names those that do something.
+
+    - "loss": ``loss(gm, groups)`` gives a differentiable scalar, to be added to the task's loss.
+    - "gradients": ``apply_gradients(gm, groups)`` adds to ``.grad`` in place, after the backward pass, and returns the L1
+      norm of what it added (report, section 2.2). It adds what the backward pass of "loss" would, where both exist.
+    - "step": ``after_step(gm, groups)`` works on the weights, or on the regularizer itself, after each optimizer step.
+
+    ``groups`` are those of ``analyze(gm)`` that may lose units; None: all. Use "loss" or "gradients", not both. Units that a
+    mask has made dead do not count, and parameters that do not require gradients get none. ``attach(gm)`` is called before
+    training and ``detach(gm)`` after the last step of pruning.
+    """
+
+    forms: ClassVar[tuple[str, ...]]
+
+    def attach(self, gm: fx.GraphModule) -> None: ...
+    def detach(self, gm: fx.GraphModule) -> None: ...
+    def loss(self, gm: fx.GraphModule, groups: Groups = None) -> torch.Tensor: ...
+    def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float: ...
+    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None: ...
+
+
+class BaseRegularizer:
+    """The hooks that a regularizer does not have: loss and gradients say so, the others do nothing."""
+
+    forms: ClassVar[tuple[str, ...]] = ()
+
+    def attach(self, gm: fx.GraphModule) -> None:
+        """Nothing to put into the graph."""
+
+    def detach(self, gm: fx.GraphModule) -> None:
+        """Nothing to take out of it."""
+
+    def loss(self, gm: fx.GraphModule, groups: Groups = None) -> torch.Tensor:
+        raise InputError(f"{type(self).__name__} has no loss term; it has the forms {', '.join(self.forms)}")
+
+    def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float:
+        raise InputError(f"{type(self).__name__} adds no gradients; it has the forms {', '.join(self.forms)}")
+
+    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
+        """Nothing to do."""
+
+
+def check_number(what: str, value: object, low: float, high: float = math.inf, *, whole: bool = False) -> None:
+    """Raise :class:`InputError` unless ``value`` is a finite number in [low, high), or with ``whole`` such an integer."""
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not low <= value < high:
+        upper = f" and below {high:g}" if math.isfinite(high) else ""
+        raise InputError(f"`{what}` is a{' whole' if whole else ' finite'} number from {low:g}{upper}; got {value!r}")
+
+
+_REGISTRY: dict[str, Callable[..., Regularizer]] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register(name: str) -> Callable[[F], F]:
+    """Make ``name`` stand for the decorated class."""
+
+    def add(factory: F) -> F:
+        if name in _REGISTRY:
+            raise ValueError(f"regularizer {name!r} is registered twice")
+        _REGISTRY[name] = factory
+        return factory
+
+    return add
+
+
+def known_regularizers() -> tuple[str, ...]:
+    """Names that :func:`resolve` knows, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def resolve(regularizer: str | Regularizer, *arguments: Any) -> Regularizer:
+    """The regularizer of that name, made from ``arguments``, or the given one.
+
+    Raises:
+        InputError: an unknown name, a class in place of a value, or something without the hooks.
+    """
+    if isinstance(regularizer, str):
+        if regularizer not in _REGISTRY:
+            raise InputError(f"unknown regularizer {regularizer!r}; known names: {', '.join(known_regularizers())}")
+        return _REGISTRY[regularizer](*arguments)
+    if isinstance(regularizer, type):
+        raise InputError(f"regularizer {regularizer.__name__} is a class; pass a value of it: {regularizer.__name__}(...)")
+    if not isinstance(regularizer, Regularizer):
+        raise InputError(
+            f"a regularizer is a name ({', '.join(known_regularizers())}) or has `forms` and the hooks of BaseRegularizer; "
+            f"got {regularizer!r}"
+        )
+    return regularizer

@@ -1,0 +1,148 @@
+"""Penalties that follow a plan of their own: growing on the units that will go, and weights set to zero step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.liveness import removed_units
+from stp_fx.criteria import Criterion
+from stp_fx.criteria import resolve as resolve_criterion
+from stp_fx.errors import InputError
+from stp_fx.passes import ScoreUnits, SelectUnits
+from stp_fx.passes.planning import planned
+from stp_fx.selection import PrunePlan
+from stp_fx.training.regularizers.base import BaseRegularizer, Groups, check_number, register
+from stp_fx.training.regularizers.sums import RowNorms, chosen, rows_of
+
+__all__ = ["GMP", "GrowingReg"]
+
+
+@register("growing")
+class GrowingReg(BaseRegularizer):
+    """Weight decay that grows, on the units of lowest score only (Wang et al., "Neural pruning via growing regularization",
+    ICLR 2021, GReg-1): every ``every`` optimizer steps by ``step``, up to ``ceiling``.
+
+    The units are those that ``criterion`` would remove at ``ratio``, chosen at the first step and again when the graph has
+    lost channels. The criterion must not need data.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ("gradients", "step")
+
+    def __init__(
+        self,
+        step: float = 1e-4,
+        ratio: float = 0.5,
+        every: int = 10,
+        ceiling: float = 1.0,
+        criterion: str | Criterion = "magnitude",
+    ) -> None:
+        check_number("step", step, 0.0)
+        check_number("ratio", ratio, 0.0, 1.0)
+        check_number("every", every, 1, whole=True)
+        check_number("ceiling", ceiling, 0.0)
+        self.criterion = resolve_criterion(criterion)
+        if getattr(self.criterion, "needs", ()):
+            raise InputError("a growing penalty chooses its units by a criterion that reads weights alone, such as 'magnitude'")
+        self.step, self.ratio, self.every, self.ceiling = step, ratio, every, ceiling
+        self.steps = 0
+        self._plan: PrunePlan | None = None
+        self._rows: tuple[ChannelGraph, RowNorms, torch.Tensor] | None = None
+
+    @property
+    def strength(self) -> float:
+        """The penalty's factor now."""
+        return min(self.ceiling, self.step * (self.steps // self.every + 1))
+
+    def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float:
+        graph = analyze(gm)
+        if self._rows is None or self._rows[0] is not graph:
+            self._rows = (graph, *self._choose(gm, graph, groups))
+        _, rows, units = self._rows
+        return rows.add_multiples(dict(gm.named_parameters(remove_duplicate=False)), units * self.strength)
+
+    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
+        self.steps += 1
+
+    def _choose(self, gm: fx.GraphModule, graph: ChannelGraph, groups: Groups) -> tuple[RowNorms, torch.Tensor]:
+        sizes = {(axis.tensor, axis.dim): axis.size for axis in graph.axes}
+        if self._plan is None or any(sizes.get(key) != size for key, size in self._plan.sizes.items()):
+            may_go = {group.index for group in chosen(graph, groups)}
+            held = tuple(group.name for group in graph.groups if group.index not in may_go)
+            scored = ScoreUnits(self.criterion, held)(gm).graph_module
+            self._plan = planned(SelectUnits(self.ratio)(scored).graph_module)
+        picked = removed_units(graph, self._plan)
+        rows = rows_of(gm, graph, graph.groups, lambda axis: True)
+        device = next(iter(rows.by_tensor.values()))[0].index.device
+        return rows, torch.from_numpy(picked.astype(np.float32)).to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data: the steps so far and the chosen units."""
+        return {"steps": self.steps, "plan": None if self._plan is None else self._plan.to_json()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps, self._rows = int(state["steps"]), None
+        self._plan = None if state["plan"] is None else PrunePlan.from_json(state["plan"])
+
+
+@register("gmp")
+class GMP(BaseRegularizer):
+    """Gradual magnitude pruning of single weights as sparse pre-training (Zhu and Gupta, "To prune, or not to prune", 2017).
+
+    Every ``every`` optimizer steps each weight that units may leave gets its smallest entries set to zero, up to the sparsity
+    ``final * (1 - (1 - t / steps) ** 3)``; what is zero stays zero.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ("step",)
+
+    def __init__(self, final: float = 0.5, steps: int = 1000, every: int = 10) -> None:
+        check_number("final", final, 0.0, 1.0)
+        check_number("steps", steps, 1, whole=True)
+        check_number("every", every, 1, whole=True)
+        self.final, self.total, self.every = final, steps, every
+        self.steps = 0
+        self._zeros: dict[str, torch.Tensor] = {}
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of each weight that is zero now."""
+        return self.final * (1.0 - (1.0 - min(self.steps, self.total) / self.total) ** 3)
+
+    @torch.no_grad()
+    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
+        self.steps += 1
+        graph = analyze(gm)
+        members = [member.axis for group in chosen(graph, groups) for member in group.members]
+        names = dict.fromkeys(axis.tensor for axis in members if axis.role == "weight")
+        parameters = dict(gm.named_parameters(remove_duplicate=False))
+        renew = self.steps % self.every == 0
+        for name in names:
+            weight = parameters.get(name)
+            if weight is None or not weight.requires_grad:
+                continue
+            known = self._zeros.get(name)
+            if renew or known is None or known.shape != weight.shape:
+                known = self._zeros[name] = _smallest(weight, self.sparsity)
+            weight.masked_fill_(known, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps so far, and which weights are zero."""
+        return {"steps": self.steps, "zeros": {name: zeros.cpu() for name, zeros in self._zeros.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps, self._zeros = int(state["steps"]), dict(state["zeros"])
+
+
+def _smallest(weight: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The given fraction of the entries, those of smallest magnitude (bool, as the weight)."""
+    count = int(fraction * weight.numel())
+    result = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    if count:
+        result[torch.topk(weight.detach().abs().flatten(), count, largest=False).indices] = True
+    return result.reshape(weight.shape)

@@ -1,0 +1,167 @@
+"""Norms of rows of many parameters at once: a row is a unit with all that is coupled to it, or one position of one axis."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.graph import ChannelGraph, removed_axes
+from stp_fx.analysis.groups import Axis, Group
+from stp_fx.analysis.liveness import alive_under, removed_units
+from stp_fx.errors import InputError, NothingToPruneError
+from stp_fx.ir.state import state_of
+
+__all__ = ["RowNorms", "Rows", "cached", "chosen", "living", "rows_of"]
+
+_CACHE = "regularizers"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Position ``index[k]`` of dimension ``dim`` of a tensor belongs to row ``row[k]`` (int64, on the tensor's device)."""
+
+    tensor: str
+    dim: int
+    index: torch.Tensor
+    row: torch.Tensor
+
+
+class RowNorms:
+    """The L2 norms of ``rows`` rows, their sum as a loss, and the gradient of that sum; ``strength`` scales both."""
+
+    def __init__(self, entries: Sequence[Rows], rows: int) -> None:
+        self.by_tensor: dict[str, list[Rows]] = {}
+        for entry in entries:
+            self.by_tensor.setdefault(entry.tensor, []).append(entry)
+        self.rows = rows
+
+    def squares(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Squared norms [rows], float32 or wider, differentiable. An element that is in a row by two axes counts twice."""
+        first = next(iter(parameters[name] for name in self.by_tensor))
+        dtypes = {parameters[name].dtype for name in self.by_tensor}
+        total = torch.zeros(self.rows, dtype=torch.float64 if torch.float64 in dtypes else torch.float32, device=first.device)
+        for name, entries in self.by_tensor.items():
+            weight = parameters[name].to(total.dtype)
+            squares = weight * weight
+            for entry in entries:
+                others = [k for k in range(weight.dim()) if k != entry.dim]
+                sums = squares.sum(others) if others else squares
+                total = total.index_add(0, entry.row, sums[entry.index])
+        return total
+
+    def loss(self, parameters: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:
+        """The sum of all norms; the gradient of a row of zeros is zero."""
+        squares = self.squares(parameters)
+        return strength * squares[squares > 0].sqrt().sum()
+
+    @torch.no_grad()
+    def apply_gradients(self, parameters: Mapping[str, torch.Tensor], strength: float) -> float:
+        """Adds the gradient of :meth:`loss`; gives the L1 norm of what was added."""
+        squares = self.squares(parameters)
+        return self.add_multiples(parameters, torch.where(squares > 0, strength * squares.rsqrt(), 0.0))
+
+    @torch.no_grad()
+    def add_multiples(self, parameters: Mapping[str, torch.Tensor], factor: torch.Tensor) -> float:
+        """Adds ``factor`` [rows] times the parameters of each row to their gradients; gives the L1 norm of what was added."""
+        total = factor.new_zeros(())
+        for name, entries in self.by_tensor.items():
+            weight = parameters[name]
+            if not weight.requires_grad:
+                continue
+            scale = sum(self._along(entry, weight, factor) for entry in entries)
+            added = weight * scale.to(weight.dtype)  # type: ignore[union-attr]
+            weight.grad = added if weight.grad is None else weight.grad.add_(added)
+            total += added.abs().sum(dtype=factor.dtype)
+        return float(total)
+
+    def _along(self, entry: Rows, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        values = factor.new_zeros(weight.shape[entry.dim]).index_add_(0, entry.index, factor[entry.row])
+        return values.reshape([-1 if k == entry.dim else 1 for k in range(weight.dim())])
+
+
+def rows_of(
+    gm: fx.GraphModule,
+    graph: ChannelGraph,
+    groups: Iterable[Group],
+    wanted: Callable[[Axis], bool],
+    *,
+    by_position: bool = False,
+) -> RowNorms:
+    """A row for every living unit of ``groups`` over all ``wanted`` axes; with ``by_position`` for each position of each.
+
+    Raises:
+        InputError: no such axis has a living unit.
+    """
+    parameters = dict(gm.named_parameters(remove_duplicate=False))
+    masked = state_of(gm).masked
+    kept = {} if masked is None else removed_axes(graph, alive_under(graph, masked, partial=True))
+    found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for group in groups:
+        for member in group.members:
+            axis = member.axis
+            known = parameters.get(axis.tensor)
+            if known is not None and known.is_floating_point() and wanted(axis):
+                alive = np.isin(member.index, kept.get((axis.tensor, axis.dim), member.index))
+                unit = group.units[member.unit]
+                found.setdefault((axis.tensor, axis.dim), []).append((member.index[alive], unit[alive]))
+    entries, count = [], 0 if by_position else graph.units
+    for (name, dim), parts in found.items():
+        index, row = (np.concatenate(each) for each in zip(*parts, strict=True))
+        if by_position:
+            index = np.unique(index)
+            row = np.arange(len(index)) + count
+            count += len(index)
+        if len(index):
+            device = parameters[name].device
+            entries.append(Rows(name, dim, torch.from_numpy(index).to(device), torch.from_numpy(row).to(device)))
+    if not entries:
+        raise InputError("no unit that may go has a parameter that this regularizer acts on")
+    return RowNorms(entries, count)
+
+
+def living(gm: fx.GraphModule, graph: ChannelGraph) -> np.ndarray:
+    """Units that no mask has made dead (bool, one per unit)."""
+    masked = state_of(gm).masked
+    return np.ones(graph.units, dtype=bool) if masked is None else ~removed_units(graph, masked)
+
+
+def chosen(graph: ChannelGraph, groups: Iterable[Group] | None) -> tuple[Group, ...]:
+    """The given groups, or all.
+
+    Raises:
+        InputError: a group of another graph.
+        NothingToPruneError: no group at all.
+    """
+    result = graph.groups if groups is None else tuple(groups)
+    for group in result:
+        if group.index >= len(graph.groups) or graph.groups[group.index] is not group:
+            raise InputError(f"group {group.name!r} is of another graph; take the groups of analyze(gm)")
+    if not result:
+        raise NothingToPruneError("there is no group whose units may go, so a regularizer has nothing to act on")
+    return tuple(result)
+
+
+def cached(
+    gm: fx.GraphModule,
+    groups: Iterable[Group] | None,
+    kind: Hashable,
+    build: Callable[[ChannelGraph, tuple[Group, ...]], T],
+) -> T:
+    """``build(graph, groups)``, kept on the graph until its analysis, its masks or its device change."""
+    graph, state = analyze(gm), state_of(gm)
+    groups = chosen(graph, groups)
+    device = next((str(p.device) for p in gm.parameters()), None)
+    key = (kind, tuple(group.index for group in groups), device)
+    known = state.cache.get(_CACHE)
+    if known is None or known[0] is not graph or known[1] is not state.masked:
+        known = state.cache[_CACHE] = (graph, state.masked, {})
+    if key not in known[2]:
+        known[2][key] = build(graph, groups)
+    return known[2][key]

@@ -1,0 +1,97 @@
+"""One process of tests/training/test_distributed.py: `torchrun ... distributed_worker.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import stp_fx
+from stp_fx.errors import PlanError
+
+IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(32) % 4
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.conv, self.head = nn.Conv2d(12, 16, 3, padding=1), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.conv(F.relu(self.norm(self.stem(x))))).mean((2, 3)))
+
+
+def batches(rank: int = 0, world: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """This rank's part of the data, four images a batch."""
+    return [(IMAGES[k : k + 4], LABELS[k : k + 4]) for k in range(4 * rank, 32, 4 * world)]
+
+
+def plan(criterion: str, loader: list[tuple[torch.Tensor, torch.Tensor]], compensation: str | None) -> stp_fx.PrunePlan:
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    pruned = stp_fx.prune_graph(gm, criterion, 0.5, calibration=loader, compensation=compensation)
+    return stp_fx.plan_of(pruned)
+
+
+def trained(world: int, loader: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Two steps of pruning under DDP; every rank ends with the same smaller model."""
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    optimizer = torch.optim.SGD(gm.parameters(), lr=0.05, momentum=0.9)
+    pat = stp_fx.PATPassManager(
+        gm, criterion="variance", ratio=0.5, steps=2, compensation="mean", train_loader=loader, optimizer=optimizer,
+        recalibrate=True, wrap=DistributedDataParallel,
+    )  # fmt: skip
+    assert isinstance(pat.parallel, DistributedDataParallel)
+    for epoch in range(3):
+        pat.prune(epoch)
+        pat.parallel.train()
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(pat.parallel(x), y).backward()
+            optimizer.step()
+    assert gm.get_parameter("conv.weight").shape == (8, 6, 3, 3)
+    mine = torch.cat([p.detach().flatten() for p in gm.parameters()])
+    others = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(others, mine)
+    assert all(torch.equal(mine, other) for other in others)
+
+
+def refused(rank: int) -> None:
+    """Ranks whose weights differ are told so, all of them."""
+    torch.manual_seed(rank)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    pat = stp_fx.PATPassManager(gm, ratio=0.5)
+    before = gm.get_parameter("conv.weight").clone()
+    with pytest.raises(PlanError, match="ranks 0 and 1"):
+        pat.prune(0)
+    assert torch.equal(before, gm.get_parameter("conv.weight"))
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    loader = batches(rank, world)
+    for criterion, compensation in (("variance", "mean"), ("taylor", None), ("reconstruction", "least_squares")):
+        (folder / f"{criterion}-{rank}.json").write_text(plan(criterion, loader, compensation).to_json())
+    trained(world, loader)
+    refused(rank)
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    pat = stp_fx.PATPassManager(gm, ratio=0.02, target="latency")  # every rank measures for itself
+    pat.prune(0)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
