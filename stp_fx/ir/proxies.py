@@ -144,8 +144,11 @@ _FACTORIES = (
     "tensor",
     "randperm",
     "randint",
+    "finfo",
+    "iinfo",
 )
-"""These take no tensor, so nodes among their sizes do not reach ``__torch_function__``; while tracing they are patched."""
+"""These take no tensor, so nodes among their sizes and dtypes do not reach ``__torch_function__``; while tracing they are
+patched."""
 
 _SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
 """Methods of a tensor that the model's own code made; nodes among their sizes do not reach it either."""

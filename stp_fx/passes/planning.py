@@ -91,7 +91,8 @@ def log_run(source: fx.GraphModule, result: fx.GraphModule, plan: PrunePlan, ver
 
 
 def prunable_groups(gm: fx.GraphModule, graph: ChannelGraph, ignore: Iterable[Any]) -> list[Group]:
-    """Groups that touch nothing named in ``ignore``.
+    """Groups that touch nothing named in ``ignore``, and more than buffers: the rest of a table of positions that is read in
+    part costs nothing, and longer inputs will read it.
 
     Raises:
         InputError: an entry of ``ignore`` that matches nothing.
@@ -100,9 +101,10 @@ def prunable_groups(gm: fx.GraphModule, graph: ChannelGraph, ignore: Iterable[An
     held: set[int] = set()
     for entry in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
         held.update(group.index for group in groups_named(gm, graph, entry, "ignore"))
-    left = [group for group in graph.groups if group.index not in held]
+    worthwhile = [group for group in graph.groups if any(member.axis.role != "buffer" for member in group.members)]
+    left = [group for group in worthwhile if group.index not in held]
     if not left:
-        why = "everything is in `ignore`" if graph.groups else _why_nothing(graph)
+        why = "everything is in `ignore`" if worthwhile else _why_nothing(graph)
         raise NothingToPruneError(f"the graph has no channel that can be removed: {why}")
     return left
 

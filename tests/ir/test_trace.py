@@ -85,6 +85,23 @@ def test_a_pickled_graph_is_read_back_with_its_slices() -> None:
     assert torch.equal(copy.deepcopy(gm)(x), gm(x))
 
 
+def test_limits_of_a_dtype_follow_the_dtype() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.line(x)
+            return x.masked_fill(x < 0, torch.finfo(x.dtype).min).softmax(-1)
+
+    gm = _assert_same(Masked(), 2, 4)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    assert torch.equal(gm.double()(x), Masked.forward(gm, x))
+    lowest = next(n for n in gm.graph.nodes if n.target is torch.finfo)
+    assert [user.args[1] for user in lowest.users] == ["min"]
+
+
 def test_a_number_made_of_the_batch_is_made_of_the_input_again() -> None:
     class Baked(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

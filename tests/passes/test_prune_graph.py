@@ -249,6 +249,32 @@ def test_a_graph_with_nothing_to_prune_says_why() -> None:
         stp_fx.prune_graph(nn.ReLU(), example_inputs=torch.randn(2, 4))
 
 
+class _Positions(nn.Module):
+    """A table of positions of which only the example's are read, as transformers' embeddings have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("position_ids", torch.arange(12)[None])
+        self.tokens, self.places = nn.Embedding(20, 4), nn.Embedding(12, 4)
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(ids) + self.places(self.position_ids[:, : ids.shape[1]])
+        return x + self.down(self.up(x).relu())
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_a_table_that_is_read_in_part_stays_whole(criterion: str) -> None:
+    model = _Positions().eval()
+    gm = stp_fx.trace(model, torch.zeros(2, 5, dtype=torch.int64))
+    pruned = stp_fx.prune_graph(gm, criterion, 0.5)
+    assert pruned.get_parameter("up.weight").shape == (4, 4)
+    assert pruned.get_buffer("position_ids").shape == (1, 12)
+    assert pruned(torch.zeros(2, 9, dtype=torch.int64)).shape == (2, 9, 4)
+    with pytest.raises(NothingToPruneError, match="ignore"):
+        stp_fx.prune_graph(gm, ignore=["up"])
+
+
 def test_nan_and_integer_weights(net: Residual) -> None:
     gm = stp_fx.trace(net, torch.randn(2, 3, 6, 6))
     with torch.no_grad():
