@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.shapes import fetch
@@ -115,8 +116,8 @@ class _Raised:
 
     def graph_module(self) -> fx.GraphModule:
         for node in self.source.graph.nodes:
-            if node.op == "placeholder":
-                self.env[node] = self.graph.placeholder(str(node.target))
+            if node.op == "placeholder" and (node.users or isinstance(node.meta.get("val"), torch.Tensor)):
+                self.env[node] = self.graph.placeholder(str(node.target))  # constants that the example held have no users
         self._assert_fixed_sizes()
         for node in self.source.graph.nodes:
             if node.op == "output":
@@ -135,7 +136,8 @@ class _Raised:
         for node in list(self.env):
             value = node.meta.get("val")
             for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else ():
-                if isinstance(size, int):
+                size = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
+                if size is not None:
                     found = self.graph.call_method("size", (self.env[node], dim))
                     same = self.graph.call_function(operator.eq, (found, size))
                     message = f"{node.target} must have size {size} in dimension {dim}, as the example had"
@@ -146,7 +148,7 @@ class _Raised:
             return self._stored(owner, str(node.target))
         if node.op == "call_module":
             raise TraceError(f"the exported graph calls the module {node.target!r}, which is not expected here")
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
         if node.target in _regions():
             return self._inlined(node, args)
         result = self._raise(node, args, kwargs)
@@ -173,7 +175,7 @@ class _Raised:
             if inner.op == "placeholder":
                 self.env[inner] = next(inputs)
             elif inner.op == "output":
-                outputs = fx.node.map_arg(inner.args[0], lambda n: self.env[n])
+                outputs = map_arg(inner.args[0], lambda n: self.env[n])
             else:
                 self.env[inner] = self._copy(body, inner)
         self.env = outer
@@ -186,7 +188,7 @@ class _Raised:
         if target is operator.getitem and isinstance(args[0], tuple):
             return args[0][args[1]]
         if not isinstance(target, torch._ops.OpOverload):
-            return self.graph.call_function(target, args, kwargs)
+            return self.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
         packet = f"{target.namespace}.{target._opname}"
         if packet in _DROPPED:
             return None
@@ -195,6 +197,8 @@ class _Raised:
         if packet == "aten.add_" and isinstance(args[0], fx.Node) and str(args[0].target).endswith("num_batches_tracked"):
             return args[0]  # a count that only momentum=None reads, and not in evaluation
         kwargs = self._portable(kwargs)
+        if packet == "aten.scaled_dot_product_attention" and kwargs.get("scale") is None:
+            kwargs["scale"] = node.args[0].meta["val"].shape[-1] ** -0.5  # type: ignore[union-attr]  # whatever is pruned
         special = _SPECIAL.get(packet)
         if special is not None:
             return special(self.graph, args, kwargs)
@@ -218,7 +222,7 @@ class _Raised:
         return kept
 
     def _finish(self, node: fx.Node) -> None:
-        values = list(fx.node.map_arg(node.args[0], lambda n: self.env[n]))
+        values: list[Any] = list(map_arg(node.args[0], lambda n: self.env[n]))  # type: ignore[arg-type]
         if all(_is_plain(spec) for spec in _specs(self._spec)):
             self.graph.output(pytree.tree_unflatten(values, self._spec))
             return
@@ -291,7 +295,7 @@ def _to(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.No
 
 @_spelled("slice")
 def _slice(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, dim, start, stop, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    x, dim, start, stop, step = _padded(args, (None, 0, None, None, 1))
     stop = None if isinstance(stop, int) and stop > 2**40 else stop
     if start in (0, None) and stop is None and step == 1:
         return x
@@ -322,10 +326,14 @@ def _batch_norm(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 @_spelled("scaled_dot_product_attention")
 def _attention(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    q, k, v, mask, dropout, causal = (*args, *(None, 0.0, False)[len(args) - 3 :])
+    q, k, v, mask, dropout, causal = _padded(args, (None, None, None, None, 0.0, False))
     if kwargs.get("enable_gqa"):
         return graph.call_function(F.scaled_dot_product_attention, args, kwargs)
-    return graph.call_function(attention_with_dropout, (q, k, v, mask, causal, kwargs.get("scale"), dropout, dropout > 0.0))
+    return graph.call_function(attention_with_dropout, (q, k, v, mask, causal, kwargs["scale"], dropout, dropout > 0.0))
+
+
+def _padded(args: tuple[Any, ...], defaults: tuple[Any, ...]) -> list[Any]:
+    return [*args, *defaults[len(args) :]]
 
 
 for _name, _operator in {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}.items():

@@ -11,13 +11,14 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from stp_fx.errors import InputError, TraceError
+from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.shapes import meta_like
 from stp_fx.ir.state import GraphState, attach_state
 from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
 from stp_fx.ir.train_eval import mode_calls, switch_modes
+from stp_fx.ir.verify import verify
 
 __all__ = ["trace"]
 
@@ -131,7 +132,12 @@ def _trace_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphM
     if missing:
         raise TraceError(f"its input {missing[0]!r} is nested or no tensor; give tensors by name")
     gm.graph._tracer_cls = ReplayTracer
-    return attach_state(gm, GraphState(tuple(values[name] for name in places), _unreached(gm, model)))
+    attach_state(gm, GraphState(tuple(values[name] for name in places), _unreached(gm, model)))
+    try:
+        verify(gm)
+    except VerificationError as error:
+        raise TraceError(f"what torch.export gives cannot be analysed: {error}") from error
+    return gm
 
 
 _FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any]], fx.GraphModule]] = {
