@@ -23,6 +23,7 @@ BATCH, OTHER_BATCH, RATIO = 2, 3, 0.5
 LAW_TOLERANCE = 1e-9
 # What the module's own factory needs to build quickly and without warnings.
 OPTIONS: dict[str, dict[str, Any]] = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
+TIMM = "timm:"
 IMAGE = {"inception_v3": 299}
 # In double precision, smaller images where the network takes them: the law is about channels, not about pixels.
 SMALL_IMAGE = {"inception_v3": 96}
@@ -36,7 +37,12 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {})).eval()
+        if name.startswith(TIMM):
+            import timm
+
+            model = timm.create_model(name.removeprefix(TIMM)).eval()
+        else:
+            model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             _randomise(parameter)
@@ -67,6 +73,10 @@ def _calibrate(model: nn.Module, batch: Tensor) -> None:
 
 
 def image_size(name: str, small: bool = False) -> int:
+    if name.startswith(TIMM):
+        import timm
+
+        return timm.get_pretrained_cfg(name.removeprefix(TIMM)).input_size[-1]
     native = IMAGE.get(name, 224)
     return native if not small or name.startswith(FIXED_IMAGE) else SMALL_IMAGE.get(name, 64)
 

@@ -1,6 +1,7 @@
-"""Every classification network that torchvision ships: traced, pruned to half of its channels, checked.
+"""Every classification network that torchvision ships, and a list from timm: traced, pruned to half of its channels, checked.
 
     python benchmarks/coverage.py torchvision [--models resnet18,vit_b_16] [--out STEM]
+    python benchmarks/coverage.py timm
 
 Each network runs in a process of its own (``_coverage_worker.py``), with random weights *and* random normalisation
 statistics, so that the equations are not true for want of a signal. Checked for each:
@@ -26,6 +27,32 @@ import torchvision
 from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, wide_console, write
 from rich.table import Table
 
+TIMM = [
+    "resnet50",
+    "resnetv2_50",
+    "convnext_tiny",
+    "deit_small_patch16_224",
+    "vit_base_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mobilenetv4_conv_small",
+    "efficientnet_b0",
+    "levit_128",
+    "repvgg_a0",
+    "ghostnet_100",
+    "hrnet_w18",
+    "dpn68",
+    "res2net50_26w_4s",
+    "skresnet18",
+    "tresnet_m",
+    "coatnet_0_224",
+    "poolformer_s12",
+    "mixer_b16_224",
+    "pit_ti_224",
+    "twins_svt_small",
+    "edgenext_small",
+    "nfnet_f0",
+    "cspdarknet53",
+]
 CHECKS = ("output", "shapes", "batch", "step", "law", "cost")
 HEADER = ("network", "status", "groups", "exact", "units", "pinned", "MACs", "after", "parameters", "after",
           "law error", "batch", "step", "prune s", "all s", "peak GB")  # fmt: skip
@@ -34,12 +61,15 @@ HEADER = ("network", "status", "groups", "exact", "units", "pinned", "MACs", "af
 def main() -> None:
     args = _arguments()
     console = wide_console()
-    names = args.models.split(",") if args.models else torchvision.models.list_models(module=torchvision.models)
+    every = torchvision.models.list_models(module=torchvision.models) if args.collection == "torchvision" else TIMM
+    prefix = "timm:" if args.collection == "timm" else ""
+    names = [prefix + name for name in (args.models.split(",") if args.models else every)]
+    stem = args.out or RESULTS / f"coverage-{args.collection}"
     results = {}
     for position, name in enumerate(names, 1):
         results[name] = run_network(name, args.timeout, args.memory)
         console.print(f"{position:3}/{len(names)}  {name:24} {results[name]['status']}")
-        _report(args.out, results, len(names))
+        _report(stem, results, len(names))
     console.print(_rich_table(results))
     passed = sum(result["status"] == "ok" for result in results.values())
     console.print(f"{passed} of {len(names)} networks pass every check")
@@ -86,7 +116,7 @@ def _millions(count: int | None) -> str:
 
 
 def _rich_table(results: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="torchvision's classification networks, ratio 0.5, magnitude, local")
+    table = Table(title="ratio 0.5, magnitude, local")
     for position, column in enumerate(HEADER):
         table.add_column(column, justify="left" if position < 2 else "right", max_width=40 if position == 1 else None)
     for name, result in results.items():
@@ -97,7 +127,7 @@ def _rich_table(results: dict[str, dict[str, Any]]) -> Table:
 def _report(stem: Path, results: dict[str, dict[str, Any]], total: int) -> None:
     """Written after every network, so that an interrupted run leaves what it found."""
     passed = sum(result["status"] == "ok" for result in results.values())
-    text = f"""# Coverage: torchvision's classification networks
+    text = f"""# Coverage: classification networks of {stem.name.rpartition("-")[2]}
 
 {passed} of {total} networks pass every check ({len(results)} run). Magnitude, local, ratio 0.5; MACs for one image.
 
@@ -114,9 +144,9 @@ and `peak GB`: the whole process with all checks, double precision included.
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("collection", choices=("torchvision",))
+    parser.add_argument("collection", choices=("torchvision", "timm"))
     parser.add_argument("--models", help="comma-separated names (default: all)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "coverage-torchvision", help="result files, without suffix")
+    parser.add_argument("--out", type=Path, help="result files, without suffix")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one network (default: %(default)s)")
     parser.add_argument("--memory", type=float, default=20.0, help="gigabytes for one network (default: %(default)s)")
     return parser.parse_args()

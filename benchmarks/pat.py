@@ -299,6 +299,12 @@ def report(name: str, lines: list[dict[str, Any]]) -> str:
             spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
             row.append(f"{statistics.mean(found):.2f}{spread}" if found else "-")
         rows.append(row)
+    left = []
+    for method in (*grid.methods, *grid.opponents):
+        cells_of = [[x["macs"] for x in lines if (x["network"], x["method"], x["target"]) == (n, method, t)] for n, t in columns]
+        whole = [next((x["macs"] for x in lines if (x["network"], x["method"]) == (n, UNPRUNED)), 0) for n, _ in columns]
+        parts = [f"{100 * statistics.mean(m) / w:.1f}" if m and w else "-" for m, w in zip(cells_of, whole, strict=True)]
+        left.append([method, *parts])
     seeds = {cell: len({x["seed"] for x in lines if (x["network"], x["target"]) == cell}) for cell in columns}
     hours = sum(x["seconds"] for x in lines) / 3600
     scratch = ", ".join(f"{recipe.epochs + grid.epochs:g}" for recipe in grid.networks.values())
@@ -312,6 +318,11 @@ trained networks, then {grid.epochs} epochs; from scratch: {scratch} epochs.
 Ours: least-squares compensation, BatchNorm recalibrated, isomorphic scope. Runs: `pat-{name}.jsonl`.
 
 {markdown_table(header, rows)}
+
+MACs left, as a mean over seeds. torch-pruning gets its smallest ratio that reaches the target; its layers shrink together, so
+that on small networks it may overshoot.
+
+{markdown_table(("MACs left, %", *header[1:]), left)}
 """
     write(RESULTS / f"pat-{name}", text, {"machine": machine(), "header": header, "rows": rows})
     return text

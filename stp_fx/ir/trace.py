@@ -66,7 +66,7 @@ def trace(
             cause = error
     raise TraceError(
         f"{type(model).__name__} cannot be captured. " + "; ".join(said) + ". Prune a submodule that can be, or keep the part in "
-        "question out of the graph (torch.fx.wrap a function, or give it as its own module from torch.nn)"
+        "question outside of what is pruned"
     ) from cause
 
 
