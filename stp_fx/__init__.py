@@ -22,6 +22,7 @@ from stp_fx.api import (
 )
 from stp_fx.errors import StpFxError
 from stp_fx.selection import PrunePlan
+from stp_fx.submodule import prune_submodule
 from stp_fx.training import PATPassManager, regularizers, schedules
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "passes",
     "plan_of",
     "prune_graph",
+    "prune_submodule",
     "regularizers",
     "report_of",
     "schedules",

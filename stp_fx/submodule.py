@@ -1,0 +1,99 @@
+"""Pruning a part of a model that no front end captures whole: the backbone of a detector, an encoder in a loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from stp_fx.api import prune_graph, trace
+from stp_fx.criteria import Criterion
+from stp_fx.errors import InputError
+
+__all__ = ["prune_submodule"]
+
+
+class _Arrived(Exception):
+    """The submodule has been called: there is no need to run the rest of the model."""
+
+
+def prune_submodule(
+    model: nn.Module,
+    name: str,
+    example_inputs: Any,
+    criterion: str | Criterion = "magnitude",
+    ratio: float = 0.5,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    calibration: Iterable[Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A copy of ``model`` in which the submodule ``name`` is a pruned GraphModule; ``model`` stays as it was.
+
+    The model is run on the example, in eval mode and without gradients, up to the first call of the submodule, which is then
+    traced with what it was given. Its inputs and outputs keep their channels, so the rest of the model fits.
+
+    Args:
+        model: any module; only the submodule has to be traceable.
+        name: as in ``model.get_submodule``.
+        example_inputs: what the *model* takes: one argument, or a tuple of them; ``kwargs`` the named ones.
+        calibration: what the model takes, once a batch, for criteria and compensation that read data.
+        options: further arguments of :func:`stp_fx.prune_graph`.
+
+    Raises:
+        InputError: no such submodule, or the model does not call it on the example.
+        TraceError: the submodule cannot be captured.
+        NothingToPruneError: no channel inside may be removed.
+    """
+    if name not in dict(model.named_modules()) or not name:
+        known = ", ".join(repr(child) for child, _ in model.named_children())
+        raise InputError(f"the model has no submodule {name!r}; its parts are {known}")
+    positional, named = _given(model, name, example_inputs, kwargs or {})
+    submodule = model.get_submodule(name)
+    flags = {module: module.training for module in submodule.modules()}
+    graph = trace(submodule, positional, kwargs=named)
+    batches = None if calibration is None else _Inside(model, name, calibration, graph)
+    pruned = prune_graph(graph, criterion, ratio, calibration=batches, **options)
+    for module, training in flags.items():
+        module.training = training
+    result = copy.deepcopy(model, {id(submodule): pruned})
+    result.set_submodule(name, pruned)
+    return result
+
+
+def _given(model: nn.Module, name: str, inputs: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the first call of the submodule."""
+    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append((args, named))
+        raise _Arrived
+
+    flags = [(module, module.training) for module in model.modules()]
+    handle = model.get_submodule(name).register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model.eval()(*(inputs if isinstance(inputs, tuple) else (inputs,)), **kwargs)
+    except _Arrived:
+        return found[0]
+    finally:
+        handle.remove()
+        for module, training in flags:
+            module.training = training
+    raise InputError(f"the model does not call {name!r} on the example inputs")
+
+
+class _Inside:
+    """Batches of the model as batches of its submodule, each time they are read."""
+
+    def __init__(self, model: nn.Module, name: str, batches: Iterable[Any], graph: fx.GraphModule) -> None:
+        self._model, self._name, self._batches = model, name, batches
+        self._inputs = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for batch in self._batches:
+            positional, named = _given(self._model, self._name, batch, {})
+            yield (*positional, *(named[key] for key in self._inputs if key in named))
