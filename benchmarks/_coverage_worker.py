@@ -220,16 +220,8 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
 
 
 def inexact_axes(graph: stp_fx.ChannelGraph) -> list[str]:
-    """Axes to ignore so that only exact groups are pruned: of each other one, an axis that no exact group touches."""
-    in_exact = {member.axis.name for group in graph.groups if group.exact for member in group.members}
-    names = set()
-    for group in graph.groups:
-        if not group.exact:
-            own = [member.axis.name for member in group.members if member.axis.name not in in_exact]
-            if not own:
-                raise RuntimeError(f"group {group.name} is not exact, and shares every axis with groups that are")
-            names.add(own[0])
-    return sorted(names)
+    """What to ignore so that only exact groups are pruned: the others, by their names."""
+    return [group.name for group in graph.groups if not group.exact]
 
 
 def pinned_axes(graph: stp_fx.ChannelGraph) -> int:

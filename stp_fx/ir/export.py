@@ -7,6 +7,9 @@ not is asserted), devices follow the input, and calls that differ between an exp
 
 from __future__ import annotations
 
+import ast
+import logging
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +26,7 @@ from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, switch_mode
 
 __all__ = ["capture_with_export"]
 
+_log = logging.getLogger(__name__)
 _OUTPUT = "stp_fx_output"
 _DROPPED = {
     "aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async", "aten.sym_constrain_range",
@@ -61,6 +65,8 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
         gm.train(model.training)
         names = {name for name, training in trained.items() if training and evaluated.get(name) is False}
     else:
+        mode = "train" if model.training else "eval"
+        _log.warning("%s: its graphs for training and evaluation differ; this one is for %s mode", type(model).__name__, mode)
         gm, names = now, {name for name, training in calls.items() if not training} if not model.training else set()
     if names:
         switch_modes(gm, names, model.training)
@@ -69,7 +75,18 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
 
 
 def _alike(first: fx.Graph, second: fx.Graph) -> bool:
-    return [(n.op, n.name, n.target) for n in first.nodes] == [(n.op, n.name, n.target) for n in second.nodes]
+    """Whether two graphs make the same calls, whatever they assert of sizes."""
+    calls = [[(n.op, n.target) for n in graph.nodes if not _is_arithmetic(n)] for graph in (first, second)]
+    return calls[0] == calls[1] and mode_calls(first).keys() == mode_calls(second).keys()
+
+
+def _is_arithmetic(node: fx.Node) -> bool:
+    module = getattr(node.target, "__module__", "")
+    return (
+        node.target in ("size", torch._assert)
+        or module in ("_operator", "math")
+        or "sym_" in getattr(node.target, "__name__", "")
+    )
 
 
 def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx.GraphModule:
@@ -77,7 +94,7 @@ def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx
     try:
         if training != model.training:
             model.train(training)
-        given = _wider(arguments)
+        given = dict(arguments)
         every = pytree.tree_map(lambda v: dict.fromkeys(range(v.dim()), torch.export.Dim.AUTO) if _is_tensor(v) else None, given)
         program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
         source = program.module(check_guards=False)
@@ -94,14 +111,6 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _wider(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A batch of one would be taken for a constant: such examples are doubled."""
-    tensors = [v for v in pytree.tree_leaves(arguments) if _is_tensor(v)]
-    if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
-        return dict(arguments)
-    return pytree.tree_map(lambda v: torch.cat([v, v]) if _is_tensor(v) else v, dict(arguments))
-
-
 class _Raised:
     """One exported graph, node by node, as calls that the rest of the library knows."""
 
@@ -113,12 +122,15 @@ class _Raised:
         self._device: fx.Node | None = None
         self._literal_device = next((v.device for v in pytree.tree_leaves(program.example_inputs) if _is_tensor(v)), None)
         self._spec = program.call_spec.out_spec
+        self._guards: list[str] = list(program._guards_code)
 
     def graph_module(self) -> fx.GraphModule:
         for node in self.source.graph.nodes:
             if node.op == "placeholder" and (node.users or isinstance(node.meta.get("val"), torch.Tensor)):
                 self.env[node] = self.graph.placeholder(str(node.target))  # constants that the example held have no users
         self._assert_fixed_sizes()
+        for condition in self._guards:
+            self._assert(condition)
         for node in self.source.graph.nodes:
             if node.op == "output":
                 self._finish(node)
@@ -132,16 +144,30 @@ class _Raised:
         return gm.train(self.training)
 
     def _assert_fixed_sizes(self) -> None:
-        """Sizes that the model's code has settled are asserted; what tells them apart is that they are not symbolic."""
+        """Sizes that the model's code has settled are asserted, and that free ones are at least 2: ``torch.export`` takes that for
+        granted, and a model may go another way for 1."""
         for node in list(self.env):
             value = node.meta.get("val")
-            for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else ():
-                size = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
-                if size is not None:
-                    found = self.graph.call_method("size", (self.env[node], dim))
-                    same = self.graph.call_function(operator.eq, (found, size))
+            for dim, example in enumerate(value.shape) if isinstance(value, torch.Tensor) else ():
+                size = example.node.maybe_as_int() if isinstance(example, torch.SymInt) else example
+                found = self.graph.call_method("size", (self.env[node], dim))
+                if size is None:
+                    holds = self.graph.call_function(operator.ge, (found, 2))
+                    message = f"{node.target} must have at least size 2 in dimension {dim}: captured with torch.export"
+                else:
+                    holds = self.graph.call_function(operator.eq, (found, size))
                     message = f"{node.target} must have size {size} in dimension {dim}, as the example had"
-                    self.graph.call_function(torch._assert, (same, message))
+                self.graph.call_function(torch._assert, (holds, message))
+
+    def _assert(self, condition: str) -> None:
+        """A guard, as ``torch.export`` writes them (``L['x'].size()[0] <= 2``), as nodes of the graph."""
+        inputs = {str(node.target): value for node, value in self.env.items()}
+        try:
+            holds = _as_nodes(self.graph, ast.parse(condition, mode="eval").body, inputs)
+        except (KeyError, SyntaxError) as error:
+            raise TraceError(f"it holds only while {condition}, which cannot be written into the graph") from error
+        if isinstance(holds, fx.Node):
+            self.graph.call_function(torch._assert, (holds, f"the graph holds only while {condition}, as for the example"))
 
     def _copy(self, owner: fx.GraphModule, node: fx.Node) -> Any:
         if node.op == "get_attr":
@@ -228,6 +254,47 @@ class _Raised:
             return
         self.root[_OUTPUT] = Rebuild(self._spec)
         self.graph.output(self.graph.call_module(_OUTPUT, tuple(values)))
+
+
+def _as_nodes(graph: fx.Graph, part: ast.expr, inputs: dict[str, Any]) -> Any:
+    """An expression over sizes of inputs; raises KeyError for what such expressions do not have."""
+    if isinstance(part, ast.Constant):
+        return part.value
+    if isinstance(part, ast.Compare) and len(part.ops) == 1:
+        return graph.call_function(
+            _OPERATORS[type(part.ops[0])],
+            (_as_nodes(graph, part.left, inputs), _as_nodes(graph, part.comparators[0], inputs)),
+        )
+    if isinstance(part, ast.BinOp):
+        both = (_as_nodes(graph, part.left, inputs), _as_nodes(graph, part.right, inputs))
+        return graph.call_function(_OPERATORS[type(part.op)], both)
+    if isinstance(part, ast.UnaryOp):
+        return graph.call_function(_OPERATORS[type(part.op)], (_as_nodes(graph, part.operand, inputs),))
+    match part:
+        case ast.Subscript(
+            value=ast.Call(func=ast.Attribute(value=tensor, attr="size"), args=[]), slice=ast.Constant(value=int(dim))
+        ):
+            return graph.call_method("size", (_as_nodes(graph, tensor, inputs), dim))
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=("torch" | "math") as module), attr=name)) if name in _FUNCTIONS:
+            function = getattr(torch if module == "torch" else math, name)
+            return graph.call_function(function, tuple(_as_nodes(graph, each, inputs) for each in part.args))
+        case ast.BoolOp():
+            first, *rest = (_as_nodes(graph, each, inputs) for each in part.values)
+            for each in rest:
+                first = graph.call_function(_OPERATORS[type(part.op)], (first, each))
+            return first
+        case ast.Subscript(value=ast.Name(id="L"), slice=ast.Constant(value=str(name))):
+            return inputs[name]
+    raise KeyError(ast.dump(part))
+
+
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Mod: operator.mod,
+    ast.FloorDiv: operator.floordiv, ast.Div: operator.truediv, ast.Pow: operator.pow, ast.USub: operator.neg,
+    ast.Not: operator.not_, ast.And: operator.and_, ast.Or: operator.or_,
+}  # fmt: skip
+_FUNCTIONS = {"sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "floor", "ceil", "trunc"}
 
 
 def _regions() -> set[Any]:

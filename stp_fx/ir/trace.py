@@ -23,6 +23,7 @@ from stp_fx.ir.verify import verify
 __all__ = ["trace"]
 
 _log = logging.getLogger(__name__)
+_OWN_BATCH = "the model was traced with the example's own batch size, which it may depend on"
 
 
 def trace(
@@ -37,7 +38,8 @@ def trace(
     Args:
         example_inputs: a tensor or a tuple of positional arguments. Only shapes and dtypes are read.
         kwargs: arguments by name. Values that hold no tensor are baked in.
-        frontend: "fx", "export" (``torch.export``), or "auto" for the first of the two that succeeds.
+        frontend: "fx", "export" (``torch.export``, which takes sizes of 1 for constants and asserts that others are at least 2),
+            or "auto" for the first of the two that succeeds.
 
     Raises:
         InputError: missing or unfitting example inputs, an unknown front end, uninitialised lazy modules.
@@ -110,7 +112,7 @@ def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModul
     tracer = None if wide is None else _capture_wide(model, wide, constants)
     if tracer is None:
         tracer, wide = _capture(model, values, constants), values
-        notes = ("the model was traced with the example's own batch size, which it may depend on",)
+        notes = (_OWN_BATCH,)
     _drop_dead_numbers(tracer.graph)
     calls = _mode_dependent(tracer.graph, model, wide or values, constants)
     gm = _graph_module(tracer, model)

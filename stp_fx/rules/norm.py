@@ -25,12 +25,22 @@ _BN_ROLES = {1: ("scale", None, None), 2: ("bias", None, None), 3: ("buffer", No
     "aten.miopen_batch_norm.default",
 )
 def _batch_norm(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    if func is torch.ops.aten._batch_norm_with_update.default or (len(args) > 5 and args[5] is True):
+        _over_all_but_channels(ctx, args[0])
     apply_pattern(ctx, "n c .., c, c, c, c -> n c .., c, c", args[:5], out[:3], roles=_BN_ROLES)
 
 
 @rule("aten._native_batch_norm_legit.no_stats")
 def _batch_norm_no_stats(ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    _over_all_but_channels(ctx, args[0])
     apply_pattern(ctx, "n c .., c, c -> n c .., c, c", args[:3], out[:3], roles=_BN_ROLES)
+
+
+def _over_all_but_channels(ctx: Context, x: torch.Tensor) -> None:
+    """With statistics of the batch: of a weight in place of a batch (weight standardisation), they are over its inputs."""
+    for position, dim in enumerate(ctx.dims(x)):
+        if position != 1:
+            ctx.inexact(dim, "batch_norm normalises over it")
 
 
 @rule("aten.native_layer_norm.default", "aten._fused_rms_norm.default", "aten.rms_norm.default")

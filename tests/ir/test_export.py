@@ -101,7 +101,7 @@ def test_both_front_ends_find_the_same_groups(training: bool) -> None:
 
 def test_outputs_modes_names_and_sizes() -> None:
     model = network()
-    gm = stp_fx.trace(model, X[:1], frontend="export")
+    gm = stp_fx.trace(model, X, frontend="export")
     other = torch.randn(5, 3, 16, 16)
     assert torch.equal(gm(other), model(other))
     assert set(gm.state_dict()) == set(model.state_dict()) - {"norm.num_batches_tracked"}
@@ -146,6 +146,26 @@ def test_a_size_that_the_model_has_settled_is_asserted() -> None:
     assert gm(torch.randn(3, 3, 16, 16)).shape == (3, 2)
     with pytest.raises(AssertionError, match="size 16 in dimension 3"):
         gm(torch.randn(2, 3, 16, 20))
+    with pytest.raises(AssertionError, match="at least size 2 in dimension 0"):
+        gm(torch.randn(1, 3, 16, 16))
+    one = stp_fx.trace(network(Branching), X[:1], frontend="export")
+    with pytest.raises(AssertionError, match="size 1 in dimension 0"):
+        one(X)
+
+
+class OverTheBatch(Branching):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * 3 if x.shape[0] > 2 and x.shape[2] % 4 == 0 else x)
+
+
+def test_branches_over_free_sizes_are_guarded() -> None:
+    model = network(OverTheBatch)
+    gm = stp_fx.trace(model, torch.randn(5, 3, 16, 16), frontend="export")
+    other = torch.randn(7, 3, 20, 16)
+    assert torch.equal(gm(other), model(other))
+    for shape in ((2, 3, 16, 16), (5, 3, 18, 16)):
+        with pytest.raises(AssertionError, match="holds only while"):
+            gm(torch.randn(shape))
 
 
 def test_the_device_follows_the_input() -> None:
