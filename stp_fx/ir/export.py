@@ -144,8 +144,10 @@ class _Raised:
         return gm.train(self.training)
 
     def _assert_fixed_sizes(self) -> None:
-        """Sizes that the model's code has settled are asserted, and that free ones are at least 2: ``torch.export`` takes that for
-        granted, and a model may go another way for 1."""
+        """Sizes that the model's code has settled are asserted, and that free ones are at least 2.
+
+        ``torch.export`` takes the latter for granted, and a model may go another way for 1.
+        """
         for node in list(self.env):
             value = node.meta.get("val")
             for dim, example in enumerate(value.shape) if isinstance(value, torch.Tensor) else ():
