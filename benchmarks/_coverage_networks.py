@@ -45,7 +45,7 @@ class Network:
 
     Where no front end takes the whole, ``part`` names the submodule that is traced, and ``whole`` gives what the whole takes.
     ``constants`` are arguments that the trace bakes in. ``resizable``: a graph traced with the large example runs on small ones.
-    ``reads_values``: the module's code cannot run on meta tensors.
+    ``reads_values``: the module's code cannot run on meta tensors. ``dtype``: of the law; not every module's code can do double.
     """
 
     build: Callable[[], nn.Module]
@@ -55,6 +55,7 @@ class Network:
     whole: Callable[[int], Any] | None = None
     resizable: bool = True
     reads_values: bool = False
+    dtype: torch.dtype = torch.float64
 
 
 def network(name: str) -> Network:
@@ -75,7 +76,7 @@ def network(name: str) -> Network:
     if name in VIDEO:
         return _video(name)
     if name in FLOW:
-        return Network(lambda: _torchvision(name), _image_pairs, resizable=False)
+        return Network(lambda: _torchvision(name), _image_pairs, resizable=False, dtype=torch.float32)  # it makes float32 grids
     if name in DETECTION:
         return _detector(name)
     size = IMAGE.get(name, 224)

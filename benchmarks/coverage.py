@@ -13,8 +13,9 @@ statistics, so that the equations are not true for want of a signal. Checked for
 - ``shapes``: pruned at ratio 0.5, the outputs keep their shapes in eval and train mode.
 - ``batch``: the same at another batch size than the recorded one.
 - ``step``: one SGD step on the pruned network, every parameter that had a gradient before has a finite one.
-- ``law``: in double precision, masking a plan and removing it give equal outputs, to 1e-9 of the largest output. The
-  plan covers the groups that the analysis calls exact; where there are others, ``exact`` says how many of how many.
+- ``law``: in double precision, masking a plan and removing it give equal outputs, to 1e-9 of the largest output (RAFT, whose
+  code makes float32 grids: in single precision, to 1e-4). The plan covers the groups that the analysis calls exact; where
+  there are others, ``exact`` says how many of how many.
 - ``cost``: MACs and parameters of the traced and of the pruned network, counted by PyTorch's flop counter and by
   summing tensor sizes, are those that stp_fx states for it, and for the same plan when it is only masked.
 - ``whole``: of a detector only the backbone is traced; with it pruned in its place, the whole detects and trains.
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,15 @@ def main() -> None:
     every = COLLECTIONS[args.collection]()
     names = [name for name in every if not args.models or name.rpartition(":")[2] in args.models.split(",")]
     stem = args.out or RESULTS / f"coverage-{args.collection}"
-    results = {}
+    results = json.loads(stem.with_suffix(".json").read_text())["networks"] if args.add else {}
     for position, name in enumerate(names, 1):
         results[name] = run_network(name, args.timeout, args.memory)
         console.print(f"{position:3}/{len(names)}  {name:24} {results[name]['status']}")
-        _report(stem, results, len(names))
+        _report(stem, results, len({*names, *results}))
     console.print(_rich_table(results))
     passed = sum(result["status"] == "ok" for result in results.values())
-    console.print(f"{passed} of {len(names)} networks pass every check")
-    raise SystemExit(passed != len(names))
+    console.print(f"{passed} of {len(results)} networks pass every check")
+    raise SystemExit(passed != len(results))
 
 
 def run_network(name: str, timeout: float, gigabytes: float) -> dict[str, Any]:
@@ -145,6 +147,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("collection", choices=tuple(COLLECTIONS))
     parser.add_argument("--models", help="comma-separated names (default: all)")
+    parser.add_argument("--add", action="store_true", help="into the results that are there, in place of a new table")
     parser.add_argument("--out", type=Path, help="result files, without suffix")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one network (default: %(default)s)")
     parser.add_argument("--memory", type=float, default=20.0, help="gigabytes for one network (default: %(default)s)")
