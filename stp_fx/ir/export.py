@@ -23,6 +23,7 @@ from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.export_one import batch_of_one, same_for
+from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, switch_modes
 
@@ -38,17 +39,6 @@ _DROPPED = {
 }  # fmt: skip
 _EFFECTS = {torch._assert, "copy_", "add_", "fill_"}
 _SAME = {"aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach_"}
-
-
-class Rebuild(nn.Module):
-    """Puts flat outputs back into the classes that the model returned (dataclasses, named tuples)."""
-
-    def __init__(self, spec: pytree.TreeSpec) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, *values: Any) -> Any:
-        return pytree.tree_unflatten(list(values), self.spec)
 
 
 def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
@@ -286,7 +276,7 @@ class _Raised:
 
     def _finish(self, node: fx.Node) -> None:
         values: list[Any] = list(map_arg(node.args[0], lambda n: self.env[n]))  # type: ignore[arg-type]
-        if all(_is_plain(spec) for spec in _specs(self._spec)):
+        if is_plain(self._spec):
             self.graph.output(pytree.tree_unflatten(values, self._spec))
             return
         self.root[_OUTPUT] = Rebuild(self._spec)
@@ -351,14 +341,6 @@ def _known(model: nn.Module, target: str) -> Any:
     except AttributeError:
         return None
     return value if isinstance(value, torch.Tensor) else None
-
-
-def _specs(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
-    return [spec, *(each for child in spec.children() for each in _specs(child))]
-
-
-def _is_plain(spec: pytree.TreeSpec) -> bool:
-    return spec.is_leaf() or spec.type in (tuple, list, dict)
 
 
 # -- calls that PyTorch spells in another way than ATen ----------------------------------------------------------------
