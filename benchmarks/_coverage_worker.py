@@ -201,7 +201,11 @@ def check_law(run: Run, model: nn.Module, subject: Network) -> None:
     with run.check("law") as expect, torch.no_grad():
         inputs = subject.inputs(BATCH, True, subject.dtype)
         gm = trace(subject, model.to(subject.dtype), inputs)
-        inexact = inexact_axes(stp_fx.analyze(gm))
+        graph = stp_fx.analyze(gm)
+        inexact = inexact_axes(graph)
+        if len(inexact) == len(graph.groups):
+            run.facts["law_not_applicable"] = f"no group is exact: {graph.groups[0].notes}"
+            return
         removed = stp_fx.prune_graph(gm, criterion="magnitude", ratio=RATIO, ignore=inexact)
         after, plan = call(removed, inputs), stp_fx.plan_of(removed)
         del removed
