@@ -88,9 +88,9 @@ def counted_macs(module: nn.Module, inputs: Inputs, subject: Network | None = No
     counter does not see into. Hugging Face's mask helpers read values, so those networks, which are small, are computed.
     """
     device = "cpu" if subject is not None and subject.reads_values else "meta"
-    tensors = [*module.parameters(), *module.buffers()] if device == "meta" else []
-    memo = {id(t): nn.Parameter(t.to("meta")) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
-    twin = copy.deepcopy(module, memo) if device == "meta" else module
+    tensors = [*module.parameters(), *module.buffers()]
+    memo = {id(t): nn.Parameter(t.to(device)) if isinstance(t, nn.Parameter) else t.to(device) for t in tensors}
+    twin = copy.deepcopy(module, memo).requires_grad_(False)
     positional, named = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, inputs)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         twin(*positional, **named, **(subject.constants if subject else {}))
