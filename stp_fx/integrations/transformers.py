@@ -142,6 +142,8 @@ class PATCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         epoch = int((state.epoch or 0) + 1e-6)
+        if hasattr(self._loader, "set_epoch"):  # Trainer does so later, and a resumed run should read the same batches
+            self._loader.set_epoch(epoch)  # type: ignore[union-attr]
         with own_random_numbers(args.seed + epoch):
             self._manage(kwargs["model"]).prune(epoch)
 
