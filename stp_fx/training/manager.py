@@ -29,7 +29,7 @@ from stp_fx.passes.planning import planned, prunable_groups
 from stp_fx.selection import PrunePlan
 from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward
-from stp_fx.training.distributed import assert_same_plan
+from stp_fx.training.distributed import assert_same_plan, share_buffers
 from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
 
@@ -227,6 +227,7 @@ class PATPassManager:
         if last and self.regularizer is not None:
             self.regularizer.detach(self.model)
         masking = self.mask_until_last and not last
+        share_buffers(self.model)
         data = None if self._loader is None else _Some(self._loader, self._batches)
         pipeline = Pipeline(
             *collectors_for(self._needs, data if self._needs else None, self._loss),

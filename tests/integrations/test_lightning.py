@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +238,40 @@ def test_two_graphs_of_a_module(tmp_path: Path) -> None:
     resumed, _ = fit(tmp_path, callbacks("second"), 1, Both(), ckpt_path=str(tmp_path / "first" / "both.ckpt"))
     assert same(module, resumed)
     assert "on_load_checkpoint" not in resumed.__dict__
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(Path(__file__).with_name("lightning_worker.py")), str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "second" / "epoch=4.ckpt").exists()
+
+
+def test_strategies_that_shard_are_refused() -> None:
+    class Sharding:
+        model = nn.Linear(2, 2)
+
+    class Fake:
+        strategy = Sharding()
+
+    with pytest.raises(InputError, match="Sharding spreads"):
+        PATCallback().on_fit_start(Fake(), Lit())  # type: ignore[arg-type]
+
+
+def test_the_other_name_of_lightning_and_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_lightning")
+    name = "stp_fx.integrations.lightning"
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    monkeypatch.delitem(sys.modules, name)
+    other = importlib.import_module(name)
+    assert other.Callback.__module__.startswith("pytorch_lightning")
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r"stp-fx\[lightning\]"):
+        importlib.import_module(name)
+    monkeypatch.undo()
+    assert importlib.import_module(name).PATCallback is PATCallback
