@@ -68,9 +68,8 @@ def test_the_example_goes_on_from_its_checkpoints(
     assert stp_fx.cost(whole).params == sum(p.numel() for p in whole.parameters())
     for epoch in (2, 3):
         forget()
-        resumed, again = example.main(
-            [*options, "--output", str(tmp_path / "second"), "--resume", str(tmp_path / "first" / f"epoch-{epoch}")]
-        )
+        path = str(tmp_path / "first" / f"epoch-{epoch}")
+        resumed, again = example.main([*options, "--output", str(tmp_path / "second"), "--resume", path])
         assert same(whole, resumed)
         assert again == right
 
@@ -139,8 +138,12 @@ def test_bad_arguments() -> None:
         prepared(accelerator, Wrapped(), graph="third")
     with pytest.raises(InputError, match=r"stp_fx\.trace"):
         prepared(accelerator, nn.Linear(3, 3))
+
+
+@pytest.mark.slow  # importing the compiler is
+def test_a_compiled_model_is_refused() -> None:
     with pytest.raises(InputError, match="OptimizedModule"):
-        pat_manager(accelerator, torch.compile(traced()))  # type: ignore[arg-type]
+        pat_manager(Accelerator(cpu=True), torch.compile(traced()))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
