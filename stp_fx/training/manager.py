@@ -168,7 +168,8 @@ class PATPassManager:
         return True
 
     def regularize(self) -> float:
-        """Adds the regularizer's gradients to those of the parameters, after ``backward``; gives the L1 norm of what it added.
+        """Adds the regularizer's gradients to those of the parameters, after ``backward`` (with a ``GradScaler``, after its
+        ``unscale_``), once an optimizer step; gives the L1 norm of what it added.
 
         0.0 without a regularizer that works on gradients, and once the last step has been taken."""
         if self.regularizer is None or self.finished or "gradients" not in self.regularizer.forms:

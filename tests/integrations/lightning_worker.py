@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small import IMAGES, LABELS, PAT, same, traced
+from small_network import IMAGES, LABELS, PAT, same, traced
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from small import IMAGES, LABELS, PAT, same, traced
+from small_network import IMAGES, LABELS, PAT, same, traced
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

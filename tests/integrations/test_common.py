@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from small import IMAGES
+from small_network import IMAGES
 from torch.utils.data import DataLoader, TensorDataset
 
 from stp_fx.errors import InputError
@@ -50,3 +52,13 @@ def test_persistent_workers_keep_their_epoch() -> None:
 def test_no_data() -> None:
     with pytest.raises(InputError, match="train_loader"):
         list(LateBatches(lambda: None))
+
+
+@pytest.mark.slow
+def test_no_other_library_is_imported_before_it_is_asked_for() -> None:
+    program = (
+        "import sys, stp_fx, stp_fx.integrations\n"
+        "print(*{'lightning', 'pytorch_lightning', 'transformers', 'accelerate'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "")

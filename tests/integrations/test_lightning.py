@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import IMAGES, LABELS, PAT, same, traced
+from small_network import IMAGES, LABELS, PAT, same, traced
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_weights_alone_can_be_tested_and_restored(tmp_path: Path
     assert same(trained, again)
 
 
-def test_gradients_are_regularized_once_a_step_before_clipping(tmp_path: Path) -> None:
+def test_gradients_are_regularized_once_a_step(tmp_path: Path) -> None:
     calls: list[float] = []
 
     class Look(Callback):
@@ -173,6 +173,28 @@ def test_a_loss_is_added_to_the_loss(tmp_path: Path, accumulate: int) -> None:
     assert not same(plain, added)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(added.state_dict()[name], value)
+
+
+def test_a_loss_is_scaled_and_divided_like_the_loss() -> None:
+    """Lightning's GradScaler needs a GPU; torch's does not."""
+    module, scaler = Lit(), torch.amp.GradScaler("cpu", init_scale=64.0)
+    callback = PATCallback(start_epoch=1, regularizer=stp_fx.regularizers.VarianceEntropy(0.1))
+    manager = callback._manage(module)
+
+    class Fake:
+        accumulate_grad_batches = 2
+
+        class precision_plugin:
+            scaler: Any = None
+
+    Fake.precision_plugin.scaler = scaler
+    task = F.cross_entropy(module.net(IMAGES), LABELS)
+    expected = 32 * (task + manager.loss())
+    task = F.cross_entropy(module.net(IMAGES), LABELS)
+    loss = scaler.scale(task / 2)
+    callback.on_before_backward(Fake(), module, loss)  # type: ignore[arg-type]
+    torch.testing.assert_close(loss, expected)
+    assert loss > 32 * task
 
 
 def test_mixed_precision(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import IMAGES, LABELS, PAT, same, traced
+from small_network import IMAGES, LABELS, PAT, same, traced
 from torch import fx, nn
 
 import stp_fx
@@ -238,7 +238,7 @@ def test_a_bert_that_is_the_graph(tmp_path: Path) -> None:
     around its forward. Saved, resumed, evaluated and pickled."""
 
     def started(folder: str) -> tuple[Trainer, PATCallback]:
-        callback = PATCallback(ratio=0.5, steps=2, criterion="variance")
+        callback = PATCallback(ratio=0.5, steps=2, criterion="variance", regularizer="variance_entropy")
         options = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "bf16": True, "save_strategy": "epoch"}
         run = trainer(tmp_path / folder, [callback], copy.deepcopy(graph), data=SENTENCES, **options)
         run.eval_dataset = SENTENCES  # type: ignore[assignment]
