@@ -38,8 +38,9 @@ class PATCallback(Callback):  # type: ignore[misc]
             ...
 
         callback = PATCallback(criterion="variance", ratio=0.5, steps=3, compensation="mean")
-        Trainer(max_epochs=10, callbacks=[callback]).fit(Classifier(), loader)
-        callback.manager.model                      # the pruned graph, which is Classifier().net
+        module = Classifier()
+        Trainer(max_epochs=10, callbacks=[callback]).fit(module, loader)
+        module.net                                  # is smaller now, and the same object
 
     Steps are taken at the start of an epoch. A regularizer's gradients are added once an optimizer step: after unscaling (AMP)
     and accumulation, before clipping. One that is a loss is added, in place, to the loss that Lightning is about to send
@@ -145,7 +146,8 @@ class PATCallback(Callback):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = trainer.strategy.model
-        if not isinstance(model, (LightningModule, DistributedDataParallel)) or any(map(_is_sharded, pl_module.parameters())):
+        plain = model is pl_module or isinstance(model, DistributedDataParallel)
+        if not plain or any(map(_is_sharded, pl_module.parameters())):
             raise InputError(
                 f"{type(trainer.strategy).__name__} spreads parameters over processes, and they cannot be cut there: train with "
                 "one device or strategy='ddp', or prune with stp_fx.prune_graph before training"

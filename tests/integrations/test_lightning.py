@@ -284,6 +284,26 @@ def test_strategies_that_shard_are_refused() -> None:
         PATCallback().on_fit_start(Fake(), Lit())  # type: ignore[arg-type]
 
 
+def test_a_trainer_of_the_other_name(tmp_path: Path) -> None:
+    """`lightning` brings `pytorch_lightning` along, whose classes are others."""
+    other = pytest.importorskip("pytorch_lightning")
+
+    class OtherLit(other.LightningModule):
+        training_step, configure_optimizers = Lit.training_step, Lit.configure_optimizers
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.kind = traced(), "sgd"
+
+    module = OtherLit()
+    trainer = other.Trainer(
+        accelerator="cpu", devices=1, max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[PATCallback(**PAT)], default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, loader())
+    assert module.net.conv.weight.shape == (8, 6, 3, 3)
+
+
 def test_the_other_name_of_lightning_and_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("pytorch_lightning")
     name = "stp_fx.integrations.lightning"
