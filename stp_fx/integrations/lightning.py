@@ -1,9 +1,11 @@
-"""PAT as a callback of Lightning's Trainer (``lightning`` or ``pytorch_lightning``, 2.5 or newer)."""
+"""PAT as a callback of Lightning's Trainer: ``lightning`` or ``pytorch_lightning`` (of both, the one imported first), 2.5 or newer."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,20 +15,30 @@ from stp_fx.errors import InputError
 from stp_fx.integrations._common import LateBatches, check_options, figures, graph_in, own_random_numbers
 from stp_fx.training import PATPassManager
 
-try:
+if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:
-    try:
-        from pytorch_lightning import Callback, LightningModule, Trainer  # type: ignore[assignment]
-    except ImportError as error:
-        raise ImportError('stp_fx.integrations.lightning needs Lightning: pip install "stp-fx[lightning]"') from error
 
 __all__ = ["PATCallback"]
 
 _HOOKS = ("on_load_checkpoint", "on_save_checkpoint")
 
 
-class PATCallback(Callback):  # type: ignore[misc]
+def _library() -> Any:
+    """Lightning under the name that the program uses already, or else the newer one: their classes differ, and Lightning
+    refuses to mix them."""
+    for name in sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise ImportError('stp_fx.integrations.lightning needs Lightning: pip install "stp-fx[lightning]"')
+
+
+if not TYPE_CHECKING:
+    Callback = _library().Callback
+
+
+class PATCallback(Callback):
     """Prunes a graph in a LightningModule while it is trained; all the work is :class:`stp_fx.PATPassManager`'s.
 
     ::

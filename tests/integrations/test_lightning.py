@@ -284,9 +284,14 @@ def test_strategies_that_shard_are_refused() -> None:
         PATCallback().on_fit_start(Fake(), Lit())  # type: ignore[arg-type]
 
 
-def test_a_trainer_of_the_other_name(tmp_path: Path) -> None:
+def test_a_trainer_of_the_other_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`lightning` brings `pytorch_lightning` along, whose classes are others."""
     other = pytest.importorskip("pytorch_lightning")
+    monkeypatch.delitem(sys.modules, "lightning.pytorch")
+    monkeypatch.delitem(sys.modules, "stp_fx.integrations.lightning")
+    adapter = importlib.import_module("stp_fx.integrations.lightning")
+    assert issubclass(adapter.PATCallback, other.Callback)
+    monkeypatch.undo()
 
     class OtherLit(other.LightningModule):
         training_step, configure_optimizers = Lit.training_step, Lit.configure_optimizers
@@ -298,22 +303,15 @@ def test_a_trainer_of_the_other_name(tmp_path: Path) -> None:
     module = OtherLit()
     trainer = other.Trainer(
         accelerator="cpu", devices=1, max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[PATCallback(**PAT)], default_root_dir=tmp_path,
+        enable_model_summary=False, callbacks=[adapter.PATCallback(**PAT)], default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, loader())
     assert module.net.conv.weight.shape == (8, 6, 3, 3)
 
 
-def test_the_other_name_of_lightning_and_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("pytorch_lightning")
-    name = "stp_fx.integrations.lightning"
-    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.delitem(sys.modules, name)
-    other = importlib.import_module(name)
-    assert other.Callback.__module__.startswith("pytorch_lightning")
-    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
-    monkeypatch.delitem(sys.modules, name)
+def test_no_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "stp_fx.integrations.lightning")
     with pytest.raises(ImportError, match=r"stp-fx\[lightning\]"):
-        importlib.import_module(name)
-    monkeypatch.undo()
-    assert importlib.import_module(name).PATCallback is PATCallback
+        importlib.import_module("stp_fx.integrations.lightning")
