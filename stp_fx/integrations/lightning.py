@@ -1,4 +1,4 @@
-"""PAT as a callback of Lightning's Trainer: ``lightning`` or ``pytorch_lightning`` (of both, the one imported first), 2.5 or newer."""
+"""PAT as a callback of Lightning's Trainer: ``lightning`` or ``pytorch_lightning``, of both the one imported first."""
 
 from __future__ import annotations
 
