@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
+import re
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torchvision
+import torch.utils._pytree as pytree
 from _common import timed
+from _coverage_networks import Inputs, Network, network
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import stp_fx
+from stp_fx.analysis.explain import pin_reasons
+from stp_fx.ir.state import state_of
 
 BATCH, OTHER_BATCH, RATIO = 2, 3, 0.5
-LAW_TOLERANCE = 1e-9
-# What the module's own factory needs to build quickly and without warnings.
-OPTIONS: dict[str, dict[str, Any]] = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
-TIMM = "timm:"
-IMAGE = {"inception_v3": 299}
-# In double precision, smaller images where the network takes them: the law is about channels, not about pixels.
-SMALL_IMAGE = {"inception_v3": 96}
-FIXED_IMAGE = ("vit_", "maxvit")
-# Padding to whole windows follows the image size and is fixed by the trace, so these are traced anew for smaller images.
-IMAGE_IN_TRACE = ("swin",)
+LAW_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative to the largest output."""
 
 
-def build(name: str) -> nn.Module:
+def build(subject: Network) -> nn.Module:
     """The network in eval mode, float32; every parameter and statistic random, so that no channel is dead by chance."""
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        if name.startswith(TIMM):
-            import timm
-
-            model = timm.create_model(name.removeprefix(TIMM)).eval()
-        else:
-            model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {})).eval()
+    model = subject.build().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             _randomise(parameter)
-        _calibrate(model, images(4, image_size(name, small=True)))
+        part = model.get_submodule(subject.part) if subject.part else model
+        _calibrate(part, subject)
     return model
 
 
@@ -59,51 +50,48 @@ def _randomise(parameter: Tensor) -> None:
         parameter.normal_(0, 0.2)
 
 
-def _calibrate(model: nn.Module, batch: Tensor) -> None:
-    """Running statistics near those of random images, so that a signal reaches the output, then moved off them."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+def _calibrate(model: nn.Module, subject: Network) -> None:
+    """Running statistics near those of random inputs, so that a signal reaches the output, then moved off them."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
-    model(batch)
+    call(model, subject.inputs(4, True, torch.float32), subject)
     for norm, momentum in zip(norms, momenta):
         norm.eval().momentum = momentum
         norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
         norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 1.5)
 
 
-def image_size(name: str, small: bool = False) -> int:
-    if name.startswith(TIMM):
-        import timm
-
-        return timm.get_pretrained_cfg(name.removeprefix(TIMM)).input_size[-1]
-    native = IMAGE.get(name, 224)
-    return native if not small or name.startswith(FIXED_IMAGE) else SMALL_IMAGE.get(name, 64)
-
-
-def images(batch: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch), dtype=dtype)
+def call(module: nn.Module, inputs: Inputs, subject: Network | None = None) -> Any:
+    """A traced graph takes no constants any more; the original does."""
+    positional, named = inputs
+    return module(*positional, **named, **(subject.constants if subject else {}))
 
 
 def flatten(outputs: Any) -> list[Tensor]:
-    """The tensors of an output: GoogLeNet and Inception return tuples in train mode."""
-    return [outputs] if isinstance(outputs, Tensor) else [item for item in outputs if isinstance(item, Tensor)]
+    """The floating tensors of an output, however it nests them."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def shapes(outputs: Any) -> list[tuple[int, ...]]:
     return [tuple(item.shape) for item in flatten(outputs)]
 
 
-def counted_macs(module: nn.Module, example: Tensor) -> int:
+def counted_macs(module: nn.Module, inputs: Inputs, subject: Network | None = None) -> int:
     """Multiply-accumulates by PyTorch's own counter, which knows nothing of stp_fx.
 
     Run on meta tensors: nothing is computed, and ``nn.MultiheadAttention`` does not take its fused path, which the
-    counter does not see into.
+    counter does not see into. Hugging Face's mask helpers read values, so those networks, which are small, are computed.
     """
+    device = "cpu" if subject is not None and subject.reads_values else "meta"
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(module, meta, (torch.empty_like(example, device="meta"),))
+    meta = {name: tensor if device == "cpu" else torch.empty_like(tensor, device=device) for name, tensor in state.items()}
+    positional, named = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, inputs)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        torch.func.functional_call(module, meta, positional, {**named, **(subject.constants if subject else {})})
     return counter.get_total_flops() // 2
 
 
@@ -137,50 +125,56 @@ class Run:
             expect(False, f"{type(error).__name__}: {lines[0][:300]}")
 
 
-def check_outputs(run: Run, model: nn.Module, gm: fx.GraphModule, example: Tensor) -> None:
+def trace(subject: Network, model: nn.Module, inputs: Inputs) -> fx.GraphModule:
+    positional, named = inputs
+    return stp_fx.trace(model, positional, kwargs={**named, **subject.constants})
+
+
+def check_outputs(run: Run, model: nn.Module, gm: fx.GraphModule, inputs: Inputs, subject: Network) -> None:
     with run.check("output") as expect, torch.no_grad():
-        theirs, ours = model(example), gm(example)
+        theirs, ours = call(model, inputs, subject), call(gm, inputs)
         expect(shapes(theirs) == shapes(ours), f"traced: {shapes(ours)}, module: {shapes(theirs)}")
-        error = relative_error(flatten(theirs)[0], flatten(ours)[0])
+        error = max(relative_error(a, b) for a, b in zip(flatten(theirs), flatten(ours)))
         run.facts["trace_error"] = error
         expect(error <= 1e-5, f"traced outputs differ by {error:.1e}")
 
 
-def check_runs(run: Run, gm: fx.GraphModule, pruned: fx.GraphModule, size: int) -> None:
+def check_runs(run: Run, gm: fx.GraphModule, pruned: fx.GraphModule, inputs: Callable[[int], Inputs]) -> None:
     """Shapes in both modes, at both batch sizes, against the traced network in the same mode."""
     with torch.no_grad():
-        wanted = {mode: shapes(gm.train(mode)(images(BATCH, size))) for mode in (False, True)}
+        wanted = {mode: shapes(call(gm.train(mode), inputs(BATCH))) for mode in (False, True)}
         for name, batch in (("shapes", BATCH), ("batch", OTHER_BATCH)):
             with run.check(name) as expect:
                 for mode, of_traced in wanted.items():
-                    found = shapes(pruned.train(mode)(images(batch, size)))
+                    found = shapes(call(pruned.train(mode), inputs(batch)))
                     right = found == [(batch, *shape[1:]) for shape in of_traced]
                     expect(right, f"batch {batch}, {'train' if mode else 'eval'}: {found}, traced: {of_traced}")
     gm.eval()
     pruned.eval()
 
 
-def check_step(run: Run, pruned: fx.GraphModule, size: int) -> None:
+def check_step(run: Run, gm: fx.GraphModule, pruned: fx.GraphModule, inputs: Inputs) -> None:
     with run.check("step") as expect:
-        pruned.train()
         parameters = [p for p in pruned.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=1e-6)
-        outputs = flatten(pruned(images(BATCH, size)))
-        loss = sum(nn.functional.cross_entropy(output, torch.arange(BATCH)) for output in outputs)
-        loss.backward()
-        without = [name for name, p in pruned.named_parameters() if p.requires_grad and p.grad is None]
+        without = _without_gradient(pruned, inputs)
         run.facts["parameters_without_gradient"] = without
-        unused = ("aux1.", "aux2.", "AuxLogits.")  # traced in eval mode, they are not part of the graph
-        without = [name for name in without if not name.startswith(unused)]
-        expect(not without, f"no gradient for {without[:3]}")
+        lost = set(without) - set(_without_gradient(gm, inputs)) if without else ()
+        expect(not lost, f"no gradient for {sorted(lost)[:3]}")
         expect(all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None), "a gradient is not finite")
         optimizer.step()
-        pruned.eval()
+        gm.zero_grad()
 
 
-def check_cost(run: Run, model: nn.Module, gm: fx.GraphModule, pruned: fx.GraphModule, example: Tensor) -> None:
+def _without_gradient(gm: fx.GraphModule, inputs: Inputs) -> list[str]:
+    sum(output.square().mean() for output in flatten(call(gm.train(), inputs))).backward()
+    gm.eval()
+    return [name for name, p in gm.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def check_cost(run: Run, model: nn.Module, gm: fx.GraphModule, pruned: fx.GraphModule, inputs: Inputs, subject: Network) -> None:
     with run.check("cost") as expect:
-        own = counted_macs(model, example)
+        own = counted_macs(model, inputs, subject)
         masked = stp_fx.apply_plan(gm, stp_fx.plan_of(pruned), mask=True)
         before, after, predicted = stp_fx.cost(gm), stp_fx.cost(pruned), stp_fx.cost(masked)
         run.facts |= {
@@ -189,7 +183,7 @@ def check_cost(run: Run, model: nn.Module, gm: fx.GraphModule, pruned: fx.GraphM
             "params_before": before.params,
             "params_after": after.params,
         }
-        measured = counted_macs(pruned, example), counted_params(pruned)
+        measured = counted_macs(pruned, inputs), counted_params(pruned)
         expect(before.macs == own, f"MACs of the network: {before.macs:,}, counted {own:,}")
         expect(before.params == counted_params(gm), f"parameters: {before.params:,}, counted {counted_params(gm):,}")
         for label, cost in (("stated", after), ("predicted", predicted)):
@@ -197,22 +191,39 @@ def check_cost(run: Run, model: nn.Module, gm: fx.GraphModule, pruned: fx.GraphM
             expect(cost.params == measured[1], f"parameters after: {label} {cost.params:,}, counted {measured[1]:,}")
 
 
-def check_law(run: Run, model: nn.Module) -> None:
-    """``masked(x) == removed(x)`` in double precision, on a plan over the exact groups. Changes the model's dtype."""
+def check_law(run: Run, model: nn.Module, subject: Network) -> None:
+    """``masked(x) == removed(x)``, in double precision where the module can do it, on a plan over the exact groups.
+
+    Changes the model's dtype.
+    """
     with run.check("law") as expect, torch.no_grad():
-        example = images(BATCH, image_size(run.name, small=True), torch.float64)
-        gm = stp_fx.trace(model.double(), example)
+        inputs = subject.inputs(BATCH, True, subject.dtype)
+        gm = trace(subject, model.to(subject.dtype), inputs)
         inexact = inexact_axes(stp_fx.analyze(gm))
         removed = stp_fx.prune_graph(gm, criterion="magnitude", ratio=RATIO, ignore=inexact)
-        after, plan = removed(example), stp_fx.plan_of(removed)
+        after, plan = call(removed, inputs), stp_fx.plan_of(removed)
         del removed
-        before = gm(example)
-        masked = stp_fx.apply_plan(gm, plan, mask=True)(example)
+        before = call(gm, inputs)
+        masked = call(stp_fx.apply_plan(gm, plan, mask=True), inputs)
         error = max(relative_error(a, b) for a, b in zip(flatten(masked), flatten(after)))
         effect = max(relative_error(a, b) for a, b in zip(flatten(before), flatten(after)))
-        run.facts |= {"law_error": error, "law_effect": effect, "law_axes": len(plan.kept)}
-        expect(error <= LAW_TOLERANCE, f"masked and removed differ by {error:.1e} of the largest output")
+        run.facts |= {"law_error": error, "law_effect": effect, "law_axes": len(plan.kept), "law_dtype": str(subject.dtype)}
+        expect(error <= LAW_TOLERANCE[subject.dtype], f"masked and removed differ by {error:.1e} of the largest output")
         expect(effect > 1e-6, f"pruning changed the output by {effect:.1e} only: the law was not put to a test")
+
+
+def check_whole(run: Run, model: nn.Module, subject: Network) -> None:
+    """A model of which only a part is pruned still detects, and trains."""
+    with run.check("whole") as expect:
+        images = subject.whole(BATCH)
+        pruned = stp_fx.prune_submodule(model, subject.part, images, "magnitude", RATIO)
+        with torch.no_grad():
+            found = pruned(images)
+        expect(len(found) == BATCH and all(bool(v.isfinite().all()) for v in pytree.tree_leaves(found)), "detections")
+        boxes = [{"boxes": torch.tensor([[8.0, 8.0, 80.0, 80.0]]), "labels": torch.tensor([1])}] * BATCH
+        loss = sum(pruned.train()(images, boxes).values())
+        loss.backward()
+        expect(bool(loss.isfinite()), f"the training loss is {loss}")
 
 
 def relative_error(expected: Tensor, found: Tensor) -> float:
@@ -224,38 +235,53 @@ def inexact_axes(graph: stp_fx.ChannelGraph) -> list[str]:
     return [group.name for group in graph.groups if not group.exact]
 
 
-def pinned_axes(graph: stp_fx.ChannelGraph) -> int:
-    """How many axes of parameters and buffers no group touches: they cannot lose an index."""
+def pinned_axes(graph: stp_fx.ChannelGraph) -> dict[str, int]:
+    """How many axes of parameters and buffers cannot lose an index, by the first reason that the analysis gives."""
     touched = {member.axis.name for group in graph.groups for member in group.members}
-    return sum(axis.name not in touched for axis in graph.axes)
+    counts: collections.Counter[str] = collections.Counter()
+    for axis in graph.found.axes:
+        if f"{axis.tensor}:{axis.dim}" not in touched:
+            reason = pin_reasons(graph, graph.solution.label[axis.ids])[0]
+            counts[re.sub(r" \(node '.*?'\)", "", reason)] += 1
+    return dict(counts.most_common())
 
 
 def main(name: str) -> None:
-    run = Run(name)
-    model = build(name)
+    run, subject = Run(name), network(name)
+    whole = build(subject)
+    model = whole.get_submodule(subject.part) if subject.part else whole
     gm: fx.GraphModule | None
     pruned: fx.GraphModule | None
-    example = images(BATCH, image_size(name))
-    # What is computed in full is computed on small images where the traced network takes them.
-    size = image_size(name, small=not name.startswith(IMAGE_IN_TRACE))
+    example = subject.inputs(BATCH, False, torch.float32)
+
+    def inputs(batch: int) -> Inputs:
+        """What is computed in full is computed on small inputs where the traced network takes them."""
+        return subject.inputs(batch, subject.resizable, torch.float32)
+
     with run.check("prune"):
-        trace_seconds, gm = timed(lambda: stp_fx.trace(model, example))
+        trace_seconds, gm = timed(lambda: trace(subject, model, example))
         prune_seconds, pruned = timed(lambda: stp_fx.prune_graph(gm, criterion="magnitude", ratio=RATIO))
         graph = stp_fx.analyze(gm)
+        pinned = pinned_axes(graph)
         run.facts |= {
+            "frontend": state_of(gm).frontend,
             "trace_seconds": trace_seconds,
             "prune_seconds": trace_seconds + prune_seconds,
             "groups": len(graph.groups),
             "exact_groups": sum(group.exact for group in graph.groups),
             "units": sum(group.size for group in graph.groups),
-            "pinned_axes": pinned_axes(graph),
+            "pinned_axes": sum(pinned.values()),
+            "pinned": pinned,
+            "notes": state_of(gm).notes,
         }
-        check_outputs(run, model, gm, images(BATCH, size))
-        check_cost(run, model, gm, pruned, example)
-        check_runs(run, gm, pruned, size)
-        check_step(run, pruned, size)
+        check_outputs(run, model, gm, inputs(BATCH), subject)
+        check_cost(run, model, gm, pruned, example, subject)
+        check_runs(run, gm, pruned, inputs)
+        check_step(run, gm, pruned, inputs(BATCH))
     gm = pruned = None  # frees what the check below needs
-    check_law(run, model)
+    if subject.part:
+        check_whole(run, whole, subject)
+    check_law(run, model, subject)
     print(json.dumps({**run.facts, "checks": run.checks, "errors": run.errors}))
 
 

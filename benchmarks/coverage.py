@@ -1,7 +1,9 @@
-"""Every classification network that torchvision ships, and a list from timm: traced, pruned to half of its channels, checked.
+"""Networks of torchvision, timm and Hugging Face: traced, pruned to half of their channels, checked.
 
     python benchmarks/coverage.py torchvision [--models resnet18,vit_b_16] [--out STEM]
+    python benchmarks/coverage.py torchvision-more       # segmentation, video, optical flow, detection
     python benchmarks/coverage.py timm
+    python benchmarks/coverage.py transformers           # Hugging Face, from small configurations
 
 Each network runs in a process of its own (``_coverage_worker.py``), with random weights *and* random normalisation
 statistics, so that the equations are not true for want of a signal. Checked for each:
@@ -11,77 +13,62 @@ statistics, so that the equations are not true for want of a signal. Checked for
 - ``shapes``: pruned at ratio 0.5, the outputs keep their shapes in eval and train mode.
 - ``batch``: the same at another batch size than the recorded one.
 - ``step``: one SGD step on the pruned network, every parameter that had a gradient before has a finite one.
-- ``law``: in double precision, masking a plan and removing it give equal outputs, to 1e-9 of the largest output. The
-  plan covers the groups that the analysis calls exact; where there are others, ``exact`` says how many of how many.
+- ``law``: in double precision, masking a plan and removing it give equal outputs, to 1e-9 of the largest output (RAFT, whose
+  code makes float32 grids: in single precision, to 1e-4). The plan covers the groups that the analysis calls exact; where
+  there are others, ``exact`` says how many of how many.
 - ``cost``: MACs and parameters of the traced and of the pruned network, counted by PyTorch's flop counter and by
   summing tensor sizes, are those that stp_fx states for it, and for the same plan when it is only masked.
+- ``whole``: of a detector only the backbone is traced; with it pruned in its place, the whole detects and trains.
+- ``touched``: at least 30 % of the MACs went.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import json
 from pathlib import Path
 from typing import Any
 
-import torchvision
 from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, wide_console, write
+from _coverage_networks import COLLECTIONS
 from rich.table import Table
 
-TIMM = [
-    "resnet50",
-    "resnetv2_50",
-    "convnext_tiny",
-    "deit_small_patch16_224",
-    "vit_base_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "mobilenetv4_conv_small",
-    "efficientnet_b0",
-    "levit_128",
-    "repvgg_a0",
-    "ghostnet_100",
-    "hrnet_w18",
-    "dpn68",
-    "res2net50_26w_4s",
-    "skresnet18",
-    "tresnet_m",
-    "coatnet_0_224",
-    "poolformer_s12",
-    "mixer_b16_224",
-    "pit_ti_224",
-    "twins_svt_small",
-    "edgenext_small",
-    "nfnet_f0",
-    "cspdarknet53",
-]
 CHECKS = ("output", "shapes", "batch", "step", "law", "cost")
-HEADER = ("network", "status", "groups", "exact", "units", "pinned", "MACs", "after", "parameters", "after",
+LEAST = 0.3
+"""Of the MACs; ratio 0.5 takes about three quarters from a network whose layers are all free."""
+HEADER = ("network", "status", "front end", "groups", "exact", "units", "pinned", "MACs", "after", "parameters", "after",
           "law error", "batch", "step", "prune s", "all s", "peak GB")  # fmt: skip
 
 
 def main() -> None:
     args = _arguments()
     console = wide_console()
-    every = torchvision.models.list_models(module=torchvision.models) if args.collection == "torchvision" else TIMM
-    prefix = "timm:" if args.collection == "timm" else ""
-    names = [prefix + name for name in (args.models.split(",") if args.models else every)]
+    every = COLLECTIONS[args.collection]()
+    names = [name for name in every if not args.models or name.rpartition(":")[2] in args.models.split(",")]
     stem = args.out or RESULTS / f"coverage-{args.collection}"
-    results = {}
+    results = json.loads(stem.with_suffix(".json").read_text())["networks"] if args.add else {}
     for position, name in enumerate(names, 1):
         results[name] = run_network(name, args.timeout, args.memory)
         console.print(f"{position:3}/{len(names)}  {name:24} {results[name]['status']}")
-        _report(stem, results, len(names))
+        _report(stem, results, len({*names, *results}))
     console.print(_rich_table(results))
     passed = sum(result["status"] == "ok" for result in results.values())
-    console.print(f"{passed} of {len(names)} networks pass every check")
-    raise SystemExit(passed != len(names))
+    console.print(f"{passed} of {len(results)} networks pass every check")
+    raise SystemExit(passed != len(results))
 
 
 def run_network(name: str, timeout: float, gigabytes: float) -> dict[str, Any]:
     worker = str(Path(__file__).with_name("_coverage_worker.py"))
     outcome = run_child([worker, name], seconds=timeout, gigabytes=gigabytes)
     result = outcome.answer or {"checks": {}, "errors": {"process": outcome.reason}}
-    failed = [check for check in CHECKS if not result["checks"].get(check)]
-    errors = result["errors"]
+    errors, checks = result["errors"], result["checks"]
+    if "macs_after" in result:
+        removed = 1 - result["macs_after"] / result["macs_before"]
+        checks["touched"] = removed >= LEAST
+        if not checks["touched"]:
+            errors["touched"] = f"{removed:.0%} of the MACs went; pinned: {result['pinned']}"
+    failed = [check for check in dict.fromkeys((*CHECKS, *checks)) if not checks.get(check)]
     reasons = [f"{check}: {errors.get(check, 'not reached')}" for check in failed if check in errors or not errors]
     result["status"] = "; ".join(reasons or [f"{k}: {v}" for k, v in errors.items()]) or "ok"
     return {**result, "seconds": outcome.seconds, "peak_bytes": outcome.peak}
@@ -97,6 +84,7 @@ def _cells(name: str, result: dict[str, Any]) -> list[str]:
     return [
         name,
         result["status"],
+        get("frontend"),
         get("groups"),
         get("exact_groups"),
         get("units", "{:,}"),
@@ -127,13 +115,17 @@ def _rich_table(results: dict[str, dict[str, Any]]) -> Table:
 def _report(stem: Path, results: dict[str, dict[str, Any]], total: int) -> None:
     """Written after every network, so that an interrupted run leaves what it found."""
     passed = sum(result["status"] == "ok" for result in results.values())
-    text = f"""# Coverage: classification networks of {stem.name.rpartition("-")[2]}
+    text = f"""# Coverage: {stem.name.removeprefix("coverage-")}
 
 {passed} of {total} networks pass every check ({len(results)} run). Magnitude, local, ratio 0.5; MACs for one image.
 
 {markdown_machine(machine())}
 
-{markdown_table(HEADER, [_cells(name, result) for name, result in results.items()], left=2)}
+{markdown_table(HEADER, [_cells(name, result) for name, result in results.items()], left=3)}
+
+Why axes are pinned, over all of these networks (an axis with several reasons counts for the first):
+
+{markdown_table(("reason", "axes", "networks"), _reasons(results), left=1)}
 
 What each column checks: the docstring of `benchmarks/coverage.py`. `exact`: groups that the analysis calls exact, which
 the law is checked on. `pinned`: axes of parameters that cannot lose a single index. `prune s`: trace and prune. `all s`
@@ -142,10 +134,20 @@ and `peak GB`: the whole process with all checks, double precision included.
     write(stem, text, {"machine": machine(), "networks": results})
 
 
+def _reasons(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    axes: collections.Counter[str] = collections.Counter()
+    networks: collections.Counter[str] = collections.Counter()
+    for result in results.values():
+        axes.update(result.get("pinned", {}))
+        networks.update(result.get("pinned", {}).keys())
+    return [[reason, f"{count:,}", str(networks[reason])] for reason, count in axes.most_common()]
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("collection", choices=("torchvision", "timm"))
+    parser.add_argument("collection", choices=tuple(COLLECTIONS))
     parser.add_argument("--models", help="comma-separated names (default: all)")
+    parser.add_argument("--add", action="store_true", help="into the results that are there, in place of a new table")
     parser.add_argument("--out", type=Path, help="result files, without suffix")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one network (default: %(default)s)")
     parser.add_argument("--memory", type=float, default=20.0, help="gigabytes for one network (default: %(default)s)")

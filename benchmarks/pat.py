@@ -2,6 +2,7 @@
 
     python benchmarks/pat.py digits             # the full grid on scikit-learn's digits: 3 networks, 2 targets, 5 seeds
     python benchmarks/pat.py fashion            # the cells that matter on Fashion-MNIST, from benchmarks/checkpoints
+    python benchmarks/pat.py fashion-long       # its ResNet at half of the MACs, three times as many epochs
     python benchmarks/pat.py digits --report    # only the tables anew
 
 Every method starts from the same trained network and trains it for the same number of epochs with the same optimizer and
@@ -49,6 +50,8 @@ class Method:
     rate: int = 1
     schedule: str = "geometric"
     regularizer: Callable[[], Any] | None = None
+    distillation: float = 0.0
+    """Share of the loss that is the distance to what the unpruned network says (temperature 2)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +68,12 @@ class Grid:
     calibration: int
     methods: dict[str, Method]
     opponents: tuple[str, ...] = OPPONENTS
+    targets: tuple[float, ...] = TARGETS
+    from_scratch: bool = True
 
     @property
     def all_methods(self) -> tuple[str, ...]:
-        return (UNPRUNED, *self.methods, *self.opponents, "from scratch")
+        return (UNPRUNED, *self.methods, *self.opponents, *(["from scratch"] if self.from_scratch else []))
 
 
 def _trained_on_digits(name: str, seed: int, data: Images) -> nn.Module:
@@ -133,7 +138,20 @@ FASHION = Grid(
     },
     opponents=OPPONENTS[:1],
 )
-GRIDS = {"digits": DIGITS, "fashion": FASHION}
+FASHION_LONG = dataclasses.replace(
+    FASHION,
+    networks={"resnet": NETWORKS["resnet"]},
+    epochs=12,
+    targets=(0.5,),
+    from_scratch=False,
+    methods={
+        "PAT geometric, reconstruction": Method("reconstruction", 5),
+        "PAT geometric + distillation, reconstruction": Method("reconstruction", 5, distillation=0.5),
+        "one-shot, reconstruction": Method("reconstruction"),
+        "one-shot + distillation, reconstruction": Method("reconstruction", distillation=0.5),
+    },
+)
+GRIDS = {"digits": DIGITS, "fashion": FASHION, "fashion-long": FASHION_LONG}
 
 
 class Contestant(Protocol):
@@ -248,6 +266,8 @@ def run(grid: Grid, name: str, method: str, target: float, seed: int, data: Imag
     generator = torch.Generator().manual_seed(1000 + seed)
     peak = recipe.lr if method == "from scratch" else grid.lr[name]
     steps, done, curve = math.ceil(len(data.train_x) / grid.batch), 0, []
+    share = grid.methods[method].distillation if method in grid.methods else 0.0
+    teacher = grid.trained(name, seed, data).eval() if share else None
     torch.manual_seed(1000 + seed)
     for epoch in range(int(epochs)):
         one.begin(epoch)
@@ -258,7 +278,12 @@ def run(grid: Grid, name: str, method: str, target: float, seed: int, data: Imag
             for group in one.optimizer().param_groups:
                 group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-                loss = F.cross_entropy(one.model(x), y, label_smoothing=0.05)
+                said = one.model(x)
+                loss = F.cross_entropy(said, y, label_smoothing=0.05)
+                if teacher is not None:
+                    with torch.no_grad():
+                        wanted = teacher(x)
+                    loss = (1 - share) * loss + share * _distance(said, wanted)
             one.optimizer().zero_grad()
             (loss + one.penalty()).backward()
             one.after_backward()
@@ -272,6 +297,12 @@ def run(grid: Grid, name: str, method: str, target: float, seed: int, data: Imag
     }  # fmt: skip
 
 
+def _distance(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """Hinton et al. 2015: cross-entropy of softened outputs, less the teacher's own entropy."""
+    soft = [F.log_softmax(each.float() / temperature, dim=1) for each in (student, teacher)]
+    return temperature**2 * F.kl_div(*soft, reduction="batchmean", log_target=True)
+
+
 def _one_cycle(t: float) -> float:
     """Up over the first tenth, down along a cosine."""
     return t / 0.1 if t < 0.1 else 0.5 * (1 + math.cos(math.pi * (t - 0.1) / 0.9))
@@ -282,14 +313,14 @@ def cells(grid: Grid) -> Iterator[tuple[str, str, float, int]]:
     for seed in grid.seeds:
         for method in grid.all_methods:
             for name in grid.networks:
-                for target in (0.0,) if method == UNPRUNED else TARGETS:
+                for target in (0.0,) if method == UNPRUNED else grid.targets:
                     yield name, method, target, seed
 
 
 def report(name: str, lines: list[dict[str, Any]]) -> str:
     """Mean and spread (sample standard deviation) over seeds, a column a network and target."""
     grid = GRIDS[name]
-    columns = [(network, target) for network in grid.networks for target in TARGETS]
+    columns = [(network, target) for network in grid.networks for target in grid.targets]
     rows = []
     for method in grid.all_methods:
         row = [method]
@@ -314,7 +345,7 @@ def report(name: str, lines: list[dict[str, Any]]) -> str:
 {markdown_machine(machine())}
 
 {len(lines)} runs, {hours:.1f} hours of one core; seeds a column: {", ".join(str(n) for n in seeds.values())}. Each from the same
-trained networks, then {grid.epochs} epochs; from scratch: {scratch} epochs.
+trained networks, then {grid.epochs} epochs{f"; from scratch: {scratch} epochs" if grid.from_scratch else ""}.
 Ours: least-squares compensation, BatchNorm recalibrated, isomorphic scope. Runs: `pat-{name}.jsonl`.
 
 {markdown_table(header, rows)}

@@ -20,7 +20,7 @@ from stp_fx.ir.shapes import fetch, meta_twin
 from stp_fx.ir.state import example_of
 from stp_fx.ir.train_eval import AutogradCall
 from stp_fx.rules import FIXED, Dim, Dims, Factor, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
-from stp_fx.rules.literals import Policy, TensorDims, policy_of
+from stp_fx.rules.literals import Policy, TensorDims, is_recurrent, policy_of
 
 __all__ = ["AxisRecord", "Contraction", "Propagated", "propagate"]
 
@@ -180,7 +180,8 @@ class _Propagation(TorchDispatchMode):
 
     def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self._modules[str(node.target)]
-        self._given = {id(t) for t in tensors_in((args, kwargs))} if module._forward_pre_hooks else None
+        changes = bool(module._forward_pre_hooks) or is_recurrent(module)
+        self._given = {id(t) for t in tensors_in((args, kwargs))} if changes else None
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
         hidden = module.function if isinstance(module, AutogradCall) else type(module)
@@ -211,7 +212,7 @@ class _Propagation(TorchDispatchMode):
         if only_stored:
             self._stored.update(id(t) for t in results)
         in_module = self._node is not None and self._node.op == "call_module"
-        self._hidden = in_module and (only_stored or self._changed_by_hook(func, operands, results))
+        self._hidden = in_module and (only_stored or self._out_of_reach(func, operands, results))
         if handler is not None:
             handler(self, func, args, kwargs, out)
         elif is_pointwise(func):
@@ -220,8 +221,8 @@ class _Propagation(TorchDispatchMode):
             self._pin_unknown(func, operands)
         return out
 
-    def _changed_by_hook(self, func: Any, operands: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> bool:
-        """Whether a call inside a module with pre-hooks reads something other than the module's arguments or views of them."""
+    def _out_of_reach(self, func: Any, operands: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> bool:
+        """Whether a call in a module with pre-hooks or a recurrence reads more than the module's arguments and views of them."""
         if self._given is None:
             return False
         if not all(id(t) in self._given or id(t) in self._stored for t in operands):

@@ -11,6 +11,7 @@ import ast
 import logging
 import math
 import operator
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
+from stp_fx.ir.export_one import batch_of_one, same_for
+from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, switch_modes
 
@@ -28,23 +31,14 @@ __all__ = ["capture_with_export"]
 
 _log = logging.getLogger(__name__)
 _OUTPUT = "stp_fx_output"
+_BOUNDS = "stp_fx_bounds"
+"""Of a graph just captured: the assertions that leading sizes are at least 2."""
 _DROPPED = {
     "aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async", "aten.sym_constrain_range",
     "aten.sym_constrain_range_for_size",
 }  # fmt: skip
 _EFFECTS = {torch._assert, "copy_", "add_", "fill_"}
 _SAME = {"aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach_"}
-
-
-class Rebuild(nn.Module):
-    """Puts flat outputs back into the classes that the model returned (dataclasses, named tuples)."""
-
-    def __init__(self, spec: pytree.TreeSpec) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, *values: Any) -> Any:
-        return pytree.tree_unflatten(list(values), self.spec)
 
 
 def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
@@ -62,21 +56,41 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
     if other is not None and _alike(now.graph, other.graph):
         trained, evaluated = (mode_calls(each.graph) for each in ((now, other) if model.training else (other, now)))
         gm = now if model.training else other  # in training dropout says its probability
-        gm.train(model.training)
         names = {name for name, training in trained.items() if training and evaluated.get(name) is False}
     else:
         mode = "train" if model.training else "eval"
         _log.warning("%s: its graphs for training and evaluation differ; this one is for %s mode", type(model).__name__, mode)
         gm, names = now, {name for name, training in calls.items() if not training} if not model.training else set()
+    _allow_one(gm, model, arguments)
+    gm.train(model.training)
     if names:
         switch_modes(gm, names, model.training)
     gm.recompile()
     return gm
 
 
+def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any]) -> None:
+    """Takes out the assertions that the batch is at least 2, if the graph for 1 is the same."""
+    bounds = gm.meta.pop(_BOUNDS)
+    one = batch_of_one(arguments)
+    if one is None or not bounds:
+        return
+    try:
+        single = _exported(model, one, gm.training)
+    except TraceError as error:
+        _log.debug("%s: no graph for a batch of one: %s", type(model).__name__, error)
+        return
+    if same_for(one, gm, single):
+        for node in bounds:
+            holds = node.args[0]
+            gm.graph.erase_node(node)
+            gm.graph.erase_node(holds)
+
+
 def _alike(first: fx.Graph, second: fx.Graph) -> bool:
-    """Whether two graphs make the same calls, whatever they assert of sizes."""
-    calls = [[(n.op, n.target) for n in graph.nodes if not _is_arithmetic(n)] for graph in (first, second)]
+    """Whether two graphs make the same calls, whatever they assert of sizes and how tensors lie in memory."""
+    ignored = lambda n: _is_arithmetic(n) or n.target == "contiguous"  # noqa: E731
+    calls = [[(n.op, n.target) for n in graph.nodes if not ignored(n)] for graph in (first, second)]
     return calls[0] == calls[1] and mode_calls(first).keys() == mode_calls(second).keys()
 
 
@@ -95,7 +109,7 @@ def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx
         if training != model.training:
             model.train(training)
         given = dict(arguments)
-        every = pytree.tree_map(lambda v: dict.fromkeys(range(v.dim()), torch.export.Dim.AUTO) if _is_tensor(v) else None, given)
+        every = pytree.tree_map(_free_sizes, given)
         program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
         source = program.module(check_guards=False)
     except Exception as error:
@@ -105,6 +119,13 @@ def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx
         for module, flag in flags:
             module.training = flag
     return _Raised(model, source, program, training).graph_module()
+
+
+def _free_sizes(value: Any) -> dict[int, Any] | None:
+    """All of them, but for 0 and 1, which ``torch.export`` fixes."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    return {dim: torch.export.Dim.AUTO for dim, size in enumerate(value.shape) if size > 1}
 
 
 def _is_tensor(value: Any) -> bool:
@@ -122,6 +143,7 @@ class _Raised:
         self._device: fx.Node | None = None
         self._literal_device = next((v.device for v in pytree.tree_leaves(program.example_inputs) if _is_tensor(v)), None)
         self._spec = program.call_spec.out_spec
+        self.bounds: list[fx.Node] = []
         self._guards: list[str] = list(program._guards_code)
 
     def graph_module(self) -> fx.GraphModule:
@@ -141,6 +163,7 @@ class _Raised:
                 self.graph.erase_node(node)
         self.graph.lint()
         gm = fx.GraphModule(self.root, self.graph, class_name=type(self.model).__name__)
+        gm.meta[_BOUNDS] = self.bounds
         return gm.train(self.training)
 
     def _assert_fixed_sizes(self) -> None:
@@ -159,7 +182,9 @@ class _Raised:
                 else:
                     holds = self.graph.call_function(operator.eq, (found, size))
                     message = f"{node.target} must have size {size} in dimension {dim}, as the example had"
-                self.graph.call_function(torch._assert, (holds, message))
+                check = self.graph.call_function(torch._assert, (holds, message))
+                if size is None and dim == 0:
+                    self.bounds.append(check)
 
     def _assert(self, condition: str) -> None:
         """A guard, as ``torch.export`` writes them (``L['x'].size()[0] <= 2``), as nodes of the graph."""
@@ -231,7 +256,7 @@ class _Raised:
         if special is not None:
             return special(self.graph, args, kwargs)
         name = target._opname
-        if target.namespace == "aten" and isinstance(args[0] if args else None, fx.Node) and hasattr(torch.Tensor, name):
+        if target.namespace == "aten" and isinstance(args[0] if args else None, fx.Node) and _is_method(name):
             return self.graph.call_method(name, args, kwargs)
         function = getattr(torch, name, None) or getattr(F, name, None)
         if target.namespace == "aten" and callable(function) and not name.startswith("_"):
@@ -251,11 +276,16 @@ class _Raised:
 
     def _finish(self, node: fx.Node) -> None:
         values: list[Any] = list(map_arg(node.args[0], lambda n: self.env[n]))  # type: ignore[arg-type]
-        if all(_is_plain(spec) for spec in _specs(self._spec)):
+        if is_plain(self._spec):
             self.graph.output(pytree.tree_unflatten(values, self._spec))
             return
         self.root[_OUTPUT] = Rebuild(self._spec)
         self.graph.output(self.graph.call_module(_OUTPUT, tuple(values)))
+
+
+def _is_method(name: str) -> bool:
+    """Whether tensors have a method that takes what the ATen op takes; those written in Python may sort arguments otherwise."""
+    return isinstance(getattr(torch.Tensor, name, None), types.MethodDescriptorType) or name in ("split", "norm")
 
 
 def _as_nodes(graph: fx.Graph, part: ast.expr, inputs: dict[str, Any]) -> Any:
@@ -313,14 +343,6 @@ def _known(model: nn.Module, target: str) -> Any:
     return value if isinstance(value, torch.Tensor) else None
 
 
-def _specs(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
-    return [spec, *(each for child in spec.children() for each in _specs(child))]
-
-
-def _is_plain(spec: pytree.TreeSpec) -> bool:
-    return spec.is_leaf() or spec.type in (tuple, list, dict)
-
-
 # -- calls that PyTorch spells in another way than ATen ----------------------------------------------------------------
 
 _SPECIAL: dict[str, Callable[[fx.Graph, tuple[Any, ...], dict[str, Any]], Any]] = {}
@@ -348,7 +370,8 @@ _SPECIAL |= {
     "aten.max_pool2d": _with(F.max_pool2d), "aten.avg_pool2d": _with(F.avg_pool2d),
     "aten.adaptive_avg_pool2d": _with(F.adaptive_avg_pool2d), "aten.embedding": lambda g, a, k: g.call_function(
         F.embedding, (a[1], a[0])),
-    "aten.cat": _with(torch.cat), "aten.stack": _with(torch.stack), "aten._to_copy": lambda g, a, k: g.call_method("to", a, k),
+    "aten.where": _with(torch.where), "aten.cat": _with(torch.cat), "aten.stack": _with(torch.stack),
+    "aten._to_copy": lambda g, a, k: g.call_method("to", a, k),
 }  # fmt: skip
 
 

@@ -189,7 +189,19 @@ class _Settable(fx.Proxy):
 
 
 class ReplayTracer(fx.Tracer):
-    """Reads a pickled graph's own code back; knows what plain fx does not: writing into a slice, sizes that are nodes."""
+    """Reads a pickled graph's own code back; knows what plain fx does not: writing into a slice, sizes that are nodes.
+
+    Buffers and constants are read through the graph, since what is done to them may depend on sizes.
+    """
+
+    proxy_buffer_attributes = True
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, torch.Tensor) and self.root.__dict__.get(attr) is attr_val:
+            if attr not in parameter_proxy_cache:
+                parameter_proxy_cache[attr] = self.create_proxy("get_attr", attr, (), {})
+            return parameter_proxy_cache[attr]
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Settable(node, self)

@@ -25,7 +25,8 @@ class GraphState:
     ``inputs`` holds one value per placeholder, in graph order: tensors on the meta device with the recorded example's
     shape and dtype, other values (numbers, strings, ``None``) as they were. ``plan`` is what has been removed since the
     capture, ``masked`` the plan of what is masked now, ``report`` tells of the last run that did either, ``added`` names
-    the parameters that passes have added, ``dtype`` is that of the parameters at capture. ``cache`` holds analyses; it
+    the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it.
+    ``cache`` holds analyses; it
     never travels with a copy, since a copy may be changed.
     """
 
@@ -36,6 +37,7 @@ class GraphState:
     added: tuple[str, ...] = ()
     report: Any = None
     dtype: torch.dtype | None = None
+    frontend: str = "fx"
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> GraphState:

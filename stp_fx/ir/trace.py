@@ -14,8 +14,9 @@ from torch.nn.parameter import is_lazy
 from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
 from stp_fx.ir.export import capture_with_export
-from stp_fx.ir.shapes import meta_like
-from stp_fx.ir.state import GraphState, attach_state
+from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.shapes import meta_like, meta_twin
+from stp_fx.ir.state import GraphState, attach_state, example_of, state_of
 from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
 from stp_fx.ir.train_eval import mode_calls, switch_modes
 from stp_fx.ir.verify import verify
@@ -39,7 +40,7 @@ def trace(
         example_inputs: a tensor or a tuple of positional arguments. Only shapes and dtypes are read.
         kwargs: arguments by name. Values that hold no tensor are baked in.
         frontend: "fx", "export" (``torch.export``, which takes sizes of 1 for constants and asserts that others are at least 2),
-            or "auto" for the first of the two that succeeds.
+            or "auto" for the first of the two that succeeds and leaves the batch free.
 
     Raises:
         InputError: missing or unfitting example inputs, an unknown front end, uninitialised lazy modules.
@@ -60,12 +61,21 @@ def trace(
     arguments = _bind(model, example_inputs, kwargs or {})
     said: list[str] = []
     cause: TraceError | None = None
+    bound: fx.GraphModule | None = None
     for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
         try:
-            return _FRONT_ENDS[name](model, arguments)
+            gm = _FRONT_ENDS[name](model, arguments)
         except TraceError as error:
             said.append(f"{name}: {error}")
             cause = error
+            continue
+        suspect = bound is not None or _OWN_BATCH in state_of(gm).notes
+        if frontend != "auto" or not suspect or _takes_another_batch(gm):
+            return gm
+        bound = gm if bound is None else bound
+        _log.debug("%s: the graph of %s is bound to the example's batch", type(model).__name__, name)
+    if bound is not None:
+        return bound
     raise TraceError(
         f"{type(model).__name__} cannot be captured. " + "; ".join(said) + ". Prune a submodule that can be, or keep the part in "
         "question outside of what is pruned"
@@ -134,12 +144,28 @@ def _trace_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphM
     if missing:
         raise TraceError(f"its input {missing[0]!r} is nested or no tensor; give tensors by name")
     gm.graph._tracer_cls = ReplayTracer
-    attach_state(gm, GraphState(tuple(values[name] for name in places), _unreached(gm, model)))
+    attach_state(gm, GraphState(tuple(values[name] for name in places), _unreached(gm, model), frontend="export"))
     try:
         verify(gm)
     except VerificationError as error:
         raise TraceError(f"what torch.export gives cannot be analysed: {error}") from error
     return gm
+
+
+def _takes_another_batch(gm: fx.GraphModule) -> bool:
+    """Whether the graph runs with a batch of another size than the example's."""
+    inputs = {str(k): v for k, v in enumerate(example_of(gm))}
+    batch = next((v.shape[0] for v in inputs.values() if isinstance(v, torch.Tensor) and v.dim()), 0)
+    other = with_batch(inputs, 2 * batch + 1)
+    if other is None:
+        return True  # there is no one dimension to vary
+    try:
+        with torch.no_grad(), MetaRun():
+            fx.Interpreter(meta_twin(gm), graph=gm.graph).run(*other.values())
+    except Exception as error:
+        _log.debug("another batch: %s", error)
+        return False
+    return True
 
 
 _FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any]], fx.GraphModule]] = {

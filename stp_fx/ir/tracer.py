@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 import types
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.fx.node import map_arg
@@ -18,13 +20,14 @@ from stp_fx.errors import TraceError
 from stp_fx.ir.batch import BATCH
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.proxies import ReplayTracer, ValueProxy, factories_take_nodes, holds_proxy, user_line
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
 
-_LEAF = "_autograd_function_"
+_LEAF = "_stp_fx_call_"
 
 
 class ModuleTracer(fx.Tracer):
@@ -212,7 +215,7 @@ class ModuleTracer(fx.Tracer):
                 positional.append(parameter.default)
 
         def call(root: nn.Module, *args: Any) -> Any:
-            return root_fn(root, *args, **named)
+            return self._returned(root_fn(root, *args, **named))
 
         return call, [self.root, *positional]
 
@@ -223,6 +226,13 @@ class ModuleTracer(fx.Tracer):
         node.meta["val"] = self._values[name]
         self.inputs.append(self._values[name])
         return self.proxy(node)
+
+    def _returned(self, result: Any) -> Any:
+        """Classes that fx does not know, but that pytree can take apart, are put together at the end of the graph."""
+        leaves, spec = pytree.tree_flatten(result, is_leaf=lambda v: isinstance(v, tuple) and hasattr(v, "_fields"))
+        if is_plain(spec) or any(dataclasses.is_dataclass(leaf) for leaf in leaves):
+            return result
+        return self.create_proxy("call_module", self.leaf(Rebuild(spec)), tuple(leaves), {})
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)

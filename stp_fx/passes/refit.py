@@ -6,6 +6,7 @@ that changed are frozen where they enter arithmetic, and the result must have th
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -94,7 +95,14 @@ class _Refit:
         return bool(self._before(condition)) if isinstance(condition, fx.Node) else False
 
     def _evaluated(self, node: fx.Node) -> Any:
-        return map_arg((node.args, dict(node.kwargs)), lambda n: self.env[n])
+        return map_arg((node.args, dict(node.kwargs)), self._now)
+
+    def _now(self, node: fx.Node) -> Any:
+        """A value of the new graph; a number that a handler has just written in is computed here."""
+        if node not in self.env:
+            args, kwargs = self._evaluated(node)
+            self.env[node] = _call(node, args, kwargs)
+        return self.env[node]
 
     def _edit(self, node: fx.Node, args: Any, kwargs: Any, module: nn.Module | None = None) -> Edit:
         operands = tuple(self._value_of(arg) for arg in node.args)
@@ -124,9 +132,38 @@ class _Refit:
         for source in node.all_input_nodes:
             before, now = self.graph.value(source.name), self.env[source]
             if isinstance(before, (int, float)) and isinstance(now, (int, float)) and before != now:
-                freeze = {source: before}
+                with self.gm.graph.inserting_before(node):
+                    freeze = {source: self._as_before(source)}
                 node.args = map_arg(node.args, lambda n, f=freeze: f.get(n, n))
                 node.kwargs = map_arg(node.kwargs, lambda n, f=freeze: f.get(n, n))
+
+    def _as_before(self, node: fx.Node) -> Any:
+        """What a number would be without the removal: of sizes that follow the input only the channels' part is frozen."""
+        before, now = self.graph.value(node.name), self.env[node]
+        numbers = [n for n in node.all_input_nodes if isinstance(self.graph.value(n.name), (int, float))]
+        if isinstance(before, bool) or (node.op != "call_function" and node.target not in ("size", "numel")):
+            return before
+        if numbers and node.target is not operator.getitem:
+            old = {n: self._as_before(n) if self.graph.value(n.name) != self.env[n] else n for n in numbers}
+            if not any(isinstance(value, fx.Node) for value in old.values()):
+                return before
+            args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: old.get(n, n))
+            return self.gm.graph.create_node(node.op, node.target, args, kwargs)
+        if not isinstance(before, int) or not self._follows_input(node):
+            return before
+        share = math.gcd(before, now)
+        times = self.gm.graph.call_function(operator.mul, (node, before // share))
+        return self.gm.graph.call_function(operator.floordiv, (times, now // share))
+
+    def _follows_input(self, node: fx.Node) -> bool:
+        """Whether a size that the graph reads may be another with the next input: it is not one of channels alone."""
+        source, dim = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if node.target is operator.getitem and isinstance(source, fx.Node):
+            source = source.args[0]  # of ``x.shape`` or ``x.size()``
+        promised = self._value_of(source)
+        if not isinstance(promised, TensorDims) or not isinstance(dim, int):
+            return True
+        return any(factor.ids is None for factor in promised.dims[dim])
 
     def _renew_module(self, node: fx.Node, args: Any, kwargs: Any) -> None:
         module = self.gm.get_submodule(str(node.target))

@@ -26,6 +26,7 @@ __all__ = [
     "Policy",
     "TensorDims",
     "handler_for",
+    "is_recurrent",
     "is_size_call",
     "literal",
     "module_handler_for",
@@ -237,6 +238,11 @@ _KEEPS = {
 _PLAIN_MODULES = ("torch.nn.modules.", "torchvision.ops.")
 
 
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether a module cuts its own values into gates and starts from zeros of its own, all renewed with its hidden size."""
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+
+
 def policy_of(node: fx.Node, module: nn.Module | None) -> Policy:
     """How the analysis may treat literals inside ``node``; ``module`` is the submodule of a ``call_module``."""
     if isinstance(module, AutogradCall):
@@ -245,7 +251,7 @@ def policy_of(node: fx.Node, module: nn.Module | None) -> Policy:
         return Policy.FOLLOWS if module.function in _FOLLOWS else Policy.STRICT
     if node.op == "call_module" and module is not None:
         if module_handler_for(module) is not None:
-            return Policy.FOLLOWS
+            return Policy.EDITABLE if is_recurrent(module) else Policy.FOLLOWS
         if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
             return Policy.OPAQUE
         return Policy.KEEPS if type(module).__module__.startswith(_PLAIN_MODULES) else Policy.STRICT

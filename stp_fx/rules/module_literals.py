@@ -71,3 +71,23 @@ def _embedding(edit: Edit) -> None:
 @module_literal(nn.ChannelShuffle)
 def _channel_shuffle(edit: Edit) -> None:
     edit.module.groups = living_groups(edit, edit.source[1], edit.module.groups)
+
+
+@module_literal(nn.LSTM, nn.GRU, nn.RNN)
+def _recurrent(edit: Edit) -> None:
+    """All layers and directions share one hidden size; the gates are blocks of it, which a unit leaves together."""
+    module, states = edit.module, edit.result[1]
+    module.input_size = edit.size(edit.source[-1])
+    if isinstance(module, nn.LSTM):
+        hidden, cell = states
+        module.hidden_size = edit.size(cell.dims[-1])
+        module.proj_size = edit.size(hidden.dims[-1]) if module.proj_size else 0
+    else:
+        module.hidden_size = edit.size(states.dims[-1])
+
+
+@module_literal(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+def _recurrent_cell(edit: Edit) -> None:
+    edit.module.input_size = edit.size(edit.source[-1])
+    result = edit.result[0] if isinstance(edit.result, list) else edit.result
+    edit.module.hidden_size = edit.size(result.dims[-1])

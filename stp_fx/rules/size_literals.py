@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import torch
@@ -14,19 +16,18 @@ from stp_fx.rules.literals import Edit, literal
 __all__: list[str] = []
 
 
-def _spelled(edit: Edit, start: int, names: tuple[str, ...]) -> tuple[list[Any], list[Any], Any] | None:
-    """(raw sizes, evaluated sizes, how to write them back) of ``f(x, 1, 2)``, ``f(x, (1, 2))`` or ``f(x, size=(1, 2))``."""
+def _spelled(edit: Edit, start: int, names: tuple[str, ...]) -> tuple[Any, list[Any], Any] | None:
+    """(raw sizes, evaluated sizes, how to write them back) of ``f(x, 1, 2)``, ``f(x, (1, 2))`` or ``f(x, size=(1, 2))``.
+
+    The raw sizes are a node where the graph computes them as one tuple (``x.view(x.size()[:-1] + (3,))``).
+    """
     name = next((n for n in names if n in edit.node.kwargs), None)
     if name is not None:
-        raw, values = edit.node.kwargs[name], list(edit.kwargs[name])
-        written = list(raw) if isinstance(raw, (list, tuple)) else values
-        return written, values, lambda sizes: edit.node.update_kwarg(name, tuple(sizes))
+        return edit.node.kwargs[name], list(edit.kwargs[name]), lambda sizes: edit.node.update_kwarg(name, tuple(sizes))
     if start >= len(edit.args) or isinstance(edit.args[start], torch.dtype):
         return None
     if isinstance(edit.args[start], (list, tuple)):
-        raw, values = edit.node.args[start], list(edit.args[start])
-        written = list(raw) if isinstance(raw, (list, tuple)) else values
-        return written, values, lambda sizes: edit.node.update_arg(start, tuple(sizes))
+        return edit.node.args[start], list(edit.args[start]), lambda sizes: edit.node.update_arg(start, tuple(sizes))
     head = edit.node.args[:start]
     return list(edit.node.args[start:]), list(edit.args[start:]), lambda sizes: setattr(edit.node, "args", (*head, *sizes))
 
@@ -36,19 +37,29 @@ def _renew(edit: Edit, start: int, names: tuple[str, ...], dims: tuple[Dim, ...]
     spelled = _spelled(edit, start, names)
     if spelled is None:
         return
-    written, values, write = spelled
+    raw, values, write = spelled
     expected = [edit.size(dim) for dim in dims]
     wrong = [k for k, (value, size) in enumerate(zip(values, expected, strict=True)) if value not in (size, -1)]
     if not wrong:
         return
-    open_size = -1 in values
-    for k in wrong:
-        mixed = has_ids(dims[k]) and any(f.ids is None for f in dims[k]) and isinstance(written[k], fx.Node)
-        if infer and mixed and not open_size:
-            written[k], open_size = -1, True
-        else:
-            written[k] = expected[k]
+    graph, open_size = edit.node.graph, -1 in values
+    with graph.inserting_before(edit.node):
+        written = _items(graph, raw, len(values)) if isinstance(raw, fx.Node) else list(raw)
+        for k in wrong:
+            mixed = has_ids(dims[k]) and any(f.ids is None for f in dims[k]) and isinstance(written[k], fx.Node)
+            if infer and mixed and not open_size:
+                written[k], open_size = -1, True
+            elif mixed:  # the batch times heads, say: what is computed, times the share that is left
+                share = math.gcd(expected[k], values[k])
+                times = graph.call_function(operator.mul, (written[k], expected[k] // share))
+                written[k] = graph.call_function(operator.floordiv, (times, values[k] // share))
+            else:
+                written[k] = expected[k]
     write(written)
+
+
+def _items(graph: fx.Graph, sizes: fx.Node, count: int) -> list[Any]:
+    return [graph.call_function(operator.getitem, (sizes, k)) for k in range(count)]
 
 
 @literal("view", "reshape", torch.reshape)

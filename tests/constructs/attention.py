@@ -250,13 +250,3 @@ class LinearAttention(nn.Module):
         q, k = F.elu(self.a(x)) + 1, F.elu(self.k(x)) + 1
         total = q @ k.sum(1).unsqueeze(-1)
         return self.b(q @ (k.mT @ self.v(x)) / total)
-
-
-@network("gated recurrent unit", "sound", tokens(), axis="cell.weight_hh_l0:0")
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.cell, self.b, self.c = nn.Linear(4, 6), nn.GRU(6, 6, batch_first=True), nn.Linear(6, 5), nn.Linear(5, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c(self.b(self.cell(torch.sigmoid(self.a(x)))[0]))

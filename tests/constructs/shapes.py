@@ -30,6 +30,12 @@ maps("pooled and interpolated", lambda y: F.interpolate(F.max_pool2d(y, 2), size
 maps("adaptive pool and broadcast", lambda y: y + F.adaptive_max_pool2d(y, 1), "exact")
 maps("local response norm", lambda y: F.local_response_norm(y, 3), "pinned", "local_response_norm")
 maps("space to depth by slices", lambda y: torch.cat([y[..., ::2, ::2], y[..., 1::2, 1::2]], 1), "exact", out=16)
+maps("divided by the number of elements", lambda y: y / y.numel(), "exact")
+maps("times batch and channels", lambda y: y * (y.shape[0] * y.shape[1]), "exact")
+maps("times the sum of batch and channels", lambda y: y * (y.size(0) + y.size(1)), "exact")
+maps("divided by what is merged", lambda y: y / y.flatten(0, 1).shape[0], "exact")
+maps("view by a computed tuple", lambda y: y.view(y.size()[:1] + (8 * 6,) + y.size()[3:]).view(y.shape), "exact")  # noqa: RUF005
+maps("view by a tuple with the batch in it", lambda y: y.view((y.size(0) * 8, *y.size()[2:])).cos().view(y.shape), "exact")
 rows("mT twice", lambda y: y.mT.cos().mT, "exact")
 rows("transpose", lambda y: y.transpose(1, 2).sigmoid().transpose(-1, -2), "exact")
 rows("heads split and joined", lambda y: y.unflatten(-1, (2, 4)).transpose(1, 2).transpose(1, 2).flatten(2), "exact")

@@ -146,11 +146,44 @@ def test_a_size_that_the_model_has_settled_is_asserted() -> None:
     assert gm(torch.randn(3, 3, 16, 16)).shape == (3, 2)
     with pytest.raises(AssertionError, match="size 16 in dimension 3"):
         gm(torch.randn(2, 3, 16, 20))
-    with pytest.raises(AssertionError, match="at least size 2 in dimension 0"):
-        gm(torch.randn(1, 3, 16, 16))
+    assert gm(torch.randn(1, 3, 16, 16)).shape == (1, 2)
     one = stp_fx.trace(network(Branching), X[:1], frontend="export")
     with pytest.raises(AssertionError, match="size 1 in dimension 0"):
         one(X)
+
+
+class AloneOtherwise(Branching):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.shape[0] > 1 else x.flip(0) * 3)
+
+
+def test_a_batch_of_one_is_taken_where_it_is_computed_alike() -> None:
+    for kind in (Net, Several):
+        model = network(kind)
+        gm = stp_fx.trace(model, X, frontend="export")
+        for mode in (False, True):
+            found, expected = gm.train(mode)(X[:1]), model.train(mode)(X[:1])
+            assert found is not expected
+            if not mode:
+                assert all(torch.equal(a, b) for a, b in zip(*map(pytree.tree_leaves, (found, expected)), strict=True))
+    other = stp_fx.trace(network(AloneOtherwise), X, frontend="export")
+    with pytest.raises(AssertionError, match="at least size 2 in dimension 0"):
+        other(X[:1])
+
+
+class Chooses(Branching):
+    """Calls whose ATen form sorts its arguments in another way than the method of the same name."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        flags = y > 0
+        return self.head(torch.where(flags, y, y.exp() - 1).mean((2, 3))) + torch.where(flags, flags, ~flags).sum()
+
+
+def test_arguments_keep_their_order() -> None:
+    model = network(Chooses)
+    gm = stp_fx.trace(model, X, frontend="export")
+    assert torch.equal(gm(X), model(X))
 
 
 class OverTheBatch(Branching):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 import torchvision
 from torch import nn
 
@@ -352,3 +354,37 @@ def test_verify_names_the_node_that_does_not_run() -> None:
     gm.set_submodule("1", nn.Linear(5, 3))
     with pytest.raises(VerificationError, match="_1"):
         verify(gm)
+
+
+class Named(dict[str, torch.Tensor]):
+    """Stands for the outputs of Hugging Face, which register themselves with pytree in the same way."""
+
+
+pytree.register_pytree_node(Named, lambda v: (list(v.values()), list(v)), lambda values, keys: Named(zip(keys, values)))
+
+
+class Classes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("positions", torch.arange(32.0).view(1, 32))
+
+    def forward(self, x: torch.Tensor) -> Named:
+        y = self.a(x) * self.positions[:, : x.shape[1]].unsqueeze(-1)
+        return Named(logits=self.b(y.relu()), positions=self.positions[:, : x.shape[1]])
+
+
+def test_outputs_keep_their_class_and_graphs_pickle() -> None:
+    model = Classes()
+    x = torch.randn(2, 5, 4)
+    gm = stp_fx.trace(model, x)
+    assert list(dict(model.named_modules())) == ["", "a", "b"]
+    pruned = stp_fx.prune_graph(gm, ratio=0.5)
+    for graph in (gm, pruned, pickle.loads(pickle.dumps(pruned)), copy.deepcopy(pruned)):
+        for length in (5, 9):
+            found = graph(torch.ones(3, length, 4))
+            assert type(found) is Named
+            assert list(found) == ["logits", "positions"]
+            assert found["logits"].shape == (3, length, 3)
+            assert found["positions"].shape == (1, length)
+    assert torch.equal(gm(x)["logits"], model(x)["logits"])

@@ -1,0 +1,85 @@
+"""A batch of one: ``torch.export`` takes for granted that free sizes are at least 2. Here the graph for 1 is held against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.shapes import meta_like, meta_twin
+
+__all__ = ["batch_of_one", "same_for"]
+
+
+def batch_of_one(arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments with the first row of each tensor; ``None`` if the tensors do not share a leading size above 1."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    if any(value.dim() == 0 for value in tensors.values()) or len({value.shape[0] for value in tensors.values()}) != 1:
+        return None
+    if next(iter(tensors.values())).shape[0] < 2:
+        return None
+    return {name: value[:1] if name in tensors else value for name, value in arguments.items()}
+
+
+def same_for(arguments: dict[str, Any], first: fx.GraphModule, second: fx.GraphModule) -> bool:
+    """Whether two graphs make the same calls on these arguments: operators, numbers and the shapes of what they give."""
+    try:
+        one, other = (_calls(gm, arguments) for gm in (first, second))
+    except Exception:  # either of them does not run with these shapes, for whatever reason an operator has
+        return False
+    return one == other
+
+
+def _calls(gm: fx.GraphModule, arguments: dict[str, Any]) -> list[Any]:
+    recorder = _Recorder(meta_twin(gm), graph=gm.graph)
+    recorder.extra_traceback = False
+    inputs = [arguments[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder"]
+    with torch.no_grad(), MetaRun():
+        recorder.run(*(meta_like(value) for value in inputs))
+    return recorder.calls
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: torch.nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.calls: list[Any] = []
+        self.order: dict[fx.Node, int] = {}
+        self.count = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is torch._assert:
+            return None
+        result = super().run_node(n)
+        source = n.args[0] if n.args else None
+        if n.target == "expand" and isinstance(source, fx.Node) and result.shape == self.env[source].shape:
+            self.order[n] = self.order[source]  # what is left out where it changes nothing
+        elif _is_of_tensors(result):
+            self.order[n] = self.count = self.count + 1
+            if n.op in ("call_function", "call_method", "call_module"):
+                written = map_arg((n.args, dict(n.kwargs)), self._shown)
+                self.calls.append((n.op, str(n.target), _plain(written), _plain(_shape(result))))
+        return result
+
+    def _shown(self, node: fx.Node) -> Any:
+        """A tensor by its place in the graph, a number by its value."""
+        return ("value", self.order[node]) if node in self.order else self.env[node]
+
+
+def _is_of_tensors(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or (
+        isinstance(value, (list, tuple)) and any(isinstance(each, torch.Tensor) for each in value)
+    )
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    return tuple(map(_shape, value)) if isinstance(value, (list, tuple)) else ()
+
+
+def _plain(value: Any) -> str:
+    """Lists and tuples are written alike."""
+    return repr(list(map(_plain, value))) if isinstance(value, (list, tuple)) else repr(value)
