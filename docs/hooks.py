@@ -25,6 +25,16 @@ _log = logging.getLogger("mkdocs.hooks.reference")
 _LINK = re.compile(r"(?<=\]\()(?!\w+://|#)([^)\s]+)(?=\))")
 
 
+def on_config(config: Any) -> Any:
+    """mkdocs has read its configuration: fills in the section of measured results, under their own headings."""
+    results = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    titles = {path.name: path.read_text().partition("\n")[0].lstrip("# ") for path in results}
+    for section in config.nav:
+        if "Measured" in section:
+            section["Measured"] = [{title: f"results/{name}"} for name, title in titles.items()]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """mkdocs asks for the list of files: adds ours."""
     for source, target in PAGES.items():

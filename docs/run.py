@@ -1,8 +1,9 @@
 """Runs what the documentation says: the Python of a page, or the commands of all pages.
 
-    python docs/run.py python README.md       # its blocks in one namespace; what they print is held against the page
-    python docs/run.py update README.md       # writes what they print into the page; read the diff before committing it
-    python docs/run.py commands [PAGE ...]    # every command, long ones in the short form that the page gives
+python docs/run.py python README.md       # its blocks in one namespace; what they print is held against the page
+python docs/run.py update README.md       # writes what they print into the page; read the diff before committing it
+python docs/run.py commands [PAGE ...]    # every command, long ones in the short form that the page gives
+python docs/run.py check [PAGE ...]       # nothing runs; that every block and annotation can be read
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from pages import ROOT, Block, Page, PageError, all_pages, matches, read
@@ -27,7 +29,7 @@ SECONDS = 300
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 if everything ran and printed what the pages say."""
-    if not arguments or arguments[0] not in ("python", "update", "commands"):
+    if not arguments or arguments[0] not in ("python", "update", "commands", "check"):
         print(__doc__, file=sys.stderr)
         return 2
     what, *names = arguments
@@ -36,7 +38,7 @@ def main(arguments: list[str]) -> int:
         pages = [read(path) for path in paths]
         if what == "commands":
             return run_commands(pages)
-        for page in pages:
+        for page in pages if what != "check" else ():
             run_python(page, update=what == "update")
     except PageError as error:
         print(error, file=sys.stderr)
@@ -52,9 +54,8 @@ def run_python(page: Page, update: bool = False) -> None:
     """
     warnings.simplefilter("error")
     module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module  # pickles and dataclasses look classes up there
     printed, outputs = "", []
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _as_main(module):
         for block in page.blocks:
             if block.kind == "python":
                 printed = _run_block(page, block, module.__dict__)
@@ -82,6 +83,17 @@ def run_commands(pages: list[Page]) -> int:
                 print(f"elsewhere  {page.name}: {command} (run by {file})", flush=True)
     print(f"{len(done)} commands run, {failed} failed")
     return int(failed > 0)
+
+
+@contextlib.contextmanager
+def _as_main(module: types.ModuleType) -> Iterator[None]:
+    """A page is a program of its own: pickles and dataclasses look its classes up in ``__main__``."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = module
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
 
 
 def _run_block(page: Page, block: Block, namespace: dict[str, object]) -> str:
