@@ -20,6 +20,7 @@ from stp_fx.analysis.groups import Group
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_state, state_of, trace
+from stp_fx.ir.state import needs_whole_tensors
 from stp_fx.passes import MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
 from stp_fx.passes.bias import restore_biases
 from stp_fx.passes.collect import collectors_for
@@ -116,6 +117,7 @@ class PATPassManager:
         self.model = gm if example_inputs is None else trace(gm, example_inputs)
         if not has_state(self.model):
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
+        needs_whole_tensors(self.model)
         self.criterion = resolve(criterion)
         self.epochs = _epochs(steps, start_epoch, end_epoch, epoch_rate)
         shares = schedules.resolve(schedule)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
+import stp_fx
 from stp_fx.analysis.groups import Product
 from stp_fx.errors import InputError
 from stp_fx.selection import carriers
@@ -84,3 +87,14 @@ def test_the_same_answer_every_time_and_unknown_options(make_groups):
     assert len({tuple(sorted(carriers(groups, products).items())) for _ in range(5)}) == 1
     with pytest.raises(InputError, match="unknown products option 'heads'; known: auto, outer, inner, both, none"):
         carriers(groups, products, "heads")
+
+
+def test_a_factor_that_is_a_product_itself_is_taken_apart():
+    """8 channels in groups of one, doubled twice: the 8 carry all of it, and half of them go."""
+    convs = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1, groups=8), nn.Conv2d(16, 32, 1, groups=16), nn.Conv2d(32, 3, 1)]
+    gm = stp_fx.trace(nn.Sequential(*convs), torch.randn(1, 3, 4, 4))
+    graph = stp_fx.analyze(gm)
+    assert sorted(p.sizes for p in graph.products) == [(8, 2), (8, 2, 2)]
+    assert all(len(factor) == 1 for p in graph.products for factor in p.factors)
+    widths = [module.out_channels for module in stp_fx.prune_graph(gm, ratio=0.5).children()]
+    assert widths == [4, 8, 16, 3]
