@@ -57,12 +57,12 @@ class PATPassManager:
 
     The model object and its parameters stay the same objects throughout; optimizers given here have their state cut with
     the parameters. Steps before the last mask by default (the structure, the optimizer's state and the learning-rate
-    schedule stay as they are), the last one removes.
+    schedule stay as they are), the last one removes. ``criterion``, ``ratio``, ``target``, ``scope``, ``ignore``, ``ratios``,
+    ``round_to``, ``max_ratio``, ``products`` and ``loss`` are those of :func:`stp_fx.prune_graph`; ``ratio`` is what is gone
+    after the last step, of the model as given.
 
     Args:
         gm: what :func:`stp_fx.trace` returned; it is changed in place (trace a copy to keep the original).
-        criterion, ratio, target, scope, ignore, ratios, round_to, max_ratio, products, loss: as in
-            :func:`stp_fx.prune_graph`; ``ratio`` is what is gone after the last step, of the model as given.
         steps: pruning steps; at most 1 is one-shot.
         start_epoch: the epoch of the first step; regularization goes on before it (sparse pre-training).
         end_epoch: the epoch of the last step; by default ``start_epoch + (steps - 1) * epoch_rate``.
