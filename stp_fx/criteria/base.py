@@ -175,13 +175,14 @@ def score_groups(groups: Sequence[Group], criterion: Criterion, context: ScoreCo
     for group in groups:
         for member in group.members:
             dims.setdefault(member.axis.tensor, set()).add(member.axis.dim)
-        _check_weights(group, context)
+        _check_weights(group, context, holding=getattr(criterion, "reads_weights", True))
     in_use = {name: tuple(sorted(found)) for name, found in dims.items()}
     context = dataclasses.replace(context, dims=in_use, groups=tuple(groups))
     return [_checked(criterion(group, context), group, criterion, context) for group in groups]
 
 
-def _check_weights(group: Group, context: ScoreContext) -> None:
+def _check_weights(group: Group, context: ScoreContext, *, holding: bool) -> None:
+    """``holding``: the criterion needs their numbers."""
     for member in group.members:
         axis = member.axis
         if axis.role not in ("weight", "scale"):
@@ -192,9 +193,10 @@ def _check_weights(group: Group, context: ScoreContext) -> None:
                 f"{axis.tensor!r} (group {group.name!r}) has dtype {tensor.dtype}; only floating-point "
                 "weights can be scored: prune before quantizing, or put it in `ignore`"
             )
-        if tensor.is_meta:
+        if holding and tensor.is_meta:
             raise CriterionError(
-                f"{axis.tensor!r} (group {group.name!r}) is on the meta device and holds no numbers; load the weights first"
+                f"{axis.tensor!r} (group {group.name!r}) is on the meta device and holds no numbers; load the weights first, "
+                "or score without them (criterion 'random')"
             )
 
 

@@ -30,6 +30,8 @@ class Random:
     reduction: str = "mean"
     normalizer: str = "none"
     needs: ClassVar[tuple[str, ...]] = ()
+    reads_weights: ClassVar[bool] = False
+    """So that models on the meta device can be planned."""
 
     def __post_init__(self) -> None:
         if self.seed is not None:
