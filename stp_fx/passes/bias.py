@@ -80,7 +80,9 @@ def restore_biases(gm: fx.GraphModule, names: Iterable[str]) -> None:
         owner = name.removesuffix(".bias")
         module = None if owner == name else next((m for n, m in gm.named_modules() if n == owner), None)
         if module is not None and isinstance(getattr(module, "weight", None), torch.Tensor):
-            outputs = next(c for c in consumers.values() if c.module is module)
+            outputs = next((c for c in consumers.values() if c.module is module), None)
+            if outputs is None or getattr(module, "bias", None) is not None:
+                raise InputError(f"{name!r} was added to another graph: this one has no place for it")
             weight = outputs.current(gm)
             _add_parameter(gm, name, torch.zeros(outputs.matrix(weight).shape[:2].numel()), weight)
         elif use is not None:
