@@ -97,6 +97,10 @@ def _add_after(gm: fx.GraphModule, use: Consumer, shift: torch.Tensor) -> None:
     """A bias of its own behind a call that has no place for one."""
     node = _node(gm, use.node)
     name = f"{use.node}_bias"
+    if name in state_of(gm).added:  # from an earlier run
+        parameter = gm.get_parameter(name)
+        parameter.add_(shift.to(parameter).reshape(parameter.shape))
+        return
     rank = 0 if use.channel == -1 else len(use.site.shape) - 1 - use.channel
     _add_parameter(gm, name, shift.reshape(-1, *[1] * rank), use.current(gm))
     with gm.graph.inserting_after(node):
