@@ -18,7 +18,7 @@ from stp_fx.errors import FileError, InputError
 __all__ = ["path_of", "read_file", "write_file"]
 
 _TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How zip archives and pickles begin."""
+"""How zip archives and pickles begin; so do the lengths of some safetensors headers."""
 
 
 def path_of(path: Any) -> str:
@@ -76,13 +76,15 @@ def read_file(path: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         raise FileError(f"{path!r} cannot be read: {error}") from error
     if len(begin) < 8:
         raise FileError(f"{path!r} cannot be read: it is {'empty' if not begin else 'cut off'}")
-    if begin.startswith(_TORCH_SAVE):
-        raise FileError(f"{path!r} looks like a file of torch.save (zip or pickle), which could run code: not opened")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except Exception as error:  # whatever the parser says
+        if begin.startswith(_TORCH_SAVE):
+            raise FileError(
+                f"{path!r} looks like a file of torch.save (zip or pickle), which can run code: not opened"
+            ) from error
         raise FileError(f"{path!r} is no safetensors file, or damaged: {error}") from error
     return metadata, tensors
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from stp_fx.errors import FileError, InputError, StpFxError
+from stp_fx.errors import FileError, InputError, PlanError, StpFxError
 from stp_fx.io.contents import Contents, decode, is_whole
 from stp_fx.io.files import path_of, read_file
 from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
@@ -68,10 +68,10 @@ def _rebuilt(contents: Contents, model: nn.Module) -> fx.GraphModule:
         graph = copied(graph) if contents.added else graph
         restore_biases(graph, contents.added)
         original = {(name, dim): size for name, sizes in contents.original.items() for dim, size in enumerate(sizes)}
-        result = RemoveChannels(PrunePlan.from_json(contents.plan, original))(graph).graph_module
+        result = RemoveChannels(_plan(contents.plan, original))(graph).graph_module
         if contents.masked is not None:
             left = {(n, dim): size for n, s in stored_tensors(result).items() for dim, size in enumerate(s.tensor.shape)}
-            result = MaskChannels(PrunePlan.from_json(contents.masked, left))(result).graph_module
+            result = MaskChannels(_plan(contents.masked, left))(result).graph_module
     except StpFxError:
         raise
     except Exception as error:  # absurd sizes and the like, deep inside of torch
@@ -79,11 +79,20 @@ def _rebuilt(contents: Contents, model: nn.Module) -> fx.GraphModule:
     return result
 
 
+def _plan(text: str, axes: Mapping[tuple[str, int], int]) -> PrunePlan:
+    try:
+        return PrunePlan.from_json(text, axes)
+    except PlanError as error:
+        raise FileError(f"damaged: its plan cannot be read: {error}") from error
+
+
 def _graph_of(contents: Contents, model: nn.Module) -> fx.GraphModule:
     if has_state(model):
         return model  # type: ignore[return-value]
     if contents.call is None:
         raise InputError("the file does not say how the network was captured: give stp_fx.trace(model, example_inputs)")
+    for name, each in stored_tensors(model).items():  # another network may not even run on the recorded example
+        _check_sizes(name, contents.original.get(name), each)
     return retrace(model, contents.call)
 
 
@@ -98,9 +107,7 @@ def _check_same(contents: Contents, ours: Mapping[str, Stored], graph: fx.GraphM
     for name, sizes in contents.original.items():
         if name not in ours:
             raise FileError(f"of another network: this one has no tensor {name!r}{hint}")
-        actual = tuple(ours[name].tensor.shape)
-        if actual != sizes:
-            raise FileError(f"of another network: {name!r} had the sizes {list(sizes)} and has {list(actual)} here{hint}")
+        _check_sizes(name, sizes, ours[name], hint)
     for name, each in ours.items():
         if name not in contents.original:
             raise FileError(f"of another network: that one had no tensor {name!r}{hint}")
@@ -111,6 +118,12 @@ def _check_same(contents: Contents, ours: Mapping[str, Stored], graph: fx.GraphM
     lost = next((name for name in contents.ties.values() if name not in ours and name not in contents.added), None)
     if lost is not None:
         raise FileError(f"damaged: a tensor is tied to {lost!r}, which there is not")
+
+
+def _check_sizes(name: str, sizes: tuple[int, ...] | None, ours: Stored, hint: str = "") -> None:
+    actual = tuple(ours.tensor.shape)
+    if sizes is not None and actual != sizes:
+        raise FileError(f"of another network: {name!r} had the sizes {list(sizes)} and has {list(actual)} here{hint}")
 
 
 def _fill(result: fx.GraphModule, contents: Contents, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -146,7 +159,7 @@ def _fill(result: fx.GraphModule, contents: Contents, tensors: Mapping[str, torc
 def _value(name: str, stored: torch.Tensor, pairs: bool) -> torch.Tensor:
     if not pairs:
         return stored
-    if stored.dtype not in (torch.float16, torch.float32, torch.float64) or stored.dim() == 0 or stored.shape[-1] != 2:
+    if stored.dtype not in (torch.float32, torch.float64) or stored.dim() == 0 or stored.shape[-1] != 2:
         raise FileError(f"damaged: {name!r} is no tensor of pairs of real numbers")
     return torch.view_as_complex(stored.contiguous())
 

@@ -13,6 +13,7 @@ from stp_fx.io.contents import Contents, encode
 from stp_fx.io.files import path_of, write_file
 from stp_fx.io.tensors import Stored, order_of, stored_tensors
 from stp_fx.ir import GraphState, has_state, state_of
+from stp_fx.selection import PrunePlan
 
 __all__ = ["save"]
 
@@ -55,7 +56,7 @@ def save(pruned: fx.GraphModule, path: Any) -> None:
 def _contents(gm: fx.GraphModule, state: GraphState, stored: Mapping[str, Stored]) -> Contents:
     orders = {name: order_of(each.tensor) for name, each in stored.items()}
     return Contents(
-        plan='{"stp_fx_plan":1,"cuts":[]}' if state.plan is None else state.plan.to_json(),
+        plan=(PrunePlan({}, {}) if state.plan is None else state.plan).to_json(),
         masked=None if state.masked is None else state.masked.to_json(),
         original={name: _original_size(each, state) for name, each in stored.items() if name not in state.added},
         ties={other: name for name, each in stored.items() for other in each.names[1:]},
@@ -76,16 +77,17 @@ def _original_size(stored: Stored, state: GraphState) -> tuple[int, ...]:
         FileError: its size is not what the plan left.
     """
     sizes = [int(size) for size in stored.tensor.shape]
+    plan = PrunePlan({}, {}) if state.plan is None else state.plan
     for dim in range(len(sizes)):
-        key = next(((n, dim) for n in stored.names if state.plan is not None and (n, dim) in state.plan.kept), None)
+        key = next(((name, dim) for name in stored.names if (name, dim) in plan.kept), None)
         if key is not None:
-            left = len(state.plan.kept[key])
+            left = len(plan.kept[key])
             if left != sizes[dim]:
                 raise FileError(
                     f"{key[0]!r} dim {dim} has {sizes[dim]} positions and the plan left {left}: the network was changed since; "
                     "trace it anew, and save that"
                 )
-            sizes[dim] = state.plan.sizes[key]
+            sizes[dim] = plan.sizes[key]
     return tuple(sizes)
 
 
@@ -99,6 +101,8 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if type(value) is not torch.Tensor or value.layout != torch.strided or value.is_quantized or value.is_meta:
         what = "has no values (it is on the meta device)" if value.is_meta else f"is a {type(value).__name__} of {value.layout}"
         raise FileError(f"{name!r} {what}: only dense tensors with values can be saved")
+    if value.dtype is torch.complex32:
+        raise FileError(f"{name!r} is of complex32, which torch itself hardly supports: convert it to complex64")
     if value.is_complex():
         value = torch.view_as_real(value.resolve_conj())
     value = value.resolve_neg().cpu().contiguous()
