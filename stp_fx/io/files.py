@@ -56,7 +56,7 @@ def write_file(path: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping
     except Exception as error:
         raise FileError(f"{path!r} cannot be written: {error}") from error
     finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):  # it has been renamed, or never was
             os.remove(partial)
 
 
@@ -90,8 +90,10 @@ def read_file(path: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 def _sync_folder(folder: str) -> None:
-    """The new name itself is on disk; only POSIX systems open folders."""
-    if os.name == "posix":
+    """The new name itself is on disk, where the system can do that; the file is in its place already."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
