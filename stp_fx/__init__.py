@@ -21,6 +21,7 @@ from stp_fx.api import (
     trace,
 )
 from stp_fx.errors import StpFxError
+from stp_fx.io import load, save
 from stp_fx.selection import PrunePlan
 from stp_fx.submodule import prune_submodule
 from stp_fx.training import PATPassManager, regularizers, schedules
@@ -42,12 +43,14 @@ __all__ = [
     "criteria",
     "errors",
     "estimate_keep_ratio",
+    "load",
     "passes",
     "plan_of",
     "prune_graph",
     "prune_submodule",
     "regularizers",
     "report_of",
+    "save",
     "schedules",
     "sensitivity",
     "sweep",

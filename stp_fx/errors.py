@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CriterionError",
+    "FileError",
     "InputError",
     "NothingToPruneError",
     "PassError",
@@ -25,6 +26,10 @@ class InputError(StpFxError, ValueError):
 
 class TraceError(StpFxError):
     """A module could not be captured as a graph."""
+
+
+class FileError(StpFxError, ValueError):
+    """A file cannot be written, or is no file of :func:`stp_fx.save`, damaged, newer, or of another model."""
 
 
 class NothingToPruneError(StpFxError):

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from stp_fx.errors import InputError
+from stp_fx.ir.call import Call
 
 __all__ = ["GraphState", "attach_state", "example_of", "has_state", "needs_whole_tensors", "state_of"]
 
@@ -25,9 +26,9 @@ class GraphState:
     ``inputs`` holds one value per placeholder, in graph order: tensors on the meta device with the recorded example's
     shape and dtype, other values (numbers, strings, ``None``) as they were. ``plan`` is what has been removed since the
     capture, ``masked`` the plan of what is masked now, ``report`` tells of the last run that did either, ``added`` names
-    the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it.
-    ``cache`` holds analyses; it
-    never travels with a copy, since a copy may be changed.
+    the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it,
+    ``call`` how, for another process to do the same. ``cache`` holds analyses; it never travels with a copy, since a copy
+    may be changed.
     """
 
     inputs: tuple[Any, ...]
@@ -38,6 +39,7 @@ class GraphState:
     report: Any = None
     dtype: torch.dtype | None = None
     frontend: str = "fx"
+    call: Call | None = None
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> GraphState:

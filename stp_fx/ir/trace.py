@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
+from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.shapes import meta_like, meta_twin
@@ -22,7 +23,7 @@ from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
 from stp_fx.ir.train_eval import mode_calls, switch_modes
 from stp_fx.ir.verify import verify
 
-__all__ = ["trace"]
+__all__ = ["retrace", "trace"]
 
 _log = logging.getLogger(__name__)
 _OWN_BATCH = "the model was traced with the example's own batch size, which it may depend on"
@@ -59,7 +60,42 @@ def trace(
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    arguments = _bind(model, example_inputs, kwargs or {})
+    gm = _first_capture(model, _bind(model, example_inputs, kwargs or {}), frontend)
+    state_of(gm).call = call_of(model, example_inputs, kwargs or {}, state_of(gm).frontend)
+    return gm
+
+
+def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
+    """Captures ``model`` as another of the same architecture was captured; its modes are put back afterwards.
+
+    Raises:
+        InputError: the example could not be recorded, or does not fit ``model``.
+        TraceError: the model cannot be captured.
+    """
+    if call.args is None or call.kwargs is None:
+        raise InputError("the example could not be recorded: give stp_fx.trace(model, example_inputs) in place of the model")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in call.other:
+        if name not in modules:
+            raise InputError(f"{type(model).__name__} has no module {name!r}, whose mode was recorded")
+    # torch.export wants tensors beside the parameters; it reads shapes and dtypes only
+    place = next((p.device for p in model.parameters()), torch.device("cpu")) if call.frontend == "export" else "meta"
+    args, kwargs = (restored(data, torch.device(place)) for data in (call.args, call.kwargs))
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise InputError("a recorded call is a tuple of arguments and a dict of named ones")
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = call.training
+        for name in call.other:
+            modules[name].training = not call.training
+        return trace(model, args, kwargs=kwargs, frontend=call.frontend)
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _first_capture(model: nn.Module, arguments: dict[str, Any], frontend: str) -> fx.GraphModule:
     said: list[str] = []
     cause: TraceError | None = None
     bound: fx.GraphModule | None = None

@@ -80,7 +80,9 @@ def restore_biases(gm: fx.GraphModule, names: Iterable[str]) -> None:
         owner = name.removesuffix(".bias")
         module = None if owner == name else next((m for n, m in gm.named_modules() if n == owner), None)
         if module is not None and isinstance(getattr(module, "weight", None), torch.Tensor):
-            outputs = next(c for c in consumers.values() if c.module is module)
+            outputs = next((c for c in consumers.values() if c.module is module), None)
+            if outputs is None or getattr(module, "bias", None) is not None:
+                raise InputError(f"{name!r} was added to another graph: this one has no place for it")
             weight = outputs.current(gm)
             _add_parameter(gm, name, torch.zeros(outputs.matrix(weight).shape[:2].numel()), weight)
         elif use is not None:
@@ -95,6 +97,10 @@ def _add_after(gm: fx.GraphModule, use: Consumer, shift: torch.Tensor) -> None:
     """A bias of its own behind a call that has no place for one."""
     node = _node(gm, use.node)
     name = f"{use.node}_bias"
+    if name in state_of(gm).added:  # from an earlier run
+        parameter = gm.get_parameter(name)
+        parameter.add_(shift.to(parameter).reshape(parameter.shape))
+        return
     rank = 0 if use.channel == -1 else len(use.site.shape) - 1 - use.channel
     _add_parameter(gm, name, shift.reshape(-1, *[1] * rank), use.current(gm))
     with gm.graph.inserting_after(node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
@@ -43,7 +44,8 @@ class RemoveChannels(GraphPass):
             refit(result, graph, alive)
             drop_masks(result, idle=True)
         before, state = state_of(gm).plan, state_of(result)
-        state.plan = plan if before is None else before.then(plan)
+        own = _of_original(plan, state.added)
+        state.plan = own if before is None else before.then(own)
         masked = None if state.masked is None else state.masked.after(plan)
         state.masked = None if masked is None or masked.is_empty else masked
         log_run(gm, result, plan, "Prune")
@@ -55,3 +57,9 @@ class RemoveChannels(GraphPass):
             tensor = tensors.get(name)
             if tensor is not None and tensor.shape[dim] != len(kept):
                 raise RewriteError(f"'{name}' dim {dim} has {tensor.shape[dim]} positions left, the plan keeps {len(kept)}")
+
+
+def _of_original(plan: PrunePlan, added: Collection[str]) -> PrunePlan:
+    """What a plan says of tensors that the graph had when it was captured, so that it fits the original network."""
+    kept = {key: indices for key, indices in plan.kept.items() if key[0] not in added}
+    return PrunePlan(kept, {key: plan.sizes[key] for key in kept})

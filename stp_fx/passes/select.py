@@ -183,6 +183,6 @@ def _keep_a_position_everywhere(
             continue
         seen.add(id(ids))
         units = unit_of[graph.solution.label[ids]]
-        if (units >= 0).all() and removed[units].all():
+        if len(units) and (units >= 0).all() and removed[units].all():
             removed[units[np.argmax(score[units])]] = False
     return removed

@@ -105,9 +105,13 @@ class PrunePlan:
         return encode_plan(self.kept, self.sizes)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> PrunePlan:
-        """Read what :meth:`to_json` wrote. Raises :class:`PlanError`, naming the entry, for anything else."""
-        return cls(*decode_plan(text))
+    def from_json(cls, text: str | bytes, axes: Mapping[AxisKey, int] | None = None) -> PrunePlan:
+        """Read what :meth:`to_json` wrote. Raises :class:`PlanError`, naming the entry, for anything else.
+
+        ``axes``: all the axes that the plan may speak of, with their sizes; a text from elsewhere is then refused before
+        it can ask for memory.
+        """
+        return cls(*decode_plan(text, axes))
 
     def summary(self) -> str:
         """One line a shortened axis, ``name:dim kept/size``, under a line of totals."""

@@ -45,8 +45,12 @@ def _runs(indices: np.ndarray) -> list[Any]:
     return items
 
 
-def decode_plan(text: str | bytes) -> tuple[dict[AxisKey, np.ndarray], dict[AxisKey, int]]:
-    """``kept`` and ``sizes`` of a plan. Raises :class:`PlanError` for what :func:`encode_plan` cannot have written."""
+def decode_plan(
+    text: str | bytes, axes: Mapping[AxisKey, int] | None = None
+) -> tuple[dict[AxisKey, np.ndarray], dict[AxisKey, int]]:
+    """``kept`` and ``sizes`` of a plan; of other ``axes`` than the given ones, or other sizes, it must not speak.
+
+    Raises :class:`PlanError` for what :func:`encode_plan` cannot have written."""
     document = _parse(text)
     if not isinstance(document, dict) or _KEY not in document:
         raise PlanError(f'not a plan: a JSON object with "{_KEY}" is expected, got {_short(document)}')
@@ -62,8 +66,8 @@ def decode_plan(text: str | bytes) -> tuple[dict[AxisKey, np.ndarray], dict[Axis
     kept: dict[AxisKey, np.ndarray] = {}
     sizes: dict[AxisKey, int] = {}
     for place, cut in enumerate(document["cuts"]):
-        size, indices, axes = _cut(f"cuts[{place}]", cut)
-        for axis in axes:
+        size, indices, cut_axes = _cut(f"cuts[{place}]", cut, axes)
+        for axis in cut_axes:
             if axis in kept:
                 raise PlanError(f"cuts[{place}]: axis {axis[0]}:{axis[1]} is listed twice")
             kept[axis], sizes[axis] = indices, size
@@ -91,7 +95,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _cut(where: str, cut: Any) -> tuple[int, np.ndarray, list[AxisKey]]:
+def _cut(where: str, cut: Any, known: Mapping[AxisKey, int] | None) -> tuple[int, np.ndarray, list[AxisKey]]:
     if not isinstance(cut, dict):
         raise PlanError(f"{where}: an object is expected; got {_short(cut)}")
     _check_fields(where, cut, {"size", "kept", "axes"})
@@ -100,6 +104,10 @@ def _cut(where: str, cut: Any) -> tuple[int, np.ndarray, list[AxisKey]]:
     size = cut["size"]
     if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
         raise PlanError(f"{where}: size is an integer in 1..{_LARGEST_SIZE}; got {_short(size)}")
+    for axis in axes if known is not None else ():  # before anything of that size is made
+        if known.get(axis) != size:  # type: ignore[union-attr]
+            found = "no such axis" if axis not in known else f"one of {known[axis]}"  # type: ignore[operator,index]
+            raise PlanError(f"{where}: the plan is for an axis '{axis[0]}' dim {axis[1]} of {size}; there is {found}")
     if not isinstance(cut["kept"], list) or not cut["kept"]:
         raise PlanError(f"{where}: kept is a list of at least one index or [first, last] run; got {_short(cut['kept'])}")
     return size, _indices(where, cut["kept"], size), axes

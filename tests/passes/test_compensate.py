@@ -297,6 +297,32 @@ def test_through_prune_graph() -> None:
     assert losses["least_squares"] < losses[None]
 
 
+class Bare(nn.Module):
+    """Linear all through, and its calls have no place for a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Conv2d(3, 8, 3, bias=False), nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.last = nn.Conv2d(8, 4, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(F.conv2d(self.first(x), self.weight))
+
+
+def test_a_second_compensation_adds_to_the_bias_that_the_first_one_made() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8, dtype=torch.float64) + 1
+    model = Bare().double().eval()
+    gm = stp_fx.trace(model, x)
+    once = stp_fx.prune_graph(gm, "random", 0.25, calibration=[x], compensation="mean")
+    twice = stp_fx.prune_graph(once, "random", 0.5, calibration=[x], compensation="mean")
+    assert {name for name, _ in twice.named_parameters()} == {*dict(model.named_parameters()), "last.bias", "conv2d_bias"}
+    torch.testing.assert_close(twice(x).mean((0, 2, 3)), model(x).mean((0, 2, 3)))
+    # the plan speaks of the network that it was made for
+    plan = stp_fx.plan_of(twice)
+    assert stp_fx.plan_of(stp_fx.apply_plan(gm, plan)) == plan
+
+
 def test_errors() -> None:
     setting = Setting("lines")
     with pytest.raises(InputError, match="unknown compensation 'median'"):

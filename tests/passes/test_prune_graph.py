@@ -335,3 +335,18 @@ def test_the_result_can_be_copied_pickled_and_pruned_again(gm: fx.GraphModule) -
         assert torch.equal(twin(x), pruned(x))
         assert stp_fx.plan_of(twin) == stp_fx.plan_of(pruned)
         assert stp_fx.prune_graph(twin, ratio=0.5).get_parameter("inner.weight").shape[:2] == (3, 2)
+
+
+class Nothing(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("nothing", torch.zeros(0, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.nothing.sum(0)
+
+
+def test_an_axis_without_positions_is_no_obstacle() -> None:
+    pruned = stp_fx.prune_graph(Nothing().eval(), example_inputs=torch.randn(2, 3, 6, 6))
+    assert pruned.get_buffer("nothing").shape == (0, 5)
+    assert pruned.get_parameter("inner.weight").shape == (6, 4, 3, 3)

@@ -224,3 +224,15 @@ def document(**changes):
 def test_bad_json(text, message):
     with pytest.raises(PlanError, match=message):
         PrunePlan.from_json(text)
+
+
+def test_a_text_from_elsewhere_speaks_of_known_axes_only():
+    plan = PrunePlan({("a", 0): [0, 2], ("b", 1): [0, 2]}, {("a", 0): 3, ("b", 1): 3})
+    text = plan.to_json()
+    assert PrunePlan.from_json(text, {("a", 0): 3, ("b", 1): 3, ("c", 0): 9}) == plan
+    with pytest.raises(PlanError, match=r"axis 'b' dim 1 of 3; there is one of 4"):
+        PrunePlan.from_json(text, {("a", 0): 3, ("b", 1): 4})
+    # 2 GiB an entry if it were believed
+    cut = {"size": 1 << 28, "kept": [[0, (1 << 28) - 2]], "axes": [["a", 0]]}
+    with pytest.raises(PlanError, match=r"of 268435456; there is one of 3"):
+        PrunePlan.from_json(json.dumps({"stp_fx_plan": 1, "cuts": [cut] * 100}), {("a", 0): 3})

@@ -404,3 +404,20 @@ def test_a_state_of_another_run_is_refused() -> None:
     pat.prune(0)
     with pytest.raises(InputError, match="unpruned"):
         pat.load_state_dict(state)
+
+
+def test_steps_that_remove_and_compensate_are_kept() -> None:
+    def manager() -> stp_fx.PATPassManager:
+        return stp_fx.PATPassManager(
+            traced(), ratio=0.6, steps=2, mask_until_last=False, compensation="mean", train_loader=LOADER
+        )  # fmt: skip
+
+    pat = manager()
+    pat.prune(0)
+    first = state_of(pat.model).added
+    pat.prune(1)
+    assert first, "biases that the second step shortens"
+    again = manager()
+    again.load_state_dict(pat.state_dict())
+    again.model.load_state_dict(pat.model.state_dict())
+    assert torch.equal(again.model.eval()(LOADER[0][0]), pat.model.eval()(LOADER[0][0]))
