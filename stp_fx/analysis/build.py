@@ -170,11 +170,15 @@ def _groups(
 def _products(solution: Solution, unit_of: np.ndarray, group_of: np.ndarray) -> tuple[Product, ...]:
     """The distinct ties between groups that are factors of one axis."""
     result: dict[tuple[tuple[int, ...], ...], Product] = {}
+    known: dict[bytes, tuple[np.ndarray, ...]] = {}
     for product in solution.products:
+        # A factor that is a product itself (query heads: key/value heads x queries of each) counts as its factors.
+        parts = tuple(part for factor in product.factors for part in known.get(factor.tobytes(), (factor,)))
+        known[product.classes.tobytes()] = parts
         factors = []
-        for classes in product.factors:
+        for classes in parts:
             units = unit_of[classes]
             factors.append(tuple(np.unique(group_of[units[units >= 0]]).tolist()))
         if sum(bool(f) for f in factors) and len(factors) > 1:
-            result.setdefault(tuple(factors), Product(product.node, product.classes.shape, tuple(factors)))
+            result.setdefault(tuple(factors), Product(product.node, tuple(map(len, parts)), tuple(factors)))
     return tuple(result.values())
