@@ -209,9 +209,10 @@ def _refusal(
     fields = _deciding(model, config, choice, wrong, sizes)
     why = "; ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
     why = "; ".join(text for text in (said, why) if text)
+    said_of = ", ".join(fields) or "no field"
     text = (
         f"no {type(config).__name__} describes what is left of {type(model).__name__}: {why}. In the way: "
-        f'{", ".join(fields) or "no field"}. Prune so that all layers agree and the fields can say it (scope="local", `ignore` for '
+        f"{said_of}. Prune so that all layers agree and the fields can say it (scope='local', `ignore` for "
         "what they cannot), or take strict_config=False for a module that runs but does not survive from_pretrained"
     )
     return WriteBackError(text, (*lines, *fields) if off else (*fields, *lines))

@@ -112,7 +112,7 @@ def _literals(failure: Failure, sizes: Sizes) -> list[str]:
     except SyntaxError:
         return []
     found = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and type(n.value) is int]
-    numbers = [n.value for n in sorted(found, key=lambda n: (n.lineno, n.col_offset))]
+    numbers: list[int] = [n.value for n in sorted(found, key=lambda n: (n.lineno, n.col_offset))]  # pyright: ignore
     places = (failure.module or "",)
     result = {}
     for start in range(len(numbers)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class Watched:
         """What has been read since :meth:`start`."""
         return list(self._read)
 
-    def _subclass(self, kind: type) -> type:
+    def _subclass(self, kind: Any) -> Any:
         families, read = self._family, self._read
 
         def __getattribute__(self: Any, name: str) -> Any:
@@ -126,6 +127,6 @@ class Watched:
 
         names = {"__getattribute__": __getattribute__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
         try:
-            return type(kind)(kind.__name__, (kind,), names)  # pyright: ignore[reportCallIssue]
+            return types.new_class(kind.__name__, (kind,), exec_body=lambda namespace: namespace.update(names))
         except TypeError:
             return kind

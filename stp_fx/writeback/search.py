@@ -58,7 +58,7 @@ def find_numbers(twin: nn.Module, sizes: Sizes, settled: set[tuple[str, str]], c
     watched = Watched(twin)
     decided: dict[Key, _Decision | None] = {}
     failed: list[dict[Key, int]] = []
-    best: tuple[int, Failure, dict[Key, int]] | None = None
+    best: tuple[tuple[int, bool], Failure, dict[Key, int]] | None = None
     for _ in range(_FORWARDS):
         active = [d for d in decided.values() if d is not None]
         chosen = next(_untried(active, failed), None)
@@ -75,8 +75,9 @@ def find_numbers(twin: nn.Module, sizes: Sizes, settled: set[tuple[str, str]], c
             continue  # the forward ran with their old values, which are tried again in their turn
         if failure is None:
             return {name: value for d in active for name, value in d.changes(chosen[d.key]).items()}
-        if best is None or len(read) > best[0]:
-            best = (len(read), failure, chosen)
+        reached = (len(read), failure.module is None)  # an attempt that only differs at the end has come further
+        if best is None or reached > best[0]:
+            best = (reached, failure, chosen)
         _log.debug("%s: %s", {key[1]: n for key, n in chosen.items()}, failure)
         failed.append({key: chosen[key] for key in read if key in chosen})
     seen = [Seen(h, d.key[1], d.old[k], d.choices[0][k]) for d in decided.values() if d for k, h in enumerate(d.holders)]
