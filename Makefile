@@ -19,7 +19,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz goldens lint format types contracts bench check clean
+.PHONY: help demo test test-all fuzz goldens lint format types contracts docs commands outputs bench check clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' $(MAKEFILE_LIST)
@@ -59,6 +59,18 @@ contracts: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 check: lint types contracts
+
+#   make docs   the documentation's site, into out/site; a warning is an error
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+#   make commands   every command that the README and the tutorials name, long ones in the short form that the page gives
+commands: $(VENV)/.installed-test $(VENV)/.installed-demo $(VENV)/.installed-benchmark
+	$(ONE_THREAD) $(BIN)/python docs/run.py commands $(ARGS)
+
+#   make outputs   write what the pages' Python prints into the pages; read the diff before committing it
+outputs: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python docs/run.py update $(ARGS)
 
 #   make bench   both benchmarks, into benchmarks/results (about an hour; see CONTRIBUTING.md for parts of it)
 bench: $(VENV)/.installed-benchmark

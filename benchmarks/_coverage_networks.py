@@ -21,13 +21,25 @@ TIMM = (
     "res2net50_26w_4s", "skresnet18", "tresnet_m", "coatnet_0_224", "poolformer_s12", "mixer_b16_224", "pit_ti_224",
     "twins_svt_small", "edgenext_small", "nfnet_f0", "cspdarknet53",
 )  # fmt: skip
+TIMM_MORE = (
+    "coat_lite_tiny", "crossvit_9_240", "xcit_nano_12_p16_224", "cait_xxs24_224", "volo_d1_224", "eva02_tiny_patch14_224",
+    "beit_base_patch16_224", "maxvit_rmlp_nano_rw_256", "efficientformer_l1", "efficientformerv2_s0", "fastvit_t8",
+    "mobilevit_xxs", "mobilevitv2_050", "mobileone_s0", "repghostnet_050", "regnety_002", "rexnet_100", "ese_vovnet19b_dw",
+    "selecsls42", "inception_v4", "xception41", "nasnetalarge", "gcresnet33ts", "botnet26t_256", "halonet26t",
+    "lambda_resnet26t", "sequencer2d_s", "convmixer_768_32", "gmlp_s16_224", "resmlp_12_224", "focalnet_tiny_srf",
+    "davit_tiny", "gcvit_xxtiny", "mvitv2_tiny", "nest_tiny", "tnt_s_patch16_224", "visformer_tiny", "tiny_vit_5m_224",
+    "efficientvit_b0", "efficientvit_m0", "hiera_tiny_224", "ghostnetv2_100", "starnet_s1", "convnextv2_atto",
+    "swinv2_tiny_window8_256", "vit_relpos_small_patch16_224", "hgnet_tiny", "inception_next_tiny", "caformer_s18", "pvt_v2_b0",
+    "repvit_m1", "resnest14d", "seresnet50", "skresnext50_32x4d", "dla34", "res2next50", "tf_efficientnetv2_b0", "vgg11_bn",
+    "mixnet_s", "hardcorenas_a", "mnasnet_100", "fbnetc_100", "lcnet_050", "tinynet_a", "convit_tiny", "rdnet_tiny",
+    "mambaout_femto",
+)  # fmt: skip
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 VIDEO = {"r3d_18": 112, "mc3_18": 112, "r2plus1d_18": 112, "s3d": 224, "mvit_v1_b": 224, "swin3d_t": 224}
 FLOW = ("raft_large", "raft_small")
 DETECTION = (
     "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large",
 )  # fmt: skip
-TRANSFORMERS = ("bert", "gpt2", "llama", "vit", "t5", "segformer")
 
 # What the module's own factory needs to build quickly and without warnings.
 OPTIONS: dict[str, dict[str, Any]] = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
@@ -130,47 +142,23 @@ def _detector(name: str) -> Network:
 
 
 def _transformer(name: str) -> Network:
-    import transformers as hf
+    from _coverage_transformers import TRANSFORMERS
 
-    def words(batch: int, small: bool, dtype: torch.dtype) -> Inputs:
-        return (), {"input_ids": _tokens(batch, batch, 16)}
+    build, inputs, constants = TRANSFORMERS[name]
+    return Network(build, lambda batch, small, dtype: ((), inputs(batch, dtype)), constants, reads_values=True)
 
-    def masked_words(batch: int, small: bool, dtype: torch.dtype) -> Inputs:
-        return (), {"input_ids": _tokens(batch, batch, 16), "attention_mask": torch.ones(batch, 16, dtype=torch.int64)}
 
-    def pairs(batch: int, small: bool, dtype: torch.dtype) -> Inputs:
-        return (), {"input_ids": _tokens(batch, batch, 16), "decoder_input_ids": _tokens(9 + batch, batch, 8)}
+def _transformers(named: bool) -> list[str]:
+    from _coverage_transformers import NAMED, TRANSFORMERS
 
-    def pixels(size: int) -> Callable[[int, bool, torch.dtype], Inputs]:
-        return lambda batch, small, dtype: ((), {"pixel_values": _random(batch, batch, 3, size, size, dtype=dtype)})
-
-    wide = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 8, "intermediate_size": 256}
-    known: dict[str, tuple[Callable[[], nn.Module], Callable[[int, bool, torch.dtype], Inputs], dict[str, Any]]] = {
-        "bert": (lambda: hf.BertForSequenceClassification(hf.BertConfig(vocab_size=128, **wide)), masked_words, {}),
-        "gpt2": (
-            lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=128, n_embd=128, n_layer=4, n_head=8)),
-            words, {"use_cache": False},
-        ),
-        "llama": (
-            lambda: hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=128, num_key_value_heads=2, **wide)),
-            words, {"use_cache": False},
-        ),
-        "vit": (lambda: hf.ViTForImageClassification(hf.ViTConfig(image_size=64, patch_size=8, **wide)), pixels(64), {}),
-        "t5": (
-            lambda: hf.T5ForConditionalGeneration(
-                hf.T5Config(vocab_size=128, d_model=128, d_kv=16, num_layers=3, num_heads=8, d_ff=256)
-            ),
-            pairs, {"use_cache": False},
-        ),
-        "segformer": (lambda: hf.SegformerForSemanticSegmentation(hf.SegformerConfig(num_labels=5)), pixels(64), {}),
-    }  # fmt: skip
-    build, inputs, constants = known[name]
-    return Network(build, inputs, constants, reads_values=True)
+    return [f"hf:{name}" for name in TRANSFORMERS if (name in NAMED) == named]
 
 
 COLLECTIONS: dict[str, Callable[[], list[str]]] = {
     "torchvision": lambda: torchvision.models.list_models(module=torchvision.models),
     "torchvision-more": lambda: [*SEGMENTATION, *VIDEO, *FLOW, *DETECTION],
     "timm": lambda: [f"timm:{name}" for name in TIMM],
-    "transformers": lambda: [f"hf:{name}" for name in TRANSFORMERS],
+    "timm-more": lambda: [f"timm:{name}" for name in TIMM_MORE],
+    "transformers": lambda: _transformers(named=True),
+    "transformers-more": lambda: _transformers(named=False),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import json
 import re
@@ -87,11 +88,12 @@ def counted_macs(module: nn.Module, inputs: Inputs, subject: Network | None = No
     counter does not see into. Hugging Face's mask helpers read values, so those networks, which are small, are computed.
     """
     device = "cpu" if subject is not None and subject.reads_values else "meta"
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    meta = {name: tensor if device == "cpu" else torch.empty_like(tensor, device=device) for name, tensor in state.items()}
+    tensors = [*module.parameters(), *module.buffers()]
+    memo = {id(t): nn.Parameter(t.to(device)) if isinstance(t, nn.Parameter) else t.to(device) for t in tensors}
+    twin = copy.deepcopy(module, memo).requires_grad_(False)
     positional, named = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, inputs)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        torch.func.functional_call(module, meta, positional, {**named, **(subject.constants if subject else {})})
+        twin(*positional, **named, **(subject.constants if subject else {}))
     return counter.get_total_flops() // 2
 
 
@@ -199,7 +201,11 @@ def check_law(run: Run, model: nn.Module, subject: Network) -> None:
     with run.check("law") as expect, torch.no_grad():
         inputs = subject.inputs(BATCH, True, subject.dtype)
         gm = trace(subject, model.to(subject.dtype), inputs)
-        inexact = inexact_axes(stp_fx.analyze(gm))
+        graph = stp_fx.analyze(gm)
+        inexact = inexact_axes(graph)
+        if len(inexact) == len(graph.groups):
+            run.facts["law_not_applicable"] = f"no group is exact: {graph.groups[0].notes}"
+            return
         removed = stp_fx.prune_graph(gm, criterion="magnitude", ratio=RATIO, ignore=inexact)
         after, plan = call(removed, inputs), stp_fx.plan_of(removed)
         del removed

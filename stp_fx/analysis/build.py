@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 from torch import fx
@@ -10,7 +11,7 @@ from torch import fx
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
-from stp_fx.analysis.solve import Solution, solve
+from stp_fx.analysis.solve import Solution, SolvedProduct, solve
 from stp_fx.analysis.touched import Touched
 from stp_fx.ir.state import state_of
 from stp_fx.rules import Factor
@@ -170,15 +171,22 @@ def _groups(
 def _products(solution: Solution, unit_of: np.ndarray, group_of: np.ndarray) -> tuple[Product, ...]:
     """The distinct ties between groups that are factors of one axis."""
     result: dict[tuple[tuple[int, ...], ...], Product] = {}
-    known: dict[bytes, tuple[np.ndarray, ...]] = {}
+    composed = {product.classes.tobytes(): product for product in solution.products}
     for product in solution.products:
-        # A factor that is a product itself (query heads: key/value heads x queries of each) counts as its factors.
-        parts = tuple(part for factor in product.factors for part in known.get(factor.tobytes(), (factor,)))
-        known[product.classes.tobytes()] = parts
-        factors = []
-        for classes in parts:
+        factors, sizes = [], []
+        for classes in _finest(product, composed):
             units = unit_of[classes]
             factors.append(tuple(np.unique(group_of[units[units >= 0]]).tolist()))
+            sizes.append(len(classes))
         if sum(bool(f) for f in factors) and len(factors) > 1:
-            result.setdefault(tuple(factors), Product(product.node, tuple(map(len, parts)), tuple(factors)))
+            result.setdefault(tuple(factors), Product(product.node, tuple(sizes), tuple(factors)))
     return tuple(result.values())
+
+
+def _finest(product: SolvedProduct, composed: Mapping[bytes, SolvedProduct]) -> list[np.ndarray]:
+    """The factors, with those that are products themselves taken apart: a 96 that is 48 x 2 has no units of its own."""
+    found = []
+    for classes in product.factors:
+        inner = composed.get(classes.tobytes())
+        found += [classes] if inner is None or inner is product else _finest(inner, composed)
+    return found

@@ -30,7 +30,10 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean", "max", "sum", "prod", "first", "gate")
+"""How the local scores of a group's axes become one score a unit; "first" and "gate" read the first weight axis alone."""
+
 NORMALIZERS = ("none", "mean", "max", "gaussian", "lamp")
+"""How the scores of a group are scaled, so that those of different groups can be compared; all keep their order."""
 
 # Powers of two between which a product of scores is left as it is; float64 ends at 2^1024 and 2^-1022.
 _LARGEST_EXPONENT = 1000.0

@@ -22,7 +22,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
-from stp_fx.ir.export_one import batch_of_one, same_for
+from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, switch_modes
@@ -31,8 +31,6 @@ __all__ = ["capture_with_export"]
 
 _log = logging.getLogger(__name__)
 _OUTPUT = "stp_fx_output"
-_BOUNDS = "stp_fx_bounds"
-"""Of a graph just captured: the assertions that leading sizes are at least 2."""
 _DROPPED = {
     "aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async", "aten.sym_constrain_range",
     "aten.sym_constrain_range_for_size",
@@ -70,21 +68,16 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
 
 
 def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any]) -> None:
-    """Takes out the assertions that the batch is at least 2, if the graph for 1 is the same."""
-    bounds = gm.meta.pop(_BOUNDS)
+    """Lets a batch of one pass, if the graph for it is the same."""
     one = batch_of_one(arguments)
-    if one is None or not bounds:
+    if one is None:
         return
     try:
         single = _exported(model, one, gm.training)
     except TraceError as error:
         _log.debug("%s: no graph for a batch of one: %s", type(model).__name__, error)
         return
-    if same_for(one, gm, single):
-        for node in bounds:
-            holds = node.args[0]
-            gm.graph.erase_node(node)
-            gm.graph.erase_node(holds)
+    allow_one(gm, one, single)
 
 
 def _alike(first: fx.Graph, second: fx.Graph) -> bool:
@@ -143,7 +136,6 @@ class _Raised:
         self._device: fx.Node | None = None
         self._literal_device = next((v.device for v in pytree.tree_leaves(program.example_inputs) if _is_tensor(v)), None)
         self._spec = program.call_spec.out_spec
-        self.bounds: list[fx.Node] = []
         self._guards: list[str] = list(program._guards_code)
 
     def graph_module(self) -> fx.GraphModule:
@@ -163,7 +155,6 @@ class _Raised:
                 self.graph.erase_node(node)
         self.graph.lint()
         gm = fx.GraphModule(self.root, self.graph, class_name=type(self.model).__name__)
-        gm.meta[_BOUNDS] = self.bounds
         return gm.train(self.training)
 
     def _assert_fixed_sizes(self) -> None:
@@ -182,9 +173,7 @@ class _Raised:
                 else:
                     holds = self.graph.call_function(operator.eq, (found, size))
                     message = f"{node.target} must have size {size} in dimension {dim}, as the example had"
-                check = self.graph.call_function(torch._assert, (holds, message))
-                if size is None and dim == 0:
-                    self.bounds.append(check)
+                self.graph.call_function(torch._assert, (holds, message))
 
     def _assert(self, condition: str) -> None:
         """A guard, as ``torch.export`` writes them (``L['x'].size()[0] <= 2``), as nodes of the graph."""

@@ -11,7 +11,7 @@ from torch import fx
 
 from stp_fx.errors import InputError
 
-__all__ = ["GraphState", "attach_state", "example_of", "has_state", "state_of"]
+__all__ = ["GraphState", "attach_state", "example_of", "has_state", "needs_whole_tensors", "state_of"]
 
 _KEY = "stp_fx"
 _ATTRIBUTE = "_stp_fx_state"
@@ -105,3 +105,18 @@ def state_of(gm: fx.GraphModule) -> GraphState:
             "Pass it through stp_fx.trace(model, example_inputs), or give example_inputs to this call."
         )
     return gm.meta[_KEY]
+
+
+def needs_whole_tensors(gm: torch.nn.Module) -> None:
+    """Raises if parameters are spread over processes.
+
+    Raises:
+        InputError: names the first parameter that is a ``DTensor``.
+    """
+    for name, parameter in gm.named_parameters():
+        placements = getattr(parameter, "placements", None)  # of a DTensor, whose import takes most of a second
+        if placements is not None:
+            raise InputError(
+                f"{name!r} is sharded over processes ({placements}); masks, removal and scores need whole tensors. "
+                "Prune before `fully_shard` or `parallelize_module` is applied, or train with DistributedDataParallel"
+            )

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
+from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.shapes import meta_like, meta_twin
@@ -143,11 +144,27 @@ def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModul
     _drop_dead_numbers(tracer.graph)
     calls = _mode_dependent(tracer.graph, model, wide or values, constants)
     gm = _graph_module(tracer, model)
+    if notes:
+        _let_one_pass(gm, model, values, constants)
     if calls:
         switch_modes(gm, calls, model.training)
         gm.recompile()
     inputs = tuple(values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
     return attach_state(gm, GraphState(inputs, notes + _unreached(gm, model)))
+
+
+def _let_one_pass(gm: fx.GraphModule, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> None:
+    """A graph that was traced with the example's own batch may branch over it, and be the same for a batch of one."""
+    one = batch_of_one(values)
+    if one is None:
+        return
+    try:
+        tracer = _capture(model, one, constants)
+    except TraceError as error:
+        _log.debug("%s: no trace with a batch of one: %s", type(model).__name__, error)
+        return
+    _drop_dead_numbers(tracer.graph)
+    allow_one(gm, one, _graph_module(tracer, model))
 
 
 def _trace_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:

@@ -8,7 +8,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.errors import PassError, StpFxError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.state import needs_whole_tensors, state_of
 
 __all__ = ["GraphPass", "Pipeline"]
 
@@ -25,6 +25,7 @@ class GraphPass:
     def requires(self, gm: fx.GraphModule) -> None:
         """Raises if ``gm`` is not what this pass can work on."""
         state_of(gm)
+        needs_whole_tensors(gm)
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         raise NotImplementedError(f"{type(self).__name__} does not say what it does")

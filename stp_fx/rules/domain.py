@@ -27,10 +27,14 @@ class Factor(NamedTuple):
 
 
 Dim = tuple[Factor, ...]
+"""One dimension of a tensor: its factors, outer to inner; empty for a dimension of size one."""
+
 Dims = tuple[Dim, ...]
+"""All dimensions of a tensor."""
 
 
 def dim_size(dim: Dim) -> int:
+    """How many positions a dimension has."""
     size = 1
     for factor in dim:
         size *= factor.size
@@ -38,14 +42,17 @@ def dim_size(dim: Dim) -> int:
 
 
 def has_ids(dim: Dim) -> bool:
+    """Whether any position of a dimension could be removed."""
     return any(factor.ids is not None for factor in dim)
 
 
 def fixed_dim(size: int) -> Dim:
+    """A dimension of ``size`` positions that cannot be removed."""
     return () if size == 1 else (Factor(size, None),)
 
 
 def fixed_dims(shape: Sequence[int]) -> Dims:
+    """The dimensions of a tensor of which nothing can be removed."""
     return tuple(fixed_dim(int(size)) for size in shape)
 
 

@@ -16,6 +16,7 @@ _ROLES = {"mul": "scale", "div": "scale", "add": "bias", "sub": "bias"}
 
 
 def is_pointwise(func: Any) -> bool:
+    """Whether torch tags an op overload as working on each position by itself."""
     return torch.Tag.pointwise in func.tags
 
 

@@ -6,7 +6,7 @@ what an optimizer holds beside it (momenta, second moments) is cut by the same i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.state import attach_state, state_of
 from stp_fx.selection import PrunePlan
 
-__all__ = ["adopt", "cut_optimizer"]
+__all__ = ["add_to_optimizers", "adopt", "cut_optimizer", "keep_forward"]
 
 
 def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Parameter]]:
@@ -100,12 +100,39 @@ def _cut(value: torch.Tensor, cuts: Mapping[int, np.ndarray], shape: torch.Size,
     return value
 
 
-def add_to_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Trains new biases like the weight beside them, or like the first group's parameters."""
+def add_to_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]
+) -> None:
+    """Trains new biases like the weight beside them, or like the first group's parameters; ones that are trained already
+    move there, to the end of the group."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in new:
+    groups: list[dict[str, Any]] = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for name, parameter in new if groups else ():
         sibling = parameters.get(name.removesuffix("bias") + "weight")
-        group: Any = next(
-            (g for g in optimizer.param_groups if any(p is sibling for p in g["params"])), optimizer.param_groups[0]
-        )
-        group["params"].append(parameter)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not parameter]
+        chosen = next((g for g in groups if any(p is sibling for p in g["params"])), groups[0])
+        chosen["params"].append(parameter)
+
+
+def keep_forward(gm: fx.GraphModule) -> None:
+    """Lets ``gm.forward`` stay the same function when the graph is compiled anew, with new code.
+
+    What is put around it later holds that function (the autocast of Accelerate's ``prepare``), and would go on to run the
+    graph as it was.
+    """
+    cls = type(gm)  # every GraphModule has a class of its own
+    if "recompile" in vars(cls):
+        return
+
+    def recompile(self: fx.GraphModule) -> Any:
+        kept: Any = cls.forward
+        result = super(cls, self).recompile()  # type: ignore[misc]
+        made: Any = cls.forward
+        kept.__globals__.update(made.__globals__)
+        for name in ("__code__", "__defaults__", "__kwdefaults__", "__annotations__"):
+            setattr(kept, name, getattr(made, name))
+        cls.forward = kept
+        return result
+
+    cls.recompile = recompile

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import torch.distributed as dist
+from torch import nn
 
 from stp_fx.analysis.distributed import several_processes
 from stp_fx.errors import PlanError
 from stp_fx.selection import PrunePlan
 
-__all__ = ["assert_same_plan"]
+__all__ = ["assert_same_plan", "share_buffers"]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives all ranks rank 0's buffers, as DistributedDataParallel does before a forward: running statistics differ between
+    two forwards, and what is measured then would depend on more than a checkpoint keeps."""
+    if several_processes():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def assert_same_plan(plan: PrunePlan) -> None:

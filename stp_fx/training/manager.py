@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
@@ -20,6 +21,7 @@ from stp_fx.analysis.groups import Group
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_state, state_of, trace
+from stp_fx.ir.state import needs_whole_tensors
 from stp_fx.passes import MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
 from stp_fx.passes.bias import restore_biases
 from stp_fx.passes.collect import collectors_for
@@ -27,8 +29,8 @@ from stp_fx.passes.compensate import COMPENSATIONS
 from stp_fx.passes.planning import planned, prunable_groups
 from stp_fx.selection import PrunePlan
 from stp_fx.training import regularizers, schedules
-from stp_fx.training.adopt import add_to_optimizer, adopt, cut_optimizer
-from stp_fx.training.distributed import assert_same_plan
+from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward
+from stp_fx.training.distributed import assert_same_plan, share_buffers
 from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
 
@@ -55,12 +57,12 @@ class PATPassManager:
 
     The model object and its parameters stay the same objects throughout; optimizers given here have their state cut with
     the parameters. Steps before the last mask by default (the structure, the optimizer's state and the learning-rate
-    schedule stay as they are), the last one removes.
+    schedule stay as they are), the last one removes. ``criterion``, ``ratio``, ``target``, ``scope``, ``ignore``, ``ratios``,
+    ``round_to``, ``max_ratio``, ``products`` and ``loss`` are those of :func:`stp_fx.prune_graph`; ``ratio`` is what is gone
+    after the last step, of the model as given.
 
     Args:
         gm: what :func:`stp_fx.trace` returned; it is changed in place (trace a copy to keep the original).
-        criterion, ratio, target, scope, ignore, ratios, round_to, max_ratio, products, loss: as in
-            :func:`stp_fx.prune_graph`; ``ratio`` is what is gone after the last step, of the model as given.
         steps: pruning steps; at most 1 is one-shot.
         start_epoch: the epoch of the first step; regularization goes on before it (sparse pre-training).
         end_epoch: the epoch of the last step; by default ``start_epoch + (steps - 1) * epoch_rate``.
@@ -72,7 +74,7 @@ class PATPassManager:
         recalibrate: batches on which BatchNorm is recalibrated after the last step (True: as many as for calibration).
         train_loader: batches for criteria and compensation that read data, and for recalibration.
         calibration_batches: how many of them are read at a step; None reads all.
-        optimizer: one or several optimizers of the model's parameters.
+        optimizer: one or several optimizers of the model's parameters; ``()`` if they come later, by :meth:`connect`.
         followers: further GraphModules of the same structure that follow every rewrite, such as the module of an
             ``AveragedModel``.
         wrap: called with the model, now and after every change of shapes; its result is :attr:`parallel`
@@ -116,6 +118,8 @@ class PATPassManager:
         self.model = gm if example_inputs is None else trace(gm, example_inputs)
         if not has_state(self.model):
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
+        needs_whole_tensors(self.model)
+        keep_forward(self.model)
         self.criterion = resolve(criterion)
         self.epochs = _epochs(steps, start_epoch, end_epoch, epoch_rate)
         shares = schedules.resolve(schedule)
@@ -143,8 +147,12 @@ class PATPassManager:
         ScoreUnits("random", self._ignore)(self.model)  # the arguments are wrong now or never
         self._select(len(self.epochs))(self.model)
         self._groups: tuple[Any, list[Group]] | None = None
+        if self.regularizer is not None and "step" in self.regularizer.forms and optimizer is None:
+            raise InputError(f"{type(self.regularizer).__name__} works after each step of the optimizer: give `optimizer`")
+        self._after_step: RemovableHandle | None = None
+        self._hook_optimizers()
         if self.regularizer is not None:
-            self._begin(self.regularizer)
+            self.regularizer.attach(self.model)
         self._wrap = wrap
         self.parallel: nn.Module = self.model if wrap is None else wrap(self.model)
 
@@ -162,7 +170,8 @@ class PATPassManager:
         return True
 
     def regularize(self) -> float:
-        """Adds the regularizer's gradients to those of the parameters, after ``backward``; gives the L1 norm of what it added.
+        """Adds the regularizer's gradients to those of the parameters, after ``backward`` (with a ``GradScaler``, after its
+        ``unscale_``), once an optimizer step; gives the L1 norm of what it added.
 
         0.0 without a regularizer that works on gradients, and once the last step has been taken."""
         if self.regularizer is None or self.finished or "gradients" not in self.regularizer.forms:
@@ -182,17 +191,31 @@ class PATPassManager:
         """Whether the last step has been taken: what follows is fine-tuning."""
         return self.step >= len(self.epochs)
 
-    def _begin(self, regularizer: Regularizer) -> None:
-        if "step" in regularizer.forms:
-            if not self.optimizers:
-                raise InputError(f"{type(regularizer).__name__} works after each step of the optimizer: give `optimizer`")
+    def connect(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
+        """Takes these optimizers in place of those given before: for frameworks that make theirs late, or anew.
 
-            def after_step(*_: Any) -> None:
-                if not self.finished:
-                    regularizer.after_step(self.model, self._prunable())
+        They must have been made from the model as it is now. Biases that earlier steps have added go where a run without a
+        break would have them, so that the state dict of its optimizer can be loaded.
+        """
+        self.optimizers = _listed(optimizer)
+        add_to_optimizers(self.optimizers, self.model, self._new(state_of(self.model).added))
+        self._hook_optimizers()
 
-            self.optimizers[-1].register_step_post_hook(after_step)
-        regularizer.attach(self.model)
+    def _hook_optimizers(self) -> None:
+        if self._after_step is not None:
+            self._after_step.remove()
+        regularizer = self.regularizer
+        if regularizer is None or "step" not in regularizer.forms or not self.optimizers:
+            return
+
+        def after_step(*_: Any) -> None:
+            if not self.finished:
+                regularizer.after_step(self.model, self._prunable())
+
+        self._after_step = self.optimizers[-1].register_step_post_hook(after_step)
+
+    def _new(self, names: Iterable[str]) -> list[tuple[str, nn.Parameter]]:
+        return [(name, self.model.get_parameter(name)) for name in names]
 
     def _prunable(self) -> list[Group]:
         graph = analyze(self.model)
@@ -207,6 +230,7 @@ class PATPassManager:
         if last and self.regularizer is not None:
             self.regularizer.detach(self.model)
         masking = self.mask_until_last and not last
+        share_buffers(self.model)
         data = None if self._loader is None else _Some(self._loader, self._batches)
         pipeline = Pipeline(
             *collectors_for(self._needs, data if self._needs else None, self._loss),
@@ -256,11 +280,11 @@ class PATPassManager:
 
     def _put(self, result: fx.GraphModule, plan: PrunePlan, *, shorter: bool) -> None:
         before = {id(p): p.shape for p in self.model.parameters()}
-        new = adopt(self.model, result)
-        for optimizer in self.optimizers:
-            if shorter:
-                cut_optimizer(optimizer, self.model, plan, before)
-            add_to_optimizer(optimizer, self.model, new)
+        new = {name for name, _ in adopt(self.model, result)}
+        for optimizer in self.optimizers if shorter else ():
+            cut_optimizer(optimizer, self.model, plan, before)
+        # in the order of the notes, which is all that a resumed run knows
+        add_to_optimizers(self.optimizers, self.model, self._new(name for name in state_of(self.model).added if name in new))
         if self._wrap is not None and (shorter or new):
             self.parallel = self._wrap(self.model)
         elif self._wrap is None:
@@ -270,25 +294,31 @@ class PATPassManager:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data: where the schedule is, what has been removed and masked, the regularizer's state."""
-        state = state_of(self.model)
         return {
             "version": _VERSION,
             "step": self.step,
             "epoch": self.epoch,
             "epochs": list(self.epochs),
+            **self._structure(),
+            "regularizer": self.regularizer.state_dict() if hasattr(self.regularizer, "state_dict") else None,  # type: ignore
+        }
+
+    def _structure(self) -> dict[str, Any]:
+        state = state_of(self.model)
+        return {
             "plan": None if state.plan is None else state.plan.to_json(),
             "masked": None if state.masked is None else state.masked.to_json(),
             "added": list(state.added),
-            "regularizer": self.regularizer.state_dict() if hasattr(self.regularizer, "state_dict") else None,  # type: ignore
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Gives the model the structure that it had; then load the model's and the optimizer's own state dicts.
 
-        The manager must have been made as the one that saved, around the unpruned model.
+        The manager must have been made as the one that saved, around the unpruned model. A model that has that structure
+        already keeps it.
 
         Raises:
-            InputError: a state of another schedule or version, or a model that has been pruned already.
+            InputError: a state of another schedule or version, or a model that has been pruned otherwise.
         """
         if state.get("version") != _VERSION:
             raise InputError(f"the state is of version {state.get('version')!r}; this is version {_VERSION}")
@@ -296,12 +326,19 @@ class PATPassManager:
             raise InputError(
                 f"the state is of a schedule with steps at epochs {state['epochs']}; this one has {list(self.epochs)}"
             )
-        if self.step or state_of(self.model).plan is not None:
-            raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
+        if {key: state[key] for key in ("plan", "masked", "added")} != self._structure():
+            if self.step or state_of(self.model).plan is not None:
+                raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
+            self._restructure(state)
+        self.step, self.epoch = int(state["step"]), int(state["epoch"])
+        if state["regularizer"] is not None:
+            self.regularizer.load_state_dict(state["regularizer"])  # type: ignore[union-attr]
+        if self.regularizer is not None and self.finished:
+            self.regularizer.detach(self.model)
+
+    def _restructure(self, state: Mapping[str, Any]) -> None:
         restore_biases(self.model, state["added"])
-        new = [(name, self.model.get_parameter(name)) for name in state["added"]]
-        for optimizer in self.optimizers:
-            add_to_optimizer(optimizer, self.model, new)
+        add_to_optimizers(self.optimizers, self.model, self._new(state["added"]))
         for kind, rewrite in (("plan", RemoveChannels), ("masked", MaskChannels)):
             if state[kind] is None:
                 continue
@@ -309,11 +346,6 @@ class PATPassManager:
             self._put(rewrite(plan)(self.model).graph_module, plan, shorter=kind == "plan")
             for held in self.followers:
                 adopt(held, rewrite(plan)(held).graph_module)
-        self.step, self.epoch = int(state["step"]), int(state["epoch"])
-        if state["regularizer"] is not None:
-            self.regularizer.load_state_dict(state["regularizer"])  # type: ignore[union-attr]
-        if self.regularizer is not None and self.finished:
-            self.regularizer.detach(self.model)
 
 
 class _Some:
@@ -354,4 +386,10 @@ def _listed(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
     for each in found:
         if not isinstance(each, torch.optim.Optimizer):
             raise InputError(f"`optimizer` holds a {type(each).__name__}; give torch.optim optimizers")
-    return found
+    return tuple(_inner(each) for each in found)
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What steps: Accelerate's wrapper hands on the state of the optimizer in it, but runs no hooks of its own."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _inner(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer

@@ -191,6 +191,19 @@ class SplitAttention(nn.Module):
         return self.c((parts * gate.view(n, 2, 8, 1, 1).softmax(1)).sum(1))
 
 
+@network("groups of groups: every stage doubles the channels of each", "exact")
+class GroupsOfGroups(nn.Module):
+    """8 channels become 8 x 2, then 8 x 2 x 2 (FastViT's stages)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = conv(3, 8), conv(32, 3)
+        self.first, self.second = nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.Conv2d(16, 32, 3, padding=1, groups=16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(F.relu(self.second(F.relu(self.first(F.relu(self.a(x)))))))
+
+
 @network("re-parametrised branches", "exact")
 class Reparametrised(nn.Module):
     """Ding et al. 2021 (RepVGG): a 3 x 3, a 1 x 1 and an identity branch, each with a norm."""

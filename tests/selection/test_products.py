@@ -112,3 +112,14 @@ def test_a_factor_that_is_a_product_counts_as_its_factors():
     assert sizes == {"q.weight": [24, 8], "k.weight": [8, 8], "v.weight": [8, 8], "out.weight": [3, 24]}
     kept = stp_fx.plan_of(pruned).kept["q.weight", 0]
     assert kept.reshape(3, 8)[:, 0].tolist() in ([0, 8, 16], [24, 32, 40])
+
+
+def test_a_factor_that_is_a_product_itself_is_taken_apart():
+    """8 channels in groups of one, doubled twice: the 8 carry all of it, and half of them go."""
+    convs = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1, groups=8), nn.Conv2d(16, 32, 1, groups=16), nn.Conv2d(32, 3, 1)]
+    gm = stp_fx.trace(nn.Sequential(*convs), torch.randn(1, 3, 4, 4))
+    graph = stp_fx.analyze(gm)
+    assert sorted(p.sizes for p in graph.products) == [(8, 2), (8, 2, 2)]
+    assert all(len(factor) == 1 for p in graph.products for factor in p.factors)
+    widths = [module.out_channels for module in stp_fx.prune_graph(gm, ratio=0.5).children()]
+    assert widths == [4, 8, 16, 3]

@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import stp_fx
-from stp_fx.errors import PlanError
+from stp_fx.errors import InputError, PlanError
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(32) % 4
@@ -76,6 +78,17 @@ def refused(rank: int) -> None:
     assert torch.equal(before, gm.get_parameter("conv.weight"))
 
 
+def sharded() -> None:
+    """What is spread over ranks is refused, and trains on."""
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    fully_shard(gm, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    for attempt in (lambda: stp_fx.PATPassManager(gm, ratio=0.5), lambda: stp_fx.prune_graph(gm)):
+        with pytest.raises(InputError, match=r"'stem.weight' is sharded.*fully_shard"):
+            attempt()
+    gm(IMAGES[:4]).sum().backward()
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -86,6 +99,7 @@ def main() -> None:
         (folder / f"{criterion}-{rank}.json").write_text(plan(criterion, loader, compensation).to_json())
     trained(world, loader)
     refused(rank)
+    sharded()
     torch.manual_seed(0)
     gm = stp_fx.trace(Net(), IMAGES[:2])
     pat = stp_fx.PATPassManager(gm, ratio=0.02, target="latency")  # every rank measures for itself

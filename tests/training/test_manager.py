@@ -246,6 +246,121 @@ def test_a_resumed_run_ends_with_the_same_weights(stop: int) -> None:
     assert all(torch.equal(expected[k], found[k]) for k in expected)
 
 
+class Backwards(nn.Module):
+    """Layers without biases, made in another order than they are used in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(20, 4)
+        self.c, self.b, self.a = nn.Linear(16, 20, bias=False), nn.Linear(12, 16, bias=False), nn.Linear(192, 12, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.gelu(self.c(F.gelu(self.b(F.gelu(self.a(x.flatten(1))))))))
+
+
+def backwards(**options: Any) -> tuple[stp_fx.PATPassManager, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Backwards(), LOADER[0][0])
+    optimizer = OPTIMIZERS["adamw"]([{"params": [*gm.head.parameters()]}, {"params": [gm.a.weight, gm.b.weight, gm.c.weight]}])
+    manager = stp_fx.PATPassManager(
+        gm, ratio=0.5, steps=2, compensation="mean", train_loader=LOADER, **{"optimizer": optimizer, **options}
+    )
+    return manager, optimizer
+
+
+def order(pat: stp_fx.PATPassManager, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    names = {id(p): name for name, p in pat.model.named_parameters()}
+    return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_resumed_optimizer_has_new_biases_in_the_same_order(late: bool) -> None:
+    """``late``: a framework makes the optimizer after the model has its structure, and so with biases beside their weights."""
+    first, optimizer = backwards()
+    train(first, optimizer, range(2))
+    assert len(state_of(first.model).added) == 2
+    second, other = backwards(**{"optimizer": ()} if late else {})
+    second.load_state_dict(first.state_dict())
+    if late:
+        head, a, b, c = (second.model.get_submodule(name) for name in ("head", "a", "b", "c"))
+        rest = [*a.parameters(), *b.parameters(), *c.parameters()]
+        other = OPTIMIZERS["adamw"]([{"params": [*head.parameters()]}, {"params": rest}])
+        second.connect(other)
+    assert order(second, other) == order(first, optimizer)
+    second.model.load_state_dict(first.model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(first, optimizer, range(2, 3))
+    train(second, other, range(2, 3))
+    found = second.model.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in first.model.state_dict().items())
+
+
+def test_an_optimizer_may_come_late_and_anew() -> None:
+    gm = traced()
+    pat = stp_fx.PATPassManager(gm, ratio=0.5, steps=2, start_epoch=1, regularizer="gmp", optimizer=(), mask_until_last=False)
+    regularizer: Any = pat.regularizer
+    for count in (1, 2):
+        optimizer = OPTIMIZERS["sgd"](gm.parameters())
+        pat.connect(optimizer)
+        train(pat, optimizer, range(1))
+        assert regularizer.steps == count * len(LOADER)  # one hook, that of the optimizer given last
+    pat.prune(1)
+    assert all(optimizer.state[p]["momentum_buffer"].shape == p.shape for p in gm.parameters())
+    with pytest.raises(InputError, match=r"torch\.optim"):
+        pat.connect([None])  # type: ignore[list-item]
+
+
+def test_an_optimizer_that_wraps_another_is_looked_through() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:  # as Accelerate's: the base class is never initialised
+            self.optimizer = optimizer
+
+    gm = traced()
+    optimizer = OPTIMIZERS["sgd"](gm.parameters())
+    pat = stp_fx.PATPassManager(gm, regularizer="gmp", optimizer=Wrapper(optimizer))
+    assert pat.optimizers == (optimizer,)
+
+
+def test_one_of_two_optimizers_takes_a_new_bias() -> None:
+    gm = stp_fx.trace(Backwards(), LOADER[0][0])
+    optimizers = [OPTIMIZERS["sgd"](gm.head.parameters()), OPTIMIZERS["sgd"]([gm.a.weight, gm.b.weight, gm.c.weight])]
+    pat = stp_fx.PATPassManager(gm, compensation="mean", train_loader=LOADER, optimizer=optimizers)
+    pat.prune(0)
+    assert [len(o.param_groups[0]["params"]) for o in optimizers] == [2, 5]
+
+
+def test_what_is_wrapped_around_forward_runs_the_rewritten_graph() -> None:
+    """Accelerate's mixed precision keeps the function of ``forward`` and puts its own method on the object."""
+    gm = traced()
+    early: Any = gm.forward.__func__
+    pat = stp_fx.PATPassManager(gm, ratio=0.5, steps=2, regularizer="variance_entropy")
+    late: Any = gm.forward.__func__
+    gm.eval()
+    before = gm(LOADER[0][0])
+    for epoch in range(2):
+        pat.prune(epoch)
+        gm.eval()
+        expected = fx.Interpreter(gm).run(LOADER[0][0])
+        for function in (early, late, type(gm).forward):
+            assert torch.equal(function(gm, LOADER[0][0]), expected)
+        assert not torch.equal(expected, before)
+    assert copy.deepcopy(gm)(LOADER[0][0]).shape == (8, 4)
+
+
+def test_a_state_is_taken_by_a_model_that_has_its_structure() -> None:
+    pat = stp_fx.PATPassManager(traced(), ratio=0.5, steps=2)
+    pat.prune(0)
+    states = [pat.state_dict()]
+    pat.prune(1)
+    states.append(pat.state_dict())
+    other = stp_fx.PATPassManager(traced(), ratio=0.5, steps=2)
+    for state in states[1:] * 2:
+        other.load_state_dict(state)
+        assert (other.finished, other.epoch) == (True, 1)
+    with pytest.raises(InputError, match="unpruned"):
+        other.load_state_dict(states[0])
+
+
 def test_macs_agree_between_the_masked_and_the_physical_path() -> None:
     costs = []
     for masks in (True, False):

@@ -1,7 +1,12 @@
-"""A batch of one: ``torch.export`` takes for granted that free sizes are at least 2. Here the graph for 1 is held against it."""
+"""A batch of one: ``torch.export`` takes for granted that free sizes are at least 2, and a model's own code may branch there.
+
+"Expand the positions, if there are not as many as the batch" goes another way for one, to the same effect. So the graph for a
+batch of one is held against the graph for several, and where they make the same calls, the assertions let one pass.
+"""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -11,7 +16,7 @@ from torch.fx.node import map_arg
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.shapes import meta_like, meta_twin
 
-__all__ = ["batch_of_one", "same_for"]
+__all__ = ["allow_one", "batch_of_one", "same_for"]
 
 
 def batch_of_one(arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -24,22 +29,41 @@ def batch_of_one(arguments: dict[str, Any]) -> dict[str, Any] | None:
     return {name: value[:1] if name in tensors else value for name, value in arguments.items()}
 
 
+def allow_one(gm: fx.GraphModule, arguments: dict[str, Any], single: fx.GraphModule) -> None:
+    """Lets a batch of one pass those assertions of ``gm`` that it fails, if ``single`` makes the same calls.
+
+    ``single`` is the graph that was captured with ``arguments``, whose batch is one.
+    """
+    if not same_for(arguments, gm, single):
+        return
+    batch: fx.Node | None = None
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    for check in _run(gm, arguments).failing:
+        if batch is None:
+            with gm.graph.inserting_after(placeholders[-1]):
+                batch = gm.graph.call_method("size", (placeholders[0], 0))
+        with gm.graph.inserting_before(check):
+            alone = gm.graph.call_function(operator.eq, (batch, 1))
+            check.update_arg(0, gm.graph.call_function(operator.or_, (check.args[0], alone)))
+    gm.recompile()
+
+
 def same_for(arguments: dict[str, Any], first: fx.GraphModule, second: fx.GraphModule) -> bool:
     """Whether two graphs make the same calls on these arguments: operators, numbers and the shapes of what they give."""
     try:
-        one, other = (_calls(gm, arguments) for gm in (first, second))
+        one, other = (_run(gm, arguments).calls for gm in (first, second))
     except Exception:  # either of them does not run with these shapes, for whatever reason an operator has
         return False
     return one == other
 
 
-def _calls(gm: fx.GraphModule, arguments: dict[str, Any]) -> list[Any]:
+def _run(gm: fx.GraphModule, arguments: dict[str, Any]) -> _Recorder:
     recorder = _Recorder(meta_twin(gm), graph=gm.graph)
     recorder.extra_traceback = False
     inputs = [arguments[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder"]
     with torch.no_grad(), MetaRun():
         recorder.run(*(meta_like(value) for value in inputs))
-    return recorder.calls
+    return recorder
 
 
 class _Recorder(fx.Interpreter):
@@ -48,9 +72,12 @@ class _Recorder(fx.Interpreter):
         self.calls: list[Any] = []
         self.order: dict[fx.Node, int] = {}
         self.count = 0
+        self.failing: list[fx.Node] = []
 
     def run_node(self, n: fx.Node) -> Any:
         if n.target is torch._assert:
+            if isinstance(n.args[0], fx.Node) and not self.env[n.args[0]]:
+                self.failing.append(n)
             return None
         result = super().run_node(n)
         source = n.args[0] if n.args else None
