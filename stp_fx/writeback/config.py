@@ -130,8 +130,26 @@ def _choices(model: nn.Module, config: Any, sizes: Sizes, wanted: Shapes) -> Ite
         elif rest and old_known:
             ranked.append((1 if max(gains[new] for new in rest) == 0 else 2, field, [None, *rest]))
     ranked.sort(key=lambda each: each[0])
+    start = _descended(model, config, [(field, options) for rank, field, options in ranked if not rank], wanted)
+    silent = [(field, [None, *filter(None, options)]) for _, field, options in ranked if field not in start]
+    for values in itertools.islice(itertools.product(*(options for _, options in silent)), _BUILDS // 2):
+        yield {**start, **{field: new for (field, _), new in zip(silent, values) if new is not None}}
     for values in itertools.product(*(options for _, _, options in ranked)):
         yield {field: new for (_, field, _), new in zip(ranked, values) if new is not None}
+
+
+def _descended(model: nn.Module, config: Any, fields: list[tuple[Field, list[int | None]]], wanted: Shapes) -> Choice:
+    """One field after the other takes the value with which most tensors fit, until no value makes more of them fit."""
+    choice: Choice = {}
+    count = _misfits(_built_shapes(model, config), wanted)
+    while count:
+        steps = [{**choice, field: new} for field, options in fields for new in options if new and choice.get(field) != new]
+        counts = [_misfits(_built_shapes(model, _changed(config, step)), wanted) for step in steps]
+        if not counts or min(counts) >= count:
+            break
+        count = min(counts)
+        choice = steps[counts.index(count)]
+    return choice
 
 
 def _value(config: Any, field: Field) -> Any:
