@@ -25,6 +25,7 @@ from stp_fx.io import load, save
 from stp_fx.selection import PrunePlan
 from stp_fx.submodule import prune_submodule
 from stp_fx.training import PATPassManager, regularizers, schedules
+from stp_fx.writeback import write_back
 
 __all__ = [
     "ChannelGraph",
@@ -55,6 +56,7 @@ __all__ = [
     "sensitivity",
     "sweep",
     "trace",
+    "write_back",
 ]
 
 __version__ = "0.1.0"

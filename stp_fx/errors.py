@@ -13,6 +13,7 @@ __all__ = [
     "StpFxError",
     "TraceError",
     "VerificationError",
+    "WriteBackError",
 ]
 
 
@@ -54,3 +55,14 @@ class VerificationError(StpFxError):
 
 class PassError(StpFxError):
     """A pass of a pipeline failed; names the pass and the ones that ran before it."""
+
+
+class WriteBackError(StpFxError):
+    """The original class cannot express a pruned graph; ``constants`` names what is in the way, one line each."""
+
+    def __init__(self, message: str, constants: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.constants = constants
+
+    def __reduce__(self) -> tuple[type[WriteBackError], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self), self.constants)

@@ -27,8 +27,9 @@ class GraphState:
     shape and dtype, other values (numbers, strings, ``None``) as they were. ``plan`` is what has been removed since the
     capture, ``masked`` the plan of what is masked now, ``report`` tells of the last run that did either, ``added`` names
     the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it,
-    ``call`` how, for another process to do the same. ``cache`` holds analyses; it never travels with a copy, since a copy
-    may be changed.
+    ``call`` how, for another process to do the same. ``arguments`` are all arguments of the original's ``forward`` by name,
+    in its order: tensors as in ``inputs``, plain values as they were; what is neither is left out and named in ``lost``.
+    ``cache`` holds analyses; it never travels with a copy, since a copy may be changed.
     """
 
     inputs: tuple[Any, ...]
@@ -40,6 +41,8 @@ class GraphState:
     dtype: torch.dtype | None = None
     frontend: str = "fx"
     call: Call | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lost: tuple[str, ...] = ()
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> GraphState:

@@ -23,7 +23,7 @@ from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
 from stp_fx.ir.train_eval import mode_calls, switch_modes
 from stp_fx.ir.verify import verify
 
-__all__ = ["retrace", "trace"]
+__all__ = ["bound_arguments", "retrace", "trace"]
 
 _log = logging.getLogger(__name__)
 _OWN_BATCH = "the model was traced with the example's own batch size, which it may depend on"
@@ -60,7 +60,7 @@ def trace(
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    gm = _first_capture(model, _bind(model, example_inputs, kwargs or {}), frontend)
+    gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
     state_of(gm).call = call_of(model, example_inputs, kwargs or {}, state_of(gm).frontend)
     return gm
 
@@ -101,7 +101,7 @@ def _first_capture(model: nn.Module, arguments: dict[str, Any], frontend: str) -
     bound: fx.GraphModule | None = None
     for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
         try:
-            gm = _FRONT_ENDS[name](model, arguments)
+            gm = _record_arguments(_FRONT_ENDS[name](model, arguments), arguments)
         except TraceError as error:
             said.append(f"{name}: {error}")
             cause = error
@@ -119,7 +119,7 @@ def _first_capture(model: nn.Module, arguments: dict[str, Any], frontend: str) -
     ) from cause
 
 
-def _bind(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bound_arguments(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by parameter name of ``forward``; spread ones are numbered.
 
     Raises:
@@ -149,6 +149,23 @@ def _bind(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> d
     if not any(_has_tensor(value) for value in arguments.values()):
         raise InputError("example_inputs hold no tensor, so there is nothing to trace with")
     return arguments
+
+
+def _record_arguments(gm: fx.GraphModule, arguments: dict[str, Any]) -> fx.GraphModule:
+    state = state_of(gm)
+    plain = {name: _has_tensor(value) or _is_plain(value) for name, value in arguments.items()}
+    state.arguments = {name: _on_meta(value) for name, value in arguments.items() if plain[name]}
+    state.lost = tuple(name for name, kept in plain.items() if not kept)
+    return gm
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can stay on the graph: it is copied, pickled and compared like a number."""
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(_is_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(_is_plain(v) for v in value.values())
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
 
 
 def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:

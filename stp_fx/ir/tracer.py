@@ -197,12 +197,13 @@ class ModuleTracer(fx.Tracer):
         """Placeholders for the given tensors, in the order of the signature; everything else is a constant."""
         positional: list[Any] = []
         named: dict[str, Any] = {}
+        spread: list[str] = []
         for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
             if parameter.kind is parameter.VAR_POSITIONAL:
                 spread = [k for k in (*self._values, *self._constants) if k.startswith(f"{parameter.name}_")]
                 positional.extend(self._argument(k) for k in sorted(spread, key=lambda k: int(k.rpartition("_")[2])))
             elif parameter.kind is parameter.VAR_KEYWORD:
-                known = set(inspect.signature(root_fn).parameters)
+                known = {*inspect.signature(root_fn).parameters, *spread}
                 named.update(
                     {k: self._argument(k) for k in (*self._values, *self._constants) if k not in known and k not in named}
                 )

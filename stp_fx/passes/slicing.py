@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import fx, nn
 from stp_fx.analysis.graph import ChannelGraph, removed_axes
 
 __all__ = ["copied", "shortened_copy", "take"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def take(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
@@ -43,7 +45,7 @@ def shortened_copy(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -
     return copied(gm, memo)
 
 
-def copied(gm: fx.GraphModule, memo: dict[int, Any] | None = None) -> fx.GraphModule:
+def copied(gm: M, memo: dict[int, Any] | None = None) -> M:
     """A deep copy; ``memo`` maps ``id`` of a tensor to what stands in its place.
 
     Tensors that hooks compute and leave on a module (``torch.nn.utils.weight_norm``) cannot be copied and are computed

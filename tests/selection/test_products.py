@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import stp_fx
@@ -87,6 +88,30 @@ def test_the_same_answer_every_time_and_unknown_options(make_groups):
     assert len({tuple(sorted(carriers(groups, products).items())) for _ in range(5)}) == 1
     with pytest.raises(InputError, match="unknown products option 'heads'; known: auto, outer, inner, both, none"):
         carriers(groups, products, "heads")
+
+
+def test_a_factor_that_is_a_product_counts_as_its_factors():
+    """Query heads are key/value heads x the queries of each: "outer" takes the former and leaves head dimensions whole."""
+
+    class GroupedQueries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(a, b) for a, b in ((8, 48), (8, 16), (8, 16), (48, 3)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, t, _ = x.shape
+            q, k, v = (f(x).view(n, t, -1, 8).transpose(1, 2) for f in (self.q, self.k, self.v))
+            k, v = (y[:, :, None].expand(n, 2, 3, t, 8).reshape(n, 6, t, 8) for y in (k, v))
+            q = torch.cat([-q[..., 4:], q[..., :4]], -1) + q
+            return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    gm = stp_fx.trace(GroupedQueries(), torch.randn(2, 5, 8))
+    assert all(factors[0] for factors in (p.factors for p in stp_fx.analyze(gm).products))
+    pruned = stp_fx.prune_graph(gm, products="outer")
+    sizes = {name: list(p.shape) for name, p in pruned.named_parameters() if name.endswith("weight")}
+    assert sizes == {"q.weight": [24, 8], "k.weight": [8, 8], "v.weight": [8, 8], "out.weight": [3, 24]}
+    kept = stp_fx.plan_of(pruned).kept["q.weight", 0]
+    assert kept.reshape(3, 8)[:, 0].tolist() in ([0, 8, 16], [24, 32, 40])
 
 
 def test_a_factor_that_is_a_product_itself_is_taken_apart():

@@ -1,0 +1,105 @@
+"""Does a module compute what a graph does? In several sizes, with the real weights and with weights that leave no doubt."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from stp_fx.errors import WriteBackError
+from stp_fx.writeback.calls import Arguments, call_graph, call_original, difference, drawn, leaves, other_shapes
+from stp_fx.writeback.locate import first_difference, kept_scales, literals_before
+from stp_fx.writeback.obstacles import Failure, failure_of
+from stp_fx.writeback.sizes import Sizes
+
+__all__ = ["Check", "evaluating", "stress"]
+
+_log = logging.getLogger(__name__)
+
+
+class Check:
+    """What a graph gives for the arguments, and for others like them in other sizes that it takes.
+
+    Raises:
+        WriteBackError: the graph gives no finite number for the arguments, so nothing can be held against it.
+    """
+
+    def __init__(self, gm: fx.GraphModule, given: Arguments, pattern: Arguments) -> None:
+        device = next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
+        self._gm = gm
+        self._expected: list[tuple[Arguments, Any]] = []
+        with evaluating(gm):
+            outputs = call_graph(gm, drawn(given, device, seed=0))
+            if not any(bool(t.isfinite().any()) for t in leaves(outputs).values()):
+                raise WriteBackError(
+                    "the pruned graph gives no finite number for the example, so nothing can be checked: give `example_inputs`"
+                )
+            self._expected.append((drawn(given, device, seed=0), outputs))
+            for seed, other in enumerate(other_shapes(pattern), 1):
+                arguments = drawn(other, device, seed)
+                try:
+                    self._expected.append((arguments, call_graph(gm, arguments)))
+                except Exception as error:
+                    _log.debug("sizes that the graph does not take: %s", error)
+
+    @property
+    def sizes(self) -> int:
+        """In how many sizes a module is held against the graph."""
+        return len(self._expected)
+
+    def __call__(self, model: nn.Module) -> Failure | None:
+        """``None`` if the module gives the same in all of them."""
+        with evaluating(model):
+            for arguments, expected in self._expected:
+                try:
+                    found = call_original(model, arguments)
+                except Exception as error:
+                    return failure_of(error, model)
+                differs = difference(expected, found)
+                if differs:
+                    return Failure(f"its {differs}")
+        return None
+
+    def explained(self, model: nn.Module, failure: Failure, sizes: Sizes) -> Failure:
+        """Adds what the graph says: from where on outputs differ, and the numbers that it has in their place."""
+        if failure.module is not None:
+            return dataclasses.replace(failure, constants=tuple(literals_before(self._gm, failure.module)))
+        with evaluating(model), evaluating(self._gm):
+            module = first_difference(self._gm, model, self._expected[0][0])
+        return dataclasses.replace(failure, module=module, constants=tuple(kept_scales(self._gm, sizes)))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode, without gradients; afterwards each module has its own flag again, and torch its random state."""
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module.eval()
+            yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+
+
+def stress(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Draws the same weights for both, with entries of variance 1 / fan-in.
+
+    Small weights hide a wrong constant: attention at its initial weights is almost uniform, whatever its scale.
+    """
+    generator = torch.Generator().manual_seed(0)
+    wanted = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in gm.named_parameters():
+            if not parameter.is_floating_point() or name not in wanted:
+                continue
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter)
+            fan = max(1, parameter.numel() // max(1, parameter.shape[0])) if parameter.dim() > 1 else 0
+            value = noise / fan**0.5 if fan else parameter + 0.1 * noise
+            parameter.copy_(value)
+            wanted[name].copy_(value)

@@ -1,0 +1,129 @@
+"""write_back: a pruned graph as a module of the original class."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from stp_fx.errors import InputError, WriteBackError
+from stp_fx.ir.state import has_state, state_of
+from stp_fx.ir.trace import bound_arguments
+from stp_fx.passes.slicing import copied
+from stp_fx.selection.plan import PrunePlan
+from stp_fx.writeback.calls import mapped, recorded
+from stp_fx.writeback.check import Check, stress
+from stp_fx.writeback.config import fit_config
+from stp_fx.writeback.reads import holders_of
+from stp_fx.writeback.search import Numbers, find_numbers
+from stp_fx.writeback.sizes import Sizes
+from stp_fx.writeback.tensors import smaller_copy, state_channels
+
+__all__ = ["write_back"]
+
+_log = logging.getLogger(__name__)
+
+
+def write_back(
+    pruned: fx.GraphModule,
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    strict_config: bool = True,
+) -> nn.Module:
+    """A module of the class of ``model`` that computes what ``pruned`` does; neither of the two is changed.
+
+    The tensors of ``pruned`` go into a deep copy of ``model`` (ties, hooks and train/eval flags are kept), and so do the numbers
+    that describe them: attributes of modules, and of configs that they hold, which the forward reads. Which numbers those are is
+    found by running the forward and watching what it reads. The result is accepted only if its outputs are those of ``pruned``,
+    in eval mode, on the example and in other sizes where the graph takes them (one more in the batch, one more of every other
+    size), with the weights as they are and with random ones, which show a wrong scale more clearly. Numbers that the forward does
+    not read stay as they are, but for what torch's own modules say of their tensors.
+
+    A model with a ``config`` and ``save_pretrained`` (Hugging Face) promises that the config says how to build it. Its config is
+    renewed so that a model built from it and loaded with the tensors gives the same outputs.
+
+    Args:
+        pruned: what :func:`prune_graph` made of ``trace(model, ...)``; it may have been trained since.
+        model: the module that was traced.
+        example_inputs: what to compare on, as for :func:`trace`. Default: values drawn in the recorded shapes, whole numbers
+            being 0 or 1.
+        kwargs: the named ones of them.
+        strict_config: False accepts a result whose config cannot describe it: it runs, but does not survive
+            ``save_pretrained`` and ``from_pretrained``. A warning is logged.
+
+    Raises:
+        InputError: ``pruned`` was not captured from ``model``, or is masked rather than removed.
+        WriteBackError: the class cannot express the result; ``constants`` names what is in the way.
+
+    Example:
+        >>> import stp_fx, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> pruned = stp_fx.prune_graph(net, example_inputs=torch.randn(2, 4))
+        >>> write_back(pruned, net)[0]
+        Linear(in_features=4, out_features=4, bias=True)
+    """
+    _check_arguments(pruned, model)
+    pattern, given = _arguments(pruned, model, example_inputs, kwargs)
+    plan = state_of(pruned).plan or PrunePlan({}, {})
+    with torch.random.fork_rng(devices=[]):
+        result, settled = smaller_copy(pruned, model)
+        sizes = Sizes(plan, model)
+        graph, twin = copied(pruned), copied(result)
+        stress(graph, twin)
+        stressed = Check(graph, given, pattern)
+        _put(result, find_numbers(twin, sizes, settled, stressed))
+        state_channels(result)
+        _accept(Check(pruned, given, pattern), result)
+        if _has_config(result):
+            try:
+                fit_config(result, model, sizes, graph, stressed)
+                _accept(Check(pruned, given, pattern), result)
+            except WriteBackError as error:
+                if strict_config:
+                    raise
+                _log.warning("%s: save_pretrained and from_pretrained will not work: %s", type(model).__name__, error)
+    _log.info("%s: outputs agree with the graph's in %d sizes", type(model).__name__, stressed.sizes)
+    return result
+
+
+def _check_arguments(pruned: Any, model: Any) -> None:
+    if not isinstance(pruned, fx.GraphModule) or not has_state(pruned):
+        raise InputError(f"`pruned` is a {type(pruned).__name__}; give what stp_fx.prune_graph returned")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` is a {type(model).__name__}; give the torch.nn.Module that was traced")
+    if isinstance(model, fx.GraphModule):
+        raise InputError("`model` is a GraphModule: give the module that was traced")
+    if state_of(pruned).masked is not None:
+        raise InputError("`pruned` is masked: its tensors are as large as before. Remove what the masks cover first")
+
+
+def _arguments(pruned: fx.GraphModule, model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> Any:
+    """All arguments of the forward on meta, and as they were given."""
+    if inputs is None and not kwargs:
+        found = recorded(pruned)
+        return found, found
+    given = bound_arguments(model, inputs, kwargs or {})
+    return {k: mapped(v, lambda t: torch.empty_like(t, device="meta")) for k, v in given.items()}, given
+
+
+def _put(model: nn.Module, numbers: Numbers) -> None:
+    holders = holders_of(model)
+    for (path, name), value in numbers.items():
+        holders[path].put(name, value)
+
+
+def _accept(check: Check, result: nn.Module) -> None:
+    failure = check(result)
+    if failure is not None:
+        raise WriteBackError(
+            f"with its own weights, {failure.text}; with random weights it agrees. Please report this", (failure.text,)
+        )
+
+
+def _has_config(model: nn.Module) -> bool:
+    return all(hasattr(model, name) for name in ("config", "save_pretrained", "from_pretrained"))
