@@ -133,7 +133,7 @@ def _inexact(found: Propagated, solution: Solution, touched: Touched, group_of: 
     """Group to the reasons why removing from it is not masking it."""
     result: dict[int, dict[str, None]] = defaultdict(dict)
     for note in found.elements.notes:
-        _, units = touched.of(np.unique(solution.label[note.ids.ravel()]))
+        _, units = touched.of(_present(solution.label[note.ids.ravel()], solution.count))
         for group in np.unique(group_of[units]).tolist():
             result[group][f"{note.reason} (node '{note.node}')"] = None
     return result
@@ -166,6 +166,13 @@ def _groups(
         why = tuple(notes.get(k, ()))
         result.append(Group(k, unique, units, tuple(built), not why, why))
     return result
+
+
+def _present(labels: np.ndarray, count: int) -> np.ndarray:
+    """The different labels, ascending."""
+    found = np.zeros(count, dtype=bool)
+    found[labels] = True
+    return np.flatnonzero(found)
 
 
 def _products(solution: Solution, unit_of: np.ndarray, group_of: np.ndarray) -> tuple[Product, ...]:
