@@ -24,7 +24,11 @@ _log = logging.getLogger("stp_fx.report")
 
 @dataclasses.dataclass(frozen=True)
 class GroupRun:
-    """One group: how many of its units go, the range of its scores, and whether masking it is removing it."""
+    """One group: how many of its units go, the range of its scores, and whether masking it is removing it.
+
+    ``compensation`` says how its readers were compensated for what went: "mean", "least_squares", both, with "(in part)"
+    where a reader is neither a linear layer nor a convolution; empty if none was.
+    """
 
     name: str
     removed: int
@@ -32,6 +36,7 @@ class GroupRun:
     lowest: float
     highest: float
     exact: bool
+    compensation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +103,5 @@ def run_report(
         GroupRun(g.name, int(removed[g.units].sum()), g.size, float(s.min()), float(s.max()), g.exact)
         for g, s in zip(groups, scores, strict=True)
     )
-    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), _pinned(graph))
-
-
-def _pinned(graph: ChannelGraph) -> dict[str, int]:
-    """Reason to the number of axes with a position that it pins; said of itself, not through coupling."""
-    label, counts = graph.solution.label, {}
-    by_reason: dict[str, np.ndarray] = {}
-    for note in graph.found.elements.pins:
-        if note.node:
-            by_reason.setdefault(note.reason, np.zeros(graph.solution.count, dtype=bool))[label[note.ids.ravel()]] = True
-    for reason, flags in by_reason.items():
-        axes = sum(bool(flags[label[axis.ids]].any()) for axis in graph.found.axes)
-        if axes:
-            counts[reason] = axes
-    return counts
+    pinned = {reason: len(axes) for reason, axes in graph.pinned.items()}
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned)
