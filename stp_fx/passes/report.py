@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from stp_fx.analysis.cost import Cost
 from stp_fx.passes.paired import Latency
-from stp_fx.passes.report_tables import as_markdown, as_rich
+from stp_fx.passes.report_tables import as_markdown, as_rich, as_text
 
 __all__ = ["GroupChange", "Report"]
 
@@ -51,9 +50,7 @@ class Report:
     latency: Latency | None = None
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        Console(file=out, width=120, color_system=None, force_terminal=False).print(self)
-        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+        return as_text(self)
 
     def __rich__(self) -> RenderableType:
         return as_rich(self)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -14,10 +15,12 @@ from rich.text import Text
 if TYPE_CHECKING:
     from stp_fx.passes.report import Report
 
-__all__ = ["as_markdown", "as_rich", "bytes_text", "plain_table", "seconds_text"]
+__all__ = ["as_markdown", "as_rich", "as_text", "bytes_text", "plain_table", "seconds_text"]
 
 _TOTALS = ("", "before", "after", "left")
 _GROUPS = ("group", "channels", "left", "MACs", "parameters", "compensated")
+_NAME = 40
+"""Columns of a name that is not broken: half of a terminal of 80."""
 _NOTE = (
     "MACs, parameters of a group: saved by it alone, as a share of the whole. What two groups have in common counts in both, so "
     "the columns add up to more than the totals."
@@ -27,7 +30,7 @@ _NOTE = (
 def as_rich(report: Report) -> RenderableType:
     parts: list[RenderableType] = [plain_table(_TOTALS, _totals(report))]
     if report.groups:
-        parts += ["", plain_table(_GROUPS, _groups(report), left=(0, 5)), "", Text(_NOTE, style="dim")]
+        parts += ["", plain_table(_GROUPS, _groups(report), left=(5,)), "", Text(_NOTE, style="dim")]
     else:
         parts += ["", Text("No group has lost units."), ""]
     footnotes = _footnotes(report)
@@ -37,15 +40,27 @@ def as_rich(report: Report) -> RenderableType:
 def as_markdown(report: Report) -> str:
     parts = [_markdown(_TOTALS, _totals(report))]
     if report.groups:
-        parts += ["", _markdown(_GROUPS, _groups(report), left=(0, 5)), "", _NOTE]
+        parts += ["", _markdown(_GROUPS, _groups(report), left=(5,)), "", _NOTE]
     return "\n".join([*parts, "", *_footnotes(report)]).rstrip() + "\n"
 
 
-def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> Table:
-    """A table without walls; columns flush right but for those in ``left``."""
+def as_text(shown: RenderableType, width: int = 120) -> str:
+    """What a table reads like without colour."""
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None, force_terminal=False).print(shown)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> Table:
+    """A table without walls; columns flush right but for the first and those in ``left``, which wrap where it is too narrow.
+    Names in the first column stay in one piece, unless they would take half of a terminal."""
+    rows = list(rows)
+    names = max((len(row[0]) for row in rows), default=0)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number in left else "right", overflow="fold", no_wrap=number not in left)
+    table.add_column(heads[0], overflow="fold", no_wrap=names <= _NAME, min_width=min(names, _NAME))
+    for number, head in enumerate(heads[1:], 1):
+        justify: Literal["left", "right"] = "left" if number in left else "right"
+        table.add_column(head, justify=justify, overflow="fold", no_wrap=number not in left)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
@@ -122,6 +137,6 @@ def _share(new: float, old: float) -> str:
     return f"{new / old:.1%}" if old else "-"
 
 
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    lines = [heads, ["---" if k in left else "---:" for k in range(len(heads))], *rows]
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> str:
+    lines = [heads, ["---" if k in (0, *left) else "---:" for k in range(len(heads))], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
