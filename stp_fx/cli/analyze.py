@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from rich.text import Text
-from torch import fx
 
 from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.groups import Group
@@ -18,6 +17,8 @@ from stp_fx.passes.report_tables import plain_table
 
 __all__ = ["add"]
 
+_ROOM = 20
+"""Letters of names that a narrow terminal has room for beside the numbers."""
 _HEADS = ("group", "channels", "MACs each", "params each", "with the outputs of")
 
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         "pinned": {reason: list(axes) for reason, axes in graph.pinned.items()},
         "unknown_ops": {op: list(nodes) for op, nodes in graph.unknown.items()},
     }
-    output.result(data, *_shown(gm, graph, data))
+    output.result(data, *_shown(graph, data, output.narrow))
     return 0
 
 
@@ -90,7 +91,7 @@ def _as_data(group: Group, macs: int, params: int) -> dict[str, Any]:
     }
 
 
-def _shown(gm: fx.GraphModule, graph: ChannelGraph, data: dict[str, Any]) -> list[Any]:
+def _shown(graph: ChannelGraph, data: dict[str, Any], narrow: bool) -> list[Any]:
     head = (
         f"{data['model']}, input {' and '.join(data['inputs'])}: {data['macs']:,} MACs, {data['params']:,} parameters, "
         f"{graph.units:,} channels in {len(graph.groups)} groups"
@@ -101,7 +102,7 @@ def _shown(gm: fx.GraphModule, graph: ChannelGraph, data: dict[str, Any]) -> lis
             f"{group.size:,}",
             f"{each['macs_per_unit']:,}",
             f"{each['params_per_unit']:,}",
-            _producers(group),
+            _producers(group, narrow),
         )
         for group, each in zip(graph.groups, data["groups"], strict=True)
     ]
@@ -116,11 +117,14 @@ def _shown(gm: fx.GraphModule, graph: ChannelGraph, data: dict[str, Any]) -> lis
     return shown
 
 
-def _producers(group: Group) -> str:
+def _producers(group: Group, narrow: bool) -> str:
     """Layers that lose outputs with the one that the group is named for."""
     weights = [m.axis for m in group.members if m.axis.role == "weight" and m.axis.side in ("out", "both")]
     others = [axis.tensor.removesuffix(".weight") for axis in weights if not group.name.startswith(axis.tensor + ":")]
-    return _few(tuple(dict.fromkeys(others)), 3)
+    names = tuple(dict.fromkeys(others))
+    if narrow and len("".join(names)) > _ROOM:
+        return f"{len(names)} layer{'s' if len(names) > 1 else ''}"
+    return _few(names, 3)
 
 
 def _few(names: Any, number: int = 2) -> str:

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     )
     group = parser.add_argument_group("the picture")
     group.add_argument("--output", "-o", required=True, metavar="FILE", help=".svg, .png, .pdf or .dot")
-    group.add_argument("--view", choices=("dependency",), default="dependency", help="what is drawn (default: dependency)")
+    group.add_argument("--view", default="dependency", metavar="VIEW", help="what is drawn (default: dependency)")
 
 
 def run(args: argparse.Namespace, output: Output) -> int:

@@ -20,6 +20,7 @@ __all__ = ["Output", "checked_output"]
 
 _PIPED_WIDTH = 120
 """Columns when standard output is no terminal: tables are as wide as they need to be below that."""
+_NARROW = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +35,18 @@ class Output:
         if self.as_json:
             _write(json.dumps({"schema": 1, **data}, indent=2, allow_nan=False) + "\n")
             return
-        terminal = sys.stdout.isatty()
-        console = Console(file=sys.stdout, width=None if terminal or "COLUMNS" in os.environ else _PIPED_WIDTH)
+        console, terminal = _console(), sys.stdout.isatty()
         with console.capture() as captured:
             for each in shown:
                 # Lines of text are broken for readers alone; what a program or a document takes stays as it is.
                 as_it_is = isinstance(each, Text) and (each.no_wrap or not terminal)
                 console.print(each, highlight=False, soft_wrap=as_it_is)
         _write("\n".join(line.rstrip(" ") for line in captured.get().split("\n")))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether results go to a terminal that has no room for columns of names."""
+        return _console().width < _NARROW
 
     def note(self, text: str) -> None:
         """A line for people, on standard error."""
@@ -74,6 +79,10 @@ def checked_output(path: str, suffixes: tuple[str, ...], *, overwrite: bool) -> 
     if target.exists() and not overwrite:
         raise InputError(f"--output: {path!r} exists already; --force overwrites it")
     return target
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH)
 
 
 def _write(text: str) -> None:

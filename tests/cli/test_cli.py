@@ -437,6 +437,7 @@ def test_draw(run: Any) -> None:
     assert "stem" in pathlib.Path("net.dot").read_text()
     assert from_json(run, "draw", "net.py:make", *SHAPE, "-o", "net.dot")["output"] == "net.dot"
     assert "must end in .svg" in run("draw", "net.py:make", *SHAPE, "-o", "net.gif", code=2)[1]
+    assert "unknown view 'sideways'" in run("draw", "net.py:make", *SHAPE, "-o", "net.dot", "--view", "sideways", code=2)[1]
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------
