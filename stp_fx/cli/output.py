@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -33,7 +34,7 @@ class Output:
     def result(self, data: dict[str, Any], *shown: RenderableType) -> None:
         """The result of the command: ``data`` with ``--json``, else what is ``shown``."""
         if self.as_json:
-            _write(json.dumps({"schema": 1, **data}, indent=2, allow_nan=False) + "\n")
+            _write(json.dumps(_finite({"schema": 1, **data}), indent=2, allow_nan=False) + "\n")
             return
         console, terminal = _console(), sys.stdout.isatty()
         with console.capture() as captured:
@@ -79,6 +80,15 @@ def checked_output(path: str, suffixes: tuple[str, ...], *, overwrite: bool) -> 
     if target.exists() and not overwrite:
         raise InputError(f"--output: {path!r} exists already; --force overwrites it")
     return target
+
+
+def _finite(data: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _console() -> Console:

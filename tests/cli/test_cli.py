@@ -412,6 +412,14 @@ def test_sensitivity(run: Any) -> None:
     assert "0.75" in out
 
 
+def test_numbers_that_json_has_not_are_null(run: Any) -> None:
+    found = from_json(
+        run, "sweep", "net.py:make", *SHAPE, "-s", "--data", "net.py:batches", "--loss", "net.py:infinite", "--at", "0.5"
+    )
+    assert found["baseline"] is None
+    assert found["losses"]["stem.weight:0"] == [None]
+
+
 def test_sensitivity_as_curves(run: Any) -> None:
     pytest.importorskip("matplotlib")
     run("sweep", "net.py:make", *SHAPE, "-s", "--data", "net.py:batches", "--at", "0.5", "--plot", "curves.svg")
