@@ -22,9 +22,10 @@ from stp_fx.passes import (
     SelectUnits,
 )
 from stp_fx.passes.collect import collectors_for
+from stp_fx.passes.compare import compare
 from stp_fx.passes.compensate import COMPENSATIONS
 from stp_fx.passes.estimate import estimate_keep_ratio
-from stp_fx.passes.report import Report, compare
+from stp_fx.passes.report import Report
 from stp_fx.passes.run_report import RunReport
 from stp_fx.passes.sweep import Sensitivity, Sweep, sensitivity, sweep
 from stp_fx.selection import PrunePlan

@@ -11,6 +11,7 @@ __all__ = [
     "PlanError",
     "RewriteError",
     "StpFxError",
+    "TargetError",
     "TraceError",
     "VerificationError",
     "WriteBackError",
@@ -23,6 +24,10 @@ class StpFxError(Exception):
 
 class InputError(StpFxError, ValueError):
     """An argument is out of range, unknown, or of the wrong shape or type."""
+
+
+class TargetError(InputError):
+    """A cost target is out of reach under the constraints given; the message says what is in reach."""
 
 
 class TraceError(StpFxError):

@@ -18,9 +18,11 @@ from stp_fx.ir.state import example_of
 __all__ = ["arguments_of", "as_device", "batches", "device_of", "evaluating"]
 
 
-def batches(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None, what: str) -> Iterator[Any]:
+def batches(
+    gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None, what: str, *, show: bool = True
+) -> Iterator[Any]:
     """The batches of ``calibration`` on the graph's device, each checked against the graph's inputs; with a progress bar
-    on a terminal. A single tensor is one batch.
+    on a terminal, if ``show``. A single tensor is one batch.
 
     Raises:
         InputError: nothing to iterate over, no batch at all, or a batch that is not what the graph takes; names the batch.
@@ -34,7 +36,7 @@ def batches(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None
     device = device_of(gm)
     total = _length(calibration)
     number = -1
-    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(transient=True, console=Console(stderr=True), disable=not (show and sys.stderr.isatty())) as progress:
         task = progress.add_task(what, total=total)
         for number, batch in enumerate(calibration):
             moved = as_device(batch, device)

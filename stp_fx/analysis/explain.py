@@ -1,53 +1,138 @@
-"""Answers in words: why is this axis pinned, what goes with channel 5 of this layer."""
+"""Answers in words: why is this axis pinned, what goes with channel 5 of this layer, what is this group."""
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stp_fx.analysis.groups import Group
+from stp_fx.analysis.pins import pin_reasons, pinned_axes
 from stp_fx.analysis.propagate import AxisRecord
 from stp_fx.errors import InputError
+from stp_fx.rules import Dim, dim_size
+from stp_fx.rules.literals import TensorDims
 
 if TYPE_CHECKING:
     from stp_fx.analysis.graph import ChannelGraph
 
-__all__ = ["explain", "pin_reasons"]
+__all__ = ["explain"]
 
 _SHOWN = 12
+_PARTS = (("out", "outputs of"), ("both", "channels of the depthwise"), ("in", "inputs of"))
 
 
-def explain(graph: ChannelGraph, name: str, index: int | None = None) -> str:
+def explain(graph: ChannelGraph, name: str | None = None, index: int | None = None) -> str:
     """See :meth:`ChannelGraph.explain`."""
-    for group in graph.groups:
-        if group.name == name and index is None and not any(name in (axis.tensor, axis.name) for axis in graph.axes):
-            return _explain_group(graph, group)
+    if name is None:
+        return _explain_graph(graph)
     axes = _axes_named(graph, name)
+    groups = [group for group in graph.groups if group.name == name] if index is None else []
+    if not axes and not groups:
+        return _explain_other(graph, name, index)
     if index is not None and len(axes) > 1:
         outputs = [a for a in axes if a.side in ("out", "both")]
         axes = (outputs or axes)[:1]
-    return "\n".join(_explain_axis(graph, axis, index) for axis in axes)
+    whole = [_explain_axis(graph, axis, index) for axis in axes] if _is_few(graph, name) else _explain_many(graph, name, axes)
+    return "\n".join(whole + [_explain_group(graph, group) for group in groups])
 
 
 def _axes_named(graph: ChannelGraph, name: str) -> list[AxisRecord]:
+    """The axes of a tensor, one axis (``name:dim``), or those of all tensors in a module."""
     tensor, _, dim = name.rpartition(":")
     tensor = graph.found.aliases.get(tensor, tensor)
     whole = graph.found.aliases.get(name, name)
     exact = [a for a in graph.found.axes if a.tensor == whole or (dim.isdigit() and (a.tensor, a.dim) == (tensor, int(dim)))]
-    inside = exact or [a for a in graph.found.axes if a.tensor.startswith(name + ".")]
-    if inside:
-        return inside
-    if name in graph.found.shapes or (dim.isdigit() and tensor in graph.found.shapes):
-        raise InputError(
-            f"{name!r} has shape {graph.found.shapes.get(name, graph.found.shapes.get(tensor))}: no axis longer than one"
-        )
-    known = sorted({a.tensor for a in graph.found.axes} | {g.name for g in graph.groups})
-    close = difflib.get_close_matches(name, known, n=3)
-    raise InputError(
-        f"no parameter, axis, module or group {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
-    )
+    return exact or [a for a in graph.found.axes if a.tensor.startswith(name + ".")]
+
+
+def _is_few(graph: ChannelGraph, name: str) -> bool:
+    """Whether the name stands for one tensor, one axis, or a module that holds its tensors itself."""
+    inside = {a.tensor.removeprefix(name + ".") for a in graph.found.axes if a.tensor.startswith(name + ".")}
+    return not any("." in rest for rest in inside)
+
+
+def _explain_other(graph: ChannelGraph, name: str, index: int | None) -> str:
+    """A scalar tensor, a reason, a node of the graph; or an error that names what is close."""
+    tensor, _, dim = name.rpartition(":")
+    shape = graph.found.shapes.get(name, graph.found.shapes.get(tensor) if dim.isdigit() else None)
+    if shape is not None and len([size for size in shape if size > 1]) == 0:
+        raise InputError(f"{name!r} has shape {shape}: no axis longer than one")
+    if shape is not None:
+        raise InputError(f"{name!r} has shape {shape}: no axis longer than one at dim {dim}")
+    pinned = pinned_axes(graph)
+    if name in pinned:
+        return f"{name}: {len(pinned[name])} axes: {', '.join(pinned[name])}"
+    node = name if name in graph.found.values else name.replace(".", "_")
+    if node in graph.found.values and index is None:
+        return _explain_node(graph, node)
+    known = {a.tensor for a in graph.found.axes} | {g.name for g in graph.groups} | set(graph.found.values) | set(pinned)
+    known |= {prefix for a in graph.found.axes for prefix in _prefixes(a.tensor)}
+    close = difflib.get_close_matches(name, sorted(known), n=3)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; explain() without a name gives an overview"
+    raise InputError(f"no parameter, axis, module, node, group or reason {name!r}{hint}")
+
+
+def _prefixes(tensor: str) -> list[str]:
+    parts = tensor.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
+
+
+def _explain_graph(graph: ChannelGraph) -> str:
+    inexact = sum(not group.exact for group in graph.groups)
+    lines = [
+        f"{len(graph.groups)} groups of {graph.units:,} units over {len(graph.axes)} axes"
+        + (f"; masking is not removing in {inexact} of them" if inexact else "")
+    ]
+    lines += [f"{len(axes)} axes pinned: {reason} (e.g. {axes[0]})" for reason, axes in pinned_axes(graph).items()]
+    lines += [f"no rule for {op}, at {', '.join(nodes[:3])}: what it touches is pinned" for op, nodes in graph.unknown.items()]
+    return "\n".join(lines)
+
+
+def _explain_many(graph: ChannelGraph, name: str, axes: list[AxisRecord]) -> list[str]:
+    """A module of modules: by group what is cut in it, by reason what is pinned."""
+    names = {(axis.tensor, axis.dim) for axis in axes}
+    lines = [f"{name}: {len(axes)} axes of {len({axis.tensor for axis in axes})} tensors"]
+    for group in graph.groups:
+        inside = [m.axis for m in group.members if (m.axis.tensor, m.axis.dim) in names]
+        if inside:
+            lines.append(f"  group '{group.name}' of {group.size} units cuts {_names([axis.name for axis in inside])}")
+    for reason, pinned in pinned_axes(graph).items():
+        inside = [axis for axis in pinned if tuple(axis.rsplit(":", 1)) in {(t, str(d)) for t, d in names}]
+        if inside:
+            lines.append(f"  pinned, {reason}: {_names(inside)}")
+    return lines
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _explain_node(graph: ChannelGraph, node: str) -> str:
+    value = graph.found.values[node]
+    if not isinstance(value, TensorDims):
+        return f"node '{node}': no single tensor, so nothing to say of its dimensions"
+    lines = [f"node '{node}', a tensor of {tuple(map(dim_size, value.dims))}"]
+    for number, dim in enumerate(value.dims):
+        if any(factor.ids is not None for factor in dim):
+            lines.append(f"  dim {number}: {' x '.join(_explain_factor(graph, (factor,)) for factor in dim)}")
+    return "\n".join(lines) if len(lines) > 1 else lines[0] + ": no dimension of it can be cut"
+
+
+def _explain_factor(graph: ChannelGraph, dim: Dim) -> str:
+    ids: Any = dim[0].ids
+    if ids is None:
+        return f"{dim[0].size} fixed"
+    classes = graph.solution.label[ids]
+    _, units = graph.touched.of(classes)
+    names = [group.name for group in graph.groups if np.isin(group.units, units).any()]
+    pinned = int(graph.solution.pinned[classes].sum())
+    parts = [f"{dim[0].size} in group {' and '.join(map(repr, names))}"] if names else []
+    if pinned:
+        parts.append(f"{pinned} pinned: {'; '.join(pin_reasons(graph, classes[graph.solution.pinned[classes]]))}")
+    return ", ".join(parts)
 
 
 def _explain_axis(graph: ChannelGraph, axis: AxisRecord, index: int | None) -> str:
@@ -89,35 +174,23 @@ def _membership(group: Group, positions: np.ndarray, units: np.ndarray, axis: Ax
     return f"unit {unit} of group '{group.name}'{note}; with it go {', '.join(together[:_SHOWN])}{more}"
 
 
-def pin_reasons(graph: ChannelGraph, classes: np.ndarray) -> list[str]:
-    """Why the given classes are pinned: what was said of them, of the factors they split into, or of what they split."""
-    wanted = np.zeros(graph.solution.count, dtype=bool)
-    wanted[classes] = True
-    reasons = _said(graph, wanted)
-    if reasons:
-        return reasons
-    for product in graph.solution.products:
-        if wanted[product.classes].any():
-            for factor in product.factors:
-                wanted[factor] = True
-        elif any(wanted[factor].any() for factor in product.factors):
-            wanted[product.classes.ravel()] = True
-    reasons = _said(graph, wanted)
-    return [f"{reason}, through an axis it is a factor of" for reason in reasons] or [
-        "coupled to positions that cannot be removed"
-    ]
-
-
-def _said(graph: ChannelGraph, wanted: np.ndarray) -> list[str]:
-    reasons: dict[str, None] = {}
-    for note in graph.found.elements.pins:
-        if note.node and wanted[graph.solution.label[note.ids.ravel()]].any():
-            reasons[f"{note.reason} (node '{note.node}')"] = None
-    return list(reasons)[:4]
-
-
 def _explain_group(graph: ChannelGraph, group: Group) -> str:
-    axes = ", ".join(f"{m.axis.name} ({len(m.index)})" for m in group.members[:_SHOWN])
-    more = f" and {len(group.members) - _SHOWN} more" if len(group.members) > _SHOWN else ""
-    exact = "masking equals removing" if group.exact else "not exact: " + "; ".join(group.notes)
-    return f"group '{group.name}': {group.size} units over {axes}{more}; {exact}"
+    lines = [f"group '{group.name}': {group.size} units"]
+    weights = [m.axis for m in group.members if m.axis.role == "weight"]
+    for side, words in _PARTS:
+        tensors = [axis.tensor.removesuffix(".weight") for axis in weights if axis.side == side]
+        if tensors:
+            lines.append(f"{words} {_names(list(dict.fromkeys(tensors)))}")
+    rest = [m.axis.name for m in group.members if m.axis not in weights or m.axis.side not in ("out", "both", "in")]
+    if rest:
+        lines.append(f"with them {_names(rest)}")
+    for product in graph.products:
+        if any(group.index in factor for factor in product.factors):
+            sizes = " x ".join(map(str, product.sizes))
+            lines.append(f"one factor of {product.axis}, {sizes}: {_factors(graph, product.factors)}")
+    lines.append("masking equals removing" if group.exact else "not exact: " + "; ".join(group.notes))
+    return "\n  ".join(lines)
+
+
+def _factors(graph: ChannelGraph, factors: tuple[tuple[int, ...], ...]) -> str:
+    return " x ".join(" and ".join(f"'{graph.groups[k].name}'" for k in factor) or "pinned" for factor in factors)

@@ -12,6 +12,7 @@ import numpy as np
 from stp_fx.analysis.draw import draw
 from stp_fx.analysis.explain import explain
 from stp_fx.analysis.groups import Axis, Group, Product
+from stp_fx.analysis.pins import pinned_axes
 from stp_fx.analysis.propagate import Contraction, Propagated
 from stp_fx.analysis.solve import Solution
 from stp_fx.analysis.touched import Touched
@@ -46,14 +47,20 @@ class ChannelGraph:
         """The recorded factors of a graph node's value."""
         return self.found.values.get(node)
 
-    def explain(self, name: str, index: int | None = None) -> str:
+    @property
+    def pinned(self) -> dict[str, tuple[str, ...]]:
+        """Reason to the names of the axes (``"fc.weight:0"``) with a position that it pins; most axes first."""
+        return pinned_axes(self)
+
+    def explain(self, name: str | None = None, index: int | None = None) -> str:
         """Why an axis is pinned, or what goes with it, in words.
 
         ``name`` is a parameter or buffer (``"conv1.weight"``), one axis of it (``"conv1.weight:0"``), a module
-        (``"conv1"``) or a group; ``index`` a position along the axis.
+        (``"conv1"``), a group, a node of the graph, or a reason that :attr:`pinned` gives; ``index`` a position along the
+        axis. Without a name: how many groups there are, and why what is pinned is so.
 
         Raises:
-            InputError: no such name, or ``index`` out of range.
+            InputError: no such name, with close ones; or ``index`` out of range.
         """
         return explain(self, name, index)
 

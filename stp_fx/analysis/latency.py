@@ -16,7 +16,7 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
 from stp_fx.ir.state import example_of, state_of
 
-__all__ = ["latency_work", "node_seconds", "take_turns"]
+__all__ = ["example_values", "latency_work", "node_seconds", "take_turns"]
 
 _CACHE = "node_seconds"
 _COMPUTES = ("call_module", "call_function", "call_method")
@@ -59,8 +59,7 @@ def take_turns(
     """Median seconds of every node of each graph, on its recorded example; the graphs take turns, so that a busy machine
     slows all of them alike. One run each to warm up. All processes of a distributed job get the times of rank 0."""
     stopwatches = [_Stopwatch(gm, device_of(gm), clock) for gm in graphs]
-    draws = torch.Generator().manual_seed(0)
-    inputs = [[_filled(value, device_of(gm), draws) for value in example_of(gm)] for gm in graphs]
+    inputs = [example_values(gm) for gm in graphs]
     for turn in range(runs + 1):
         for gm, stopwatch, arguments in zip(graphs, stopwatches, inputs, strict=True):
             with evaluating(gm), torch.no_grad():
@@ -68,6 +67,15 @@ def take_turns(
             if turn == 0:
                 stopwatch.seconds.clear()
     return agreed([{name: statistics.median(times) for name, times in s.seconds.items()} for s in stopwatches])
+
+
+def example_values(gm: fx.GraphModule) -> tuple[Any, ...]:
+    """The recorded example as real data on the graph's device: random numbers, zeros for integers, which may be indices.
+
+    The same numbers every time; torch's own random state stays as it was.
+    """
+    draws = torch.Generator().manual_seed(0)
+    return tuple(_filled(value, device_of(gm), draws) for value in example_of(gm))
 
 
 class _Stopwatch(fx.Interpreter):

@@ -70,7 +70,7 @@ class CompensateMean(GraphPass):
             for uses in losing:
                 add_to_bias(result, [use.consumer for use in uses], self.shift(gm, result, statistics, uses))
         result.recompile()
-        carry_over(gm, result, plan, self.name)
+        carry_over(gm, result, plan, self.name, _by_group(gm, graph, result, losing))
         return PassResult(result, bool(losing))
 
     def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
@@ -196,6 +196,22 @@ def losing_uses(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> l
     for site in find_sites(gm).all:
         if (site.reader, site.source, site.dim) not in known and site.weights:
             _log.info("%s is not compensated: its reader is no linear layer or convolution", site.name)
+    return found
+
+
+def _by_group(gm: fx.GraphModule, graph: ChannelGraph, result: fx.GraphModule, losing: Sequence[Sequence[Use]]) -> dict[str, str]:
+    """How the readers of every group were compensated; a weight that is as it was has left all to the bias."""
+    methods: dict[tuple[str, str, int], str] = {}
+    for use in (use for uses in losing for use in uses):
+        site, weight = use.consumer.site, use.consumer.weight
+        absorbed = weight is not None and not torch.equal(gm.get_parameter(weight), result.get_parameter(weight))
+        methods[site.reader, site.source, site.dim] = "least_squares" if absorbed else "mean"
+    found = {}
+    for group in graph.groups:
+        sites = [member.site for member in find_sites(gm).of(group) if member.site.weights]
+        used = [methods.get((site.reader, site.source, site.dim), "") for site in sites]
+        if any(used):
+            found[group.name] = ", ".join(sorted(set(used) - {""})) + ("" if all(used) else " (in part)")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,20 @@ def is_partial(gm: fx.GraphModule) -> bool:
     return state_of(gm).masked is not None or bool(state_of(gm).added)
 
 
-def carry_over(source: fx.GraphModule, target: fx.GraphModule, plan: PrunePlan, compensation: str | None = None) -> None:
+def carry_over(
+    source: fx.GraphModule,
+    target: fx.GraphModule,
+    plan: PrunePlan,
+    compensation: str | None = None,
+    by_group: Mapping[str, str] | None = None,
+) -> None:
     """Leaves ``plan``, and what was collected on ``source``, on a copy of it that has other weights."""
     report = report_on(source, plan)
     caches = state_of(source).cache, state_of(target).cache
     if report is not None:
-        caches[1][REPORT] = dataclasses.replace(report, compensation=compensation or report.compensation)
+        marks = by_group or {}
+        groups = tuple(dataclasses.replace(g, compensation=marks.get(g.name, g.compensation)) for g in report.groups)
+        caches[1][REPORT] = dataclasses.replace(report, groups=groups, compensation=compensation or report.compensation)
     for key in (STATISTICS, GRADIENTS, SCORES):
         if key in caches[0]:
             caches[1][key] = caches[0][key]

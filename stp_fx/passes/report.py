@@ -1,73 +1,86 @@
-"""What a rewrite did, as data and as a table."""
+"""What a rewrite did, as data; ``report_tables`` gives the tables."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from torch import fx
+from rich.console import RenderableType
 
-from stp_fx.analysis.build import analyze
-from stp_fx.analysis.cost import Cost, cost
-from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
+from stp_fx.analysis.cost import Cost
+from stp_fx.passes.paired import Latency
+from stp_fx.passes.report_tables import as_markdown, as_rich, as_text
 
-__all__ = ["GroupChange", "Report", "compare"]
+__all__ = ["GroupChange", "Report"]
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupChange:
-    """One group: how many of its units are left."""
+    """One group that lost units.
+
+    ``macs`` and ``params`` are what would be saved if this group alone had lost them: what two groups share, such as a
+    convolution between them, is counted in both, so they do not add up to the total. ``compensation`` is how the readers
+    of the group were compensated ("mean", "least_squares", ...), "no", or None where no selection has recorded it.
+    """
 
     name: str
     before: int
     after: int
+    macs: int = 0
+    params: int = 0
+    compensation: str | None = None
+
+    @property
+    def left(self) -> float:
+        return self.after / self.before
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Costs before and after, and every group that lost units. ``str(report)`` is a table."""
+    """Two graphs side by side, and every group that lost units. ``str`` gives a table as plain text, rich prints it in
+    colour, :meth:`to_markdown` and :meth:`to_dict` are for documents and programs.
+
+    ``size`` are the bytes of both state dicts as safetensors writes them; ``latency`` is None unless it was measured.
+    """
 
     before: Cost
     after: Cost
     groups: tuple[GroupChange, ...]
+    size: tuple[int, int] = (0, 0)
+    latency: Latency | None = None
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        console = Console(file=out, width=110, force_terminal=False)
-        totals = Table(title="cost")
-        for column in ("", "before", "after", "left"):
-            totals.add_column(column, justify="right" if column else "left")
-        for name in ("macs", "params"):
-            old, new = getattr(self.before, name), getattr(self.after, name)
-            totals.add_row(name, f"{old:,}", f"{new:,}", f"{new / max(old, 1):.1%}")
-        groups = Table(title="groups")
-        for column in ("group", "channels", "left"):
-            groups.add_column(column, justify="left" if column == "group" else "right", overflow="fold")
-        for change in self.groups:
-            groups.add_row(change.name, f"{change.after}/{change.before}", f"{change.after / change.before:.0%}")
-        console.print(totals)
-        console.print(groups)
-        return out.getvalue().rstrip()
+        return as_text(self)
+
+    def __rich__(self) -> RenderableType:
+        return as_rich(self)
+
+    def to_markdown(self) -> str:
+        """Two tables of GitHub's markdown: totals, groups."""
+        return as_markdown(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data for JSON: counts, bytes, seconds."""
+        result: dict[str, Any] = {
+            name: _pair(getattr(self.before, name), getattr(self.after, name)) for name in ("macs", "params")
+        }
+        result["bytes"] = _pair(*self.size)
+        if self.latency is not None:
+            seconds = self.latency.medians
+            result["seconds"] = {"before": seconds[0], "after": seconds[1], "left": self.latency.left}
+            result["seconds"] |= {"rounds": len(self.latency.before), "inputs": list(self.latency.inputs)}
+            result["seconds"] |= {"threads": self.latency.threads, "device": self.latency.device}
+        result["groups"] = [
+            {
+                "name": each.name,
+                "units": _pair(each.before, each.after),
+                "saved_alone": {"macs": each.macs, "params": each.params},
+                "compensation": each.compensation,
+            }
+            for each in self.groups
+        ]
+        return result
 
 
-def compare(before: fx.GraphModule, after: fx.GraphModule) -> Report:
-    """Compares a graph with what passes made of it.
-
-    Raises:
-        InputError: ``after`` does not come from ``before`` (a group's tensor is missing).
-    """
-    plan = state_of(after).plan if state_of(after).masked is None else state_of(after).masked
-    tensors = dict(after.named_parameters(remove_duplicate=False)) | dict(after.named_buffers(remove_duplicate=False))
-    changes = []
-    for group in analyze(before).groups:
-        first = group.members[0]
-        if first.axis.tensor not in tensors:
-            raise InputError(f"the second graph has no '{first.axis.tensor}', so it does not come from the first")
-        kept = None if plan is None else plan.kept.get((first.axis.tensor, first.axis.dim))
-        left = set(range(first.axis.size) if kept is None else kept.tolist())
-        alive = {int(unit) for index, unit in zip(first.index, first.unit, strict=True) if int(index) in left}
-        changes.append(GroupChange(group.name, group.size, len(alive)))
-    return Report(cost(before), cost(after), tuple(c for c in changes if c.after != c.before))
+def _pair(before: int, after: int) -> dict[str, Any]:
+    return {"before": before, "after": after, "left": after / before if before else 1.0}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from rich.console import Group as RichGroup
+from rich.console import RenderableType
+from rich.text import Text
 from torch import fx
 
 from stp_fx.analysis.cost import cost_of, parameter_names
 from stp_fx.analysis.graph import ChannelGraph, alive_classes
 from stp_fx.analysis.groups import Group
+from stp_fx.passes.report_tables import as_text, plain_table
 
 __all__ = ["GroupRun", "RunReport", "run_report"]
 
@@ -24,7 +26,11 @@ _log = logging.getLogger("stp_fx.report")
 
 @dataclasses.dataclass(frozen=True)
 class GroupRun:
-    """One group: how many of its units go, the range of its scores, and whether masking it is removing it."""
+    """One group: how many of its units go, the range of its scores, and whether masking it is removing it.
+
+    ``compensation`` says how its readers were compensated for what went: "mean", "least_squares", both, with "(in part)"
+    where a reader is neither a linear layer nor a convolution; empty if none was.
+    """
 
     name: str
     removed: int
@@ -32,6 +38,7 @@ class GroupRun:
     lowest: float
     highest: float
     exact: bool
+    compensation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +74,31 @@ class RunReport:
         return f" [{self.compensation}]" if self.compensation else ""
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        console = Console(file=out, width=120, force_terminal=False)
-        table = Table(title="groups")
-        for column in ("group", "pruned", "left", "scores", "masking = removing"):
-            table.add_column(column, justify="left" if column == "group" else "right", overflow="fold")
-        for g in self.groups:
-            table.add_row(
+        return as_text(self)
+
+    def __rich__(self) -> RenderableType:
+        rows = [
+            (
                 g.name,
                 f"{g.removed}/{g.size}",
                 f"{1 - g.removed / g.size:.0%}",
                 f"{g.lowest:.3g} to {g.highest:.3g}",
                 "yes" if g.exact else "no",
             )
-        console.print(table)
-        for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1]):
-            console.print(f"{axes} axes pinned: {reason}", markup=False, highlight=False)
-        console.print(self.line(), markup=False, highlight=False)
-        return out.getvalue().rstrip()
+            for g in self.groups
+        ]
+        table = plain_table(("group", "pruned", "left", "scores", "masking = removing"), rows)
+        lines = [f"{axes} axes pinned: {reason}" for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1])]
+        return RichGroup(table, "", *(Text(line) for line in [*lines, self.line()]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals before and after and every group, as plain data for JSON."""
+        return {
+            "channels": {"before": sum(g.size for g in self.groups), "removed": sum(g.removed for g in self.groups)},
+            "macs": {"before": self.macs[0], "after": self.macs[1]},
+            "params": {"before": self.params[0], "after": self.params[1]},
+            "groups": [dataclasses.asdict(group) for group in self.groups],
+        }
 
 
 def run_report(
@@ -98,18 +112,5 @@ def run_report(
         GroupRun(g.name, int(removed[g.units].sum()), g.size, float(s.min()), float(s.max()), g.exact)
         for g, s in zip(groups, scores, strict=True)
     )
-    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), _pinned(graph))
-
-
-def _pinned(graph: ChannelGraph) -> dict[str, int]:
-    """Reason to the number of axes with a position that it pins; said of itself, not through coupling."""
-    label, counts = graph.solution.label, {}
-    by_reason: dict[str, np.ndarray] = {}
-    for note in graph.found.elements.pins:
-        if note.node:
-            by_reason.setdefault(note.reason, np.zeros(graph.solution.count, dtype=bool))[label[note.ids.ravel()]] = True
-    for reason, flags in by_reason.items():
-        axes = sum(bool(flags[label[axis.ids]].any()) for axis in graph.found.axes)
-        if axes:
-            counts[reason] = axes
-    return counts
+    pinned = {reason: len(axes) for reason, axes in graph.pinned.items()}
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned)

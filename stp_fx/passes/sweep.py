@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.console import Group as RichGroup
+from rich.progress import Progress
 from torch import fx
 
 from stp_fx.analysis.build import analyze
@@ -22,6 +23,7 @@ from stp_fx.passes.base import Pipeline
 from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.planning import planned, prunable_groups, reported
+from stp_fx.passes.report_tables import as_text, plain_table
 from stp_fx.passes.run_report import RunReport
 from stp_fx.passes.select import ScoreUnits, SelectUnits
 from stp_fx.selection import PrunePlan
@@ -45,18 +47,23 @@ class Sweep:
     entries: tuple[SweepEntry, ...]
 
     def __str__(self) -> str:
-        table = Table(title="sweep")
-        for column in ("ratio", "channels", "MACs", "left", "parameters", "left"):
-            table.add_column(column, justify="right")
+        return as_text(self)
+
+    def __rich__(self) -> RenderableType:
+        rows = []
         for entry in self.entries:
             report = entry.report
             gone, units = sum(g.removed for g in report.groups), sum(g.size for g in report.groups)
-            table.add_row(
+            rows.append((
                 f"{entry.ratio:g}", f"{units - gone:,}/{units:,}",
                 f"{report.macs[1]:,}", f"{report.macs[1] / max(report.macs[0], 1):.1%}",
                 f"{report.params[1]:,}", f"{report.params[1] / max(report.params[0], 1):.1%}",
-            )  # fmt: skip
-        return _text(table)
+            ))  # fmt: skip
+        return plain_table(("ratio", "channels", "MACs", "left", "parameters", "left"), rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ratios with what their plans leave, as plain data for JSON."""
+        return {"entries": [{"ratio": entry.ratio, **entry.report.to_dict()} for entry in self.entries]}
 
 
 def sweep(
@@ -71,7 +78,7 @@ def sweep(
 ) -> Sweep:
     """Collects and scores once, then plans every ratio; nothing is removed. :func:`stp_fx.apply_plan` carries a plan out.
 
-    ``selection`` takes the arguments of :class:`SelectUnits` (scope, target, ratios, round_to, max_ratio, products).
+    ``selection`` takes the arguments of :class:`SelectUnits` but for the ratios: scope, target, round_to, max_ratio, products.
 
     Raises:
         InputError: no ratios, or an argument that is out of range.
@@ -97,13 +104,20 @@ class Sensitivity:
     losses: Mapping[str, tuple[float, ...]]
 
     def __str__(self) -> str:
-        table = Table(title=f"loss with one group masked; {self.baseline:.4f} with none")
-        table.add_column("group")
-        for ratio in self.ratios:
-            table.add_column(f"{ratio:g}", justify="right")
-        for name, values in sorted(self.losses.items(), key=lambda item: -max(item[1])):
-            table.add_row(name, *(f"{value:.4f}" for value in values))
-        return _text(table)
+        return as_text(self)
+
+    def __rich__(self) -> RenderableType:
+        rows = [
+            (name, *(f"{value:.4f}" for value in values))
+            for name, values in sorted(self.losses.items(), key=lambda item: -max(item[1]))
+        ]
+        table = plain_table(("group", *(f"{ratio:g}" for ratio in self.ratios)), rows)
+        return RichGroup(f"loss with one group masked; {self.baseline:.4f} with none", "", table)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The losses as plain data for JSON."""
+        losses = {name: list(values) for name, values in self.losses.items()}
+        return {"ratios": list(self.ratios), "baseline": self.baseline, "losses": losses}
 
     def plot(self, path: str | Path) -> Path:
         """One curve a group, the twelve most sensitive ones named; needs matplotlib.
@@ -152,27 +166,24 @@ def sensitivity(
     Pipeline(*collectors_for(needs_of(chosen), held, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}
-    for group in groups:
-        measured = []
-        for ratio in ratios:
-            SelectUnits(0.0, ratios={group.name: ratio}, products="none")(gm)
-            measured.append(_mean_loss(MaskChannels(planned(gm))(gm).graph_module, held, function))
-        losses[group.name] = tuple(measured)
+    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("measuring groups", total=len(groups) * len(ratios))
+        for group in groups:
+            measured = []
+            for ratio in ratios:
+                SelectUnits(0.0, ratios={group.name: ratio}, products="none")(gm)
+                measured.append(_mean_loss(MaskChannels(planned(gm))(gm).graph_module, held, function, show=False))
+                progress.advance(task)
+            losses[group.name] = tuple(measured)
     return Sensitivity(tuple(ratios), baseline, losses)
 
 
-def _mean_loss(gm: fx.GraphModule, data: Sequence[Any], loss: Loss) -> float:
+def _mean_loss(gm: fx.GraphModule, data: Sequence[Any], loss: Loss, *, show: bool = True) -> float:
     total, number = 0.0, 0
     with torch.no_grad(), evaluating(gm):
-        for number, batch in enumerate(batches(gm, data, "measuring the loss"), 1):
+        for number, batch in enumerate(batches(gm, data, "measuring the loss", show=show), 1):
             value = loss(gm, batch)
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
                 raise InputError(f"the loss of batch {number - 1} is no scalar tensor, but {type(value).__name__}")
             total += float(value)
     return total / number
-
-
-def _text(table: Table) -> str:
-    out = io.StringIO()
-    Console(file=out, width=120, force_terminal=False).print(table)
-    return out.getvalue().rstrip()

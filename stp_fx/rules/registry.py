@@ -106,7 +106,7 @@ class _Binding:
                 passing.append(factor_list)
             elif token in (("*",), ("_",)):
                 if has_ids(factor_list):
-                    self.ctx.pin(factor_list, f"'{token[0]}' in {pattern}: the op does not map this dimension one to one")
+                    self.ctx.pin(factor_list, f"kernel or spatial positions ('{token[0]}' in {pattern})")
             elif token != ("1",):
                 pieces = self.ctx.regroup([factor_list], [self.sizes[letter] for letter in token])
                 for letter, piece in zip(token, pieces, strict=True):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stp_fx.analysis.groups import Group
-from stp_fx.errors import InputError
+from stp_fx.errors import TargetError
 from stp_fx.selection.arguments import Cost, check_groups, check_ratios, check_request
 from stp_fx.selection.rounding import GroupLimits
 from stp_fx.selection.scope import UnitOrder, local_fraction, order_units
@@ -63,7 +63,8 @@ def select(
     it has). Counts rounded up may leave a "channels" target undershot, and a cost below its target, by more than a
     unit; a log message says so.
 
-    Raises :class:`InputError` for arguments out of range, and for a cost target out of reach, with the cost in reach.
+    Raises :class:`InputError` for arguments out of range, :class:`TargetError` for a cost target out of reach, with the
+    cost in reach.
     """
     ratios = {} if ratios is None else ratios
     check_ratios(groups, ratio, ratios)
@@ -171,7 +172,7 @@ def _cheapest(search: _Search, target: str, ratio: float, cost: Cost) -> np.ndar
     length = len(search.candidates)
     if not meets(search.counts(length)):
         smallest = float(cost(search.removed(search.counts(length))))
-        raise InputError(
+        raise TargetError(
             f"target {target!r} with ratio {ratio} asks for at most {limit:.6g} {target} of {baseline:.6g}, but the "
             f"smallest in reach is {smallest:.6g}: lower `ratio`, raise `max_ratio`, lower `round_to`, or take names "
             "out of `ignore` and `ratios`"

@@ -1,0 +1,185 @@
+"""Options that several commands share, and what they come to: a captured graph, data, a selection."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from stp_fx.api import trace
+from stp_fx.cli.inputs import InputShape, example_of_shapes, input_shape, key_value
+from stp_fx.cli.models import Loaded, load_model, load_weights
+from stp_fx.cli.objects import called, named_object
+from stp_fx.cli.output import Output
+from stp_fx.criteria import known_criteria
+from stp_fx.errors import InputError, TraceError
+from stp_fx.io import load
+
+__all__ = ["add_command", "add_data", "add_selection", "captured", "data_of", "loss_of", "selection_of"]
+
+_IMAGE = (1, 3, 224, 224)
+_MODEL = """\
+MODEL is one of
+  package.module:factory    a function or class that is called without
+                            arguments (or with --factory-arg), or a module;
+                            packages in the current folder are found
+  path/to/file.py:factory   the same, from a file
+  resnet50                  a name of torchvision's (or torchvision:resnet50);
+                            its weights are random, see --weights
+  timm:convnext_tiny        a name of timm's, likewise
+"""
+
+
+def add_command(
+    commands: Any, name: str, run: Any, summary: str, about: str, examples: str, usage: str = ""
+) -> argparse.ArgumentParser:
+    """A subcommand on one model, with the options that all of them have."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        usage=usage or f"stp-fx {name} MODEL [options]",
+        description=textwrap.dedent(about).strip() + "\n\n" + _MODEL,
+        epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    model = parser.add_argument_group("the model")
+    model.add_argument("model", metavar="MODEL", help="what to work on, see above")
+    model.add_argument(
+        "--input", "-i", dest="inputs", action="append", type=input_shape, metavar="[NAME=][DTYPE:]SHAPE",
+        help="an example input: 1,3,224,224 or int64:1,128 or mask=bool:1,128; once for every argument of the model. "
+        "Default: 1,3,224,224, or what timm recommends",
+    )  # fmt: skip
+    model.add_argument(
+        "--factory-arg", "-a", action="append", type=key_value, default=[], metavar="KEY=VALUE",
+        help="an argument for the factory, a Python literal or else a string: num_classes=10",
+    )  # fmt: skip
+    model.add_argument(
+        "--weights", "-w", metavar="FILE",
+        help="weights: .safetensors, or a checkpoint of torch.save (read with weights_only: no code is run)",
+    )  # fmt: skip
+    model.add_argument(
+        "--from", dest="start", metavar="FILE.stp", help="begin with what an earlier `prune -o FILE.stp` of this model left"
+    )
+    model.add_argument(
+        "--frontend", choices=("auto", "fx", "export"), default="auto",
+        help="how the model is captured: torch.fx, torch.export, or the first of the two that succeeds (default)",
+    )  # fmt: skip
+    model.add_argument("--device", default="cpu", help="where the model runs: cpu (default), cuda, cuda:1 ...")
+    output = parser.add_argument_group("what is said")
+    output.add_argument("--json", action="store_true", help="one JSON object on standard output, for scripts")
+    output.add_argument("--quiet", "-q", action="store_true", help="nothing on standard error but errors")
+    output.add_argument("--verbose", "-v", action="store_true", help="what each step does, on standard error")
+    output.add_argument("--debug", action="store_true", help="errors with their traceback")
+    return parser
+
+
+def add_selection(parser: argparse.ArgumentParser, group: Any = None) -> None:
+    """What prune and sweep choose by."""
+    group = group or parser.add_argument_group("what goes")
+    group.add_argument(
+        "--criterion", "-c", default="magnitude", metavar="NAME",
+        help=f"what is unimportant (default: magnitude): {', '.join(known_criteria())}",
+    )  # fmt: skip
+    group.add_argument(
+        "--scope", choices=("local", "global", "isomorphic"), default="local",
+        help="local: every group loses its share (default); global: groups are compared; isomorphic: groups of one structure are",
+    )  # fmt: skip
+    group.add_argument(
+        "--target", "-t", choices=("channels", "macs", "params", "latency"), default="channels",
+        help="what a ratio counts (default: channels); latency is predicted from measurements on this machine",
+    )  # fmt: skip
+    group.add_argument("--round-to", type=int, default=1, metavar="N", help="groups keep multiples of N channels (8, 16)")
+    group.add_argument("--max-ratio", type=float, default=1.0, metavar="R", help="no group loses a larger fraction than this")
+    group.add_argument(
+        "--ignore", action="append", default=[], metavar="NAME", help="a module, tensor or axis (conv1.weight:0) that stays whole"
+    )
+    group.add_argument(
+        "--products", choices=("auto", "outer", "inner", "both", "none"), default="auto",
+        help="of attention: outer takes whole heads, inner takes head dimensions (default: auto)",
+    )  # fmt: skip
+
+
+def add_data(parser: argparse.ArgumentParser, name: str, help: str) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(name, dest="data", metavar="MODULE:NAME", help=f"{help}; a list, a DataLoader, or what makes one")
+    group.add_argument("--batches", type=int, metavar="N", help="read the first N batches only")
+    group.add_argument(
+        "--loss", metavar="MODULE:NAME",
+        help="a function (graph, batch) -> scalar; default: cross-entropy on (input, target) batches",
+    )  # fmt: skip
+
+
+def captured(args: argparse.Namespace, output: Output) -> tuple[Loaded, fx.GraphModule, list[InputShape]]:
+    """The model of the command line, its graph, and the inputs that it was captured with."""
+    with output.stage(f"loading {args.model}"):
+        loaded = load_model(args.model, dict(args.factory_arg))
+        if args.weights:
+            load_weights(loaded.model, args.weights)
+        _move(loaded.model, args.device)
+    inputs = args.inputs or [InputShape((1, *loaded.size) if loaded.size else _IMAGE)]
+    positional, named = example_of_shapes(inputs)
+    with output.stage(f"capturing {args.model}"):
+        try:
+            gm = trace(loaded.model, positional, kwargs=named or None, frontend=args.frontend)
+        except (TraceError, InputError) as error:
+            if args.inputs:
+                raise
+            raise type(error)(f"{error}. It was captured with the default --input {inputs[0]}; give the model's own") from error
+    if args.start:
+        with output.stage(f"loading {args.start}"):
+            gm = load(args.start, gm)
+        loaded = dataclasses.replace(loaded, random=False)
+    return loaded, gm, inputs
+
+
+def data_of(args: argparse.Namespace, option: str) -> Iterable[Any] | None:
+    """The batches that ``--calibration`` or ``--data`` names; a callable that is not iterable is called."""
+    if args.data is None:
+        return None
+    found = named_object(args.data, option)
+    if callable(found) and not hasattr(found, "__iter__"):
+        found = called(found, args.data, option)
+    if args.batches is not None and args.batches < 1:
+        raise InputError(f"--batches must be at least 1; got {args.batches}")
+    if not isinstance(found, (Iterable, torch.Tensor)):
+        raise InputError(f"{option}: {args.data} is a {type(found).__name__}; it has to give batches (a list, a DataLoader)")
+    return found if args.batches is None else _First(found, args.batches)
+
+
+def loss_of(args: argparse.Namespace) -> Any:
+    if args.loss is None:
+        return None
+    found = named_object(args.loss, "--loss")
+    if not callable(found):
+        raise InputError(f"--loss: {args.loss} is a {type(found).__name__}; it has to be a function (graph, batch) -> scalar")
+    return found
+
+
+def selection_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_selection` as arguments of ``prune_graph`` and ``sweep``."""
+    names = ("criterion", "scope", "target", "round_to", "max_ratio", "products")
+    return {name: getattr(args, name) for name in names} | {"ignore": tuple(args.ignore)}
+
+
+class _First:
+    """The first batches of data, as often as it is asked."""
+
+    def __init__(self, data: Iterable[Any], number: int) -> None:
+        self._data, self._number = data, number
+
+    def __iter__(self) -> Iterator[Any]:
+        # zip asks its first argument first, so that no batch is drawn that is not used.
+        return (batch for _, batch in zip(range(self._number), self._data, strict=False))
+
+
+def _move(model: torch.nn.Module, device: str) -> None:
+    try:
+        model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device: {device!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,48 @@
+"""``stp-fx draw``: pictures of a model's graphs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.text import Text
+
+from stp_fx.api import analyze
+from stp_fx.cli.arguments import add_command, captured
+from stp_fx.cli.output import Output, checked_output
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "draw",
+        run,
+        "a picture of which layers lose channels together",
+        """
+        Draws which layers lose channels together. Graphviz makes .svg, .png and
+        .pdf of it; .dot is its text. An existing picture is overwritten.
+        """,
+        """
+        stp-fx draw resnet18 -o resnet18.svg
+        stp-fx draw net.py:make --input 1,1,28,28 -o net.pdf
+        stp-fx draw resnet18 -o resnet18.dot
+        """,
+    )
+    group = parser.add_argument_group("the picture")
+    group.add_argument("--output", "-o", required=True, metavar="FILE", help=".svg, .png, .pdf or .dot")
+    group.add_argument("--view", default="dependency", metavar="VIEW", help="what is drawn (default: dependency)")
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    target = checked_output(args.output, (".svg", ".png", ".pdf", ".dot"), overwrite=True)
+    _, gm, inputs = captured(args, output)
+    with output.stage(f"drawing {target}"):
+        written = analyze(gm).draw(target, view=args.view)
+    said = {"command": "draw", "model": args.model, "inputs": [str(each) for each in inputs]}
+    output.result({**said, "view": args.view, "output": str(written)}, Text(str(written)))
+    if written != target:
+        output.note("note: Graphviz's dot is not installed, so the picture is its text (apt-get install graphviz)")
+        return 1
+    return 0

@@ -1,0 +1,131 @@
+"""``stp-fx prune``: prune a model and write what is left."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_flatten
+
+from stp_fx.analysis.calibration import evaluating
+from stp_fx.analysis.latency import example_values
+from stp_fx.api import compare, plan_of, prune_graph
+from stp_fx.cli.arguments import add_command, add_data, add_selection, captured, data_of, loss_of, selection_of
+from stp_fx.cli.files import CheckFailed, write_plan
+from stp_fx.cli.inputs import named_ratio
+from stp_fx.cli.output import Output, checked_output
+from stp_fx.errors import InputError
+from stp_fx.io import save
+
+__all__ = ["add"]
+
+_SUFFIXES = (".stp", ".safetensors", ".json")
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "prune",
+        run,
+        "remove channels, write the smaller model",
+        """
+        Removes the least important channels of a model, writes what is left, and
+        reports on standard output. The model is run once before and once after:
+        nothing is written unless its outputs keep their shapes.
+        """,
+        """
+        stp-fx prune resnet50 --ratio 0.5 --dry-run        report, write nothing
+        stp-fx prune resnet50 -w resnet50.pth --target macs -r 0.5 -o half.stp
+        stp-fx prune resnet50 -w resnet50.pth --from half.stp -o quarter.stp
+        stp-fx prune vit_b_16 -w vit.safetensors --products outer -o heads.stp
+        stp-fx prune net.py:make -i 1,1,28,28 --ratios body=0.7 --ignore head \\
+            -o small.stp
+        stp-fx prune net.py:make --calibration net.py:batches -c variance \\
+            --compensation least_squares -o small.stp
+
+      in Python:
+        pruned = stp_fx.load("half.stp", model)
+        """,
+    )
+    group = parser.add_argument_group("what goes")
+    group.add_argument(
+        "--ratio", "-r", type=float, default=0.5, metavar="R", help="the fraction that goes, in [0, 1) (default: 0.5)"
+    )
+    add_selection(parser, group)
+    group.add_argument(
+        "--ratios", action="append", type=named_ratio, default=[], metavar="NAME=RATIO", help="a ratio of its own for a layer"
+    )
+    group.add_argument(
+        "--compensation", choices=("mean", "least_squares"), help="what stays takes over what goes; reads --calibration"
+    )
+    add_data(parser, "--calibration", "batches for criteria and compensation that read data")
+    files = parser.add_argument_group("what is written")
+    files.add_argument(
+        "--output", "-o", metavar="FILE",
+        help=".stp or .safetensors: plan and weights, for stp_fx.load and any reader of safetensors; "
+        ".json: the plan alone, for stp_fx.apply_plan",
+    )  # fmt: skip
+    files.add_argument("--force", action="store_true", help="overwrite FILE if it exists; without it that is an error")
+    files.add_argument("--dry-run", "-n", action="store_true", help="do all of it but write nothing")
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    target = _target(args)
+    data, loss = data_of(args, "--calibration"), loss_of(args)
+    loaded, gm, inputs = captured(args, output)
+    if loaded.random and not args.weights:
+        output.note(f"note: the weights of {args.model} are random; --weights FILE loads trained ones")
+    options = selection_of(args) | {
+        "ratio": args.ratio,
+        "ratios": dict(args.ratios) or None,
+        "compensation": args.compensation,
+    }
+    if data is None:
+        with output.stage("pruning"):
+            pruned = prune_graph(gm, **options)
+    else:
+        pruned = prune_graph(gm, **options, calibration=data, loss=loss)  # shows its own progress
+    with output.stage("checking and comparing"):
+        _check_outputs(gm, pruned)
+        report = compare(gm, pruned)
+    if target is not None:
+        with output.stage(f"writing {target}"):
+            write_plan(pruned, target) if target.suffix == ".json" else save(pruned, target)
+    asked = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    said = {"command": "prune", "model": args.model, "inputs": [str(each) for each in inputs], "asked": asked}
+    said |= {"output": None if target is None else str(target), "dry_run": args.dry_run, "plan": plan_of(pruned).digest()}
+    output.result({**said, **report.to_dict()}, report)
+    output.note("dry run: nothing was written" if target is None else f"wrote {target}")
+    return 0
+
+
+def _target(args: argparse.Namespace) -> pathlib.Path | None:
+    if args.output is None and not args.dry_run:
+        raise InputError("prune writes a file: give --output FILE, or --dry-run to see the report alone")
+    if args.output is None:
+        return None
+    target = checked_output(args.output, _SUFFIXES, overwrite=args.force or args.dry_run)
+    return None if args.dry_run else target
+
+
+def _check_outputs(gm: fx.GraphModule, pruned: fx.GraphModule) -> None:
+    """Runs both on one input of random numbers.
+
+    Raises:
+        CheckFailed: outputs of other shapes, or that are not finite where they were.
+    """
+    example = example_values(gm)
+    with torch.no_grad(), evaluating(gm), evaluating(pruned):
+        before, after = (tree_flatten(graph(*example))[0] for graph in (gm, pruned))
+    shapes = [[tuple(v.shape) for v in values if isinstance(v, torch.Tensor)] for values in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise CheckFailed(f"the pruned model gives outputs of {shapes[1]}, the original of {shapes[0]}; nothing was written")
+    if _finite(before) and not _finite(after):
+        raise CheckFailed("the pruned model gives NaN or infinite outputs where the original does not; nothing was written")
+
+
+def _finite(values: list[Any]) -> bool:
+    return all(bool(torch.isfinite(v).all()) for v in values if isinstance(v, torch.Tensor) and v.is_floating_point())
