@@ -16,7 +16,7 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
 from stp_fx.ir.state import example_of, state_of
 
-__all__ = ["example_values", "latency_work", "node_seconds", "take_turns"]
+__all__ = ["example_values", "latency_work", "node_seconds", "take_turns", "whole_seconds"]
 
 _CACHE = "node_seconds"
 _COMPUTES = ("call_module", "call_function", "call_method")
@@ -67,6 +67,22 @@ def take_turns(
             if turn == 0:
                 stopwatch.seconds.clear()
     return agreed([{name: statistics.median(times) for name, times in s.seconds.items()} for s in stopwatches])
+
+
+def whole_seconds(graphs: Sequence[fx.GraphModule], runs: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Median seconds of a call of each graph, on its recorded example, in turns. One call each to warm up."""
+    times: list[list[float]] = [[] for _ in graphs]
+    inputs = [example_values(gm) for gm in graphs]
+    for turn in range(runs + 1):
+        for gm, arguments, found in zip(graphs, inputs, times, strict=True):
+            with evaluating(gm), torch.no_grad():
+                _wait(device_of(gm))
+                start = clock()
+                gm(*arguments)
+                _wait(device_of(gm))
+            if turn:
+                found.append(clock() - start)
+    return agreed([statistics.median(found) for found in times])
 
 
 def example_values(gm: fx.GraphModule) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost_of
 from stp_fx.analysis.graph import ChannelGraph, alive_classes, kept_positions
-from stp_fx.analysis.latency import take_turns
+from stp_fx.analysis.latency import take_turns, whole_seconds
 from stp_fx.ir.state import state_of
 from stp_fx.passes.planning import plan_for, prunable_groups
 from stp_fx.passes.remove import RemoveChannels
@@ -48,9 +48,10 @@ class LatencyModel:
 def latency_model(gm: fx.GraphModule, *, clock: Callable[[], float] = time.perf_counter) -> LatencyModel:
     """Times the graph node by node on its recorded example shapes, as it is and pruned uniformly to a half and a quarter.
 
-    The three take turns, in eval mode on the graph's device; medians. Measured once for a graph: later calls return the
-    same model. A node's time is made monotone in its size, so that a plan that removes more is never predicted slower.
-    It is a model: an op that runs fast on some sizes only is seen at the sizes that were timed.
+    The three take turns, in eval mode on the graph's device; medians. Nodes share the time of a whole call: timed one by one
+    they take longer, by a constant each, which would look like work that no plan can save. Measured once for a graph: later
+    calls return the same model. A node's time is made monotone in its size, so that a plan that removes more is never
+    predicted slower. It is a model: an op that runs fast on some sizes only is seen at the sizes that were timed.
     """
     cache = state_of(gm).cache
     graph = analyze(gm)
@@ -83,7 +84,10 @@ def _measured(gm: fx.GraphModule, graph: ChannelGraph, clock: Callable[[], float
         removed = _first_units(gm, graph, kept)
         graphs.append(gm if kept == 1.0 else RemoveChannels(plan_for(graph, removed))(gm).graph_module)
         left.append(work_left(graph, alive_classes(graph, removed)))
-    taken = take_turns(graphs, _ROUNDS, clock)
+    taken = [
+        {name: seconds * whole / sum(nodes.values()) for name, seconds in nodes.items()}
+        for nodes, whole in zip(take_turns(graphs, _ROUNDS, clock), whole_seconds(graphs, _ROUNDS, clock), strict=True)
+    ]
     sizes, seconds = {}, {}
     for name in taken[0]:
         points = sorted((each.get(name, 1.0), times[name]) for each, times in zip(left, taken, strict=True) if name in times)

@@ -159,7 +159,7 @@ def test_latency_is_measured_and_smaller_for_less(gm: fx.GraphModule) -> None:
     ticks = iter(range(10**6))
     model = latency_model(gm, clock=lambda: float(next(ticks)))
     graph = stp_fx.analyze(gm)
-    assert model.predict(graph, np.ones(graph.solution.count, dtype=bool)) > 5
+    assert model.predict(graph, np.ones(graph.solution.count, dtype=bool)) == pytest.approx(1.0)  # one tick a call
     assert latency_model(gm) is model
     assert all(torch.equal(before[k], v) for k, v in gm.state_dict().items())
     assert [m.training for m in gm.modules()] == flags
