@@ -120,7 +120,7 @@ TRANSFORMERS: dict[str, Entry] = {
     "phi": _causal("Phi", **_WIDE),
     "phi3": _causal("Phi3", pad_token_id=0, **_GROUPED),
     "mamba": _causal("Mamba", vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=8),
-    "llama_classifier": _classifier("Llama", pad_token_id=0, **_GROUPED),
+    "llama_classifier": _classifier("Llama", pad_token_id=0, use_cache=False, **_GROUPED),
     "mt5": _translator("MT5", vocab_size=128, d_model=128, d_kv=16, num_layers=3, num_heads=8, d_ff=256),
     "bart": _translator("Bart", **_BOTH),
     "whisper": (

@@ -81,19 +81,19 @@ def shapes(outputs: Any) -> list[tuple[int, ...]]:
     return [tuple(item.shape) for item in flatten(outputs)]
 
 
-def counted_macs(module: nn.Module, inputs: Inputs, subject: Network | None = None) -> int:
+def counted_macs(module: nn.Module, inputs: Inputs, subject: Network, original: bool = False) -> int:
     """Multiply-accumulates by PyTorch's own counter, which knows nothing of stp_fx.
 
     Run on meta tensors: nothing is computed, and ``nn.MultiheadAttention`` does not take its fused path, which the
     counter does not see into. Hugging Face's mask helpers read values, so those networks, which are small, are computed.
     """
-    device = "cpu" if subject is not None and subject.reads_values else "meta"
+    device = "cpu" if subject.reads_values else "meta"
     tensors = [*module.parameters(), *module.buffers()]
     memo = {id(t): nn.Parameter(t.to(device)) if isinstance(t, nn.Parameter) else t.to(device) for t in tensors}
     twin = copy.deepcopy(module, memo).requires_grad_(False)
     positional, named = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, inputs)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        twin(*positional, **named, **(subject.constants if subject else {}))
+        twin(*positional, **named, **(subject.constants if original else {}))
     return counter.get_total_flops() // 2
 
 
@@ -176,7 +176,7 @@ def _without_gradient(gm: fx.GraphModule, inputs: Inputs) -> list[str]:
 
 def check_cost(run: Run, model: nn.Module, gm: fx.GraphModule, pruned: fx.GraphModule, inputs: Inputs, subject: Network) -> None:
     with run.check("cost") as expect:
-        own = counted_macs(model, inputs, subject)
+        own = counted_macs(model, inputs, subject, original=True)
         masked = stp_fx.apply_plan(gm, stp_fx.plan_of(pruned), mask=True)
         before, after, predicted = stp_fx.cost(gm), stp_fx.cost(pruned), stp_fx.cost(masked)
         run.facts |= {
@@ -185,7 +185,7 @@ def check_cost(run: Run, model: nn.Module, gm: fx.GraphModule, pruned: fx.GraphM
             "params_before": before.params,
             "params_after": after.params,
         }
-        measured = counted_macs(pruned, inputs), counted_params(pruned)
+        measured = counted_macs(pruned, inputs, subject), counted_params(pruned)
         expect(before.macs == own, f"MACs of the network: {before.macs:,}, counted {own:,}")
         expect(before.params == counted_params(gm), f"parameters: {before.params:,}, counted {counted_params(gm):,}")
         for label, cost in (("stated", after), ("predicted", predicted)):
