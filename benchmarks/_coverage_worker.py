@@ -87,13 +87,21 @@ def counted_macs(module: nn.Module, inputs: Inputs, subject: Network, original: 
     Run on meta tensors: nothing is computed, and ``nn.MultiheadAttention`` does not take its fused path, which the
     counter does not see into. Hugging Face's mask helpers read values, so those networks, which are small, are computed.
     """
-    device = "cpu" if subject.reads_values else "meta"
+    positional, named = inputs
+    named = {**named, **(subject.constants if original else {})}
+    try:
+        return _counted(module, positional, named, "cpu" if subject.reads_values else "meta")
+    except NotImplementedError:  # the module's code makes tensors of its own, on the CPU
+        return _counted(module, positional, named, "cpu")
+
+
+def _counted(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], device: str) -> int:
     tensors = [*module.parameters(), *module.buffers()]
     memo = {id(t): nn.Parameter(t.to(device)) if isinstance(t, nn.Parameter) else t.to(device) for t in tensors}
     twin = copy.deepcopy(module, memo).requires_grad_(False)
-    positional, named = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, inputs)
+    positional, named = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, (positional, named))
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        twin(*positional, **named, **(subject.constants if original else {}))
+        twin(*positional, **named)
     return counter.get_total_flops() // 2
 
 

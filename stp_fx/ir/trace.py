@@ -186,7 +186,7 @@ def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModul
         switch_modes(gm, calls, model.training)
         gm.recompile()
     inputs = tuple(values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
-    return attach_state(gm, GraphState(inputs, notes + _unreached(gm, model)))
+    return attach_state(gm, GraphState(inputs, notes + _assigned(tracer, model) + _unreached(gm, model)))
 
 
 def _let_one_pass(gm: fx.GraphModule, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> None:
@@ -309,6 +309,14 @@ def _graph_module(tracer: ModuleTracer, model: nn.Module) -> fx.GraphModule:
         if name in originals:
             module.training = originals[name].training
     return gm
+
+
+def _assigned(tracer: ModuleTracer, model: nn.Module) -> tuple[str, ...]:
+    if not tracer.assigned:
+        return ()
+    note = f"the forward assigns to {', '.join(dict.fromkeys(tracer.assigned))}, which the graph does not keep from call to call"
+    _log.warning("%s: %s", type(model).__name__, note)
+    return (note,)
 
 
 def _unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:

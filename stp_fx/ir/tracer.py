@@ -50,6 +50,7 @@ class ModuleTracer(fx.Tracer):
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
+        self.assigned: list[str] = []
         self.branches_on_batch = False
         self.root = root  # fx sets it too, but only once it traces
 
@@ -238,7 +239,7 @@ class ModuleTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with _python_sees_values(self, root), _nothing_hidden():
+            with _python_sees_values(self, root), _nothing_hidden(), _attributes_kept(root, self.assigned):
                 graph = super().trace(root, concrete_args)
         except BaseException:
             self.forget_constants(before)
@@ -335,6 +336,29 @@ def _taking_function(tracer: ModuleTracer, original: Any) -> Callable[..., Any]:
         return tracer.create_proxy("call_module", tracer.leaf(AutogradCall(function)), args, kwargs)
 
     return call
+
+
+@contextmanager
+def _attributes_kept(root: nn.Module, assigned: list[str]) -> Iterator[None]:
+    """What a forward leaves on its modules (a cache of positions, say) would be a proxy here: it is taken back, and named."""
+    stores = ("__dict__", "_buffers", "_parameters")
+    before = [(name, m, [(key, dict(_store(m, key))) for key in stores]) for name, m in root.named_modules()]
+    try:
+        yield
+    finally:
+        for name, module, kept in before:
+            for key, attributes in kept:
+                now = _store(module, key)
+                new = [k for k in now if k not in attributes and not k.startswith(("_tensor_constant", _LEAF))]
+                changed = [k for k, v in attributes.items() if now.get(k) is not v]
+                assigned += [f"{name}.{k}" if name else k for k in changed]
+                for each in new:
+                    del now[each]
+                now.update({k: attributes[k] for k in changed})
+
+
+def _store(module: nn.Module, key: str) -> dict[str, Any]:
+    return module.__dict__ if key == "__dict__" else module.__dict__[key]
 
 
 def _scopes(root: Any) -> Iterator[dict[str, Any]]:

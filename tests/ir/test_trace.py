@@ -388,3 +388,30 @@ def test_outputs_keep_their_class_and_graphs_pickle() -> None:
             assert found["logits"].shape == (3, length, 3)
             assert found["positions"].shape == (1, length)
     assert torch.equal(gm(x)["logits"], model(x)["logits"])
+
+
+class Caching(nn.Module):
+    """Keeps what it computed for the next call, as some relative positions are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("kept", torch.zeros(1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept.shape[0] != x.shape[1]:
+            self.kept = torch.arange(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(-1).cos()
+        self.last = x
+        return self.b((self.a(x) * self.kept).relu())
+
+
+def test_what_a_forward_leaves_on_its_module_is_taken_back() -> None:
+    model, x = Caching(), torch.randn(2, 5, 4)
+    kept = model.kept
+    for frontend in ("auto", "fx"):
+        gm = stp_fx.trace(model, x, frontend=frontend)
+        assert model.kept is kept
+        assert not hasattr(model, "last")
+        assert any("assigns to kept" in note for note in state_of(gm).notes)
+    assert torch.equal(gm(x), model(x))
+    assert model.kept.shape == (5, 1)
