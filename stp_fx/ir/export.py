@@ -210,6 +210,8 @@ class _Raised:
     def _inlined(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """A block under ``no_grad`` or ``autocast``: its nodes, detached where it had no gradients."""
         at = next(k for k, a in enumerate(args) if isinstance(a, fx.GraphModule))
+        if isinstance(args[0], str) and args[2]:  # device, dtype, whether it is enabled
+            raise TraceError("the forward enables autocast itself, which a graph does not hold")
         body, inputs = args[at], iter(args[at + 1 :])
         outer, outputs = self.env, ()
         self.env = {}

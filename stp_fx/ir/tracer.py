@@ -47,6 +47,7 @@ class ModuleTracer(fx.Tracer):
         self._stored: dict[str, fx.Proxy] = {}
         self._evaluating = False
         self._gradients = torch.is_grad_enabled()
+        self._autocasts = _autocasts()
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
@@ -77,6 +78,11 @@ class ModuleTracer(fx.Tracer):
     ) -> Any:
         if kind == "call_function" and target in self._hidden and _takes_weights(args, kwargs):
             return target(*args, **kwargs)
+        if _autocasts() - self._autocasts:
+            raise TraceError(
+                f"the forward enables autocast itself (at {user_line()}), which a graph does not hold: take the block out of it, "
+                "and put the call of the whole model under autocast"
+            )
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
             try:
@@ -199,12 +205,14 @@ class ModuleTracer(fx.Tracer):
         positional: list[Any] = []
         named: dict[str, Any] = {}
         spread: list[str] = []
-        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
+        own = self.root.__dict__.get("forward")  # put on the instance, in place of its class's
+        parameters = list(inspect.signature(own or root_fn).parameters.values())[0 if own else 1 :]
+        for parameter in parameters:
             if parameter.kind is parameter.VAR_POSITIONAL:
                 spread = [k for k in (*self._values, *self._constants) if k.startswith(f"{parameter.name}_")]
                 positional.extend(self._argument(k) for k in sorted(spread, key=lambda k: int(k.rpartition("_")[2])))
             elif parameter.kind is parameter.VAR_KEYWORD:
-                known = {*inspect.signature(root_fn).parameters, *spread}
+                known = {*(each.name for each in parameters), *spread}
                 named.update(
                     {k: self._argument(k) for k in (*self._values, *self._constants) if k not in known and k not in named}
                 )
@@ -217,7 +225,7 @@ class ModuleTracer(fx.Tracer):
                 positional.append(parameter.default)
 
         def call(root: nn.Module, *args: Any) -> Any:
-            return self._returned(root_fn(root, *args, **named))
+            return self._returned(root_fn(root, *args, **named) if own is None else own(*args, **named))
 
         return call, [self.root, *positional]
 
@@ -272,6 +280,11 @@ class ModuleTracer(fx.Tracer):
         """Takes back the attributes under which constants were stored on the module that was traced."""
         for name in self._lifted_names(self._before if before is None else before):
             delattr(self.root, name)
+
+
+def _autocasts() -> set[str]:
+    """Types of devices whose calls are cast now."""
+    return {device for device in ("cpu", "cuda", "xpu", "mps") if torch.is_autocast_enabled(device)}
 
 
 def _is_random(module: nn.Module) -> bool:

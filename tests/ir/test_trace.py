@@ -415,3 +415,34 @@ def test_what_a_forward_leaves_on_its_module_is_taken_back() -> None:
         assert any("assigns to kept" in note for note in state_of(gm).notes)
     assert torch.equal(gm(x), model(x))
     assert model.kept.shape == (5, 1)
+
+
+def test_a_forward_put_on_the_instance_is_what_is_traced() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(2, 4)
+    plain = model.forward
+    model.forward = lambda input, scale=2.0: plain(input) * scale  # type: ignore[method-assign]
+    gm = stp_fx.trace(model, x)
+    assert torch.equal(gm(x), model(x))
+    assert torch.equal(stp_fx.trace(model, x, kwargs={"scale": 3.0})(x), model(x, scale=3.0))
+
+
+class Autocasting(nn.Module):
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.enabled = nn.Linear(4, 8), nn.Linear(8, 3), enabled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
+            y = self.a(x)
+        return self.b(y.float())
+
+
+def test_autocast_inside_a_forward_is_refused() -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(TraceError, match=r"fx: the forward enables autocast itself.*export: the forward enables autocast"):
+        stp_fx.trace(Autocasting(True), x)
+    for frontend in ("fx", "export"):
+        model = Autocasting(False)
+        with torch.autocast("cpu", torch.bfloat16):  # the call's own is not the forward's
+            gm = stp_fx.trace(model, x, frontend=frontend)
+        assert torch.equal(gm(x), model(x))
