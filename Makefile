@@ -52,7 +52,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.installed-dev $(VENV)/.installed-test $(VENV)/.installed-demo
+types: $(VENV)/.installed-dev $(VENV)/.installed-test $(VENV)/.installed-demo $(VENV)/.installed-benchmark
 	$(BIN)/pyright
 
 contracts: $(VENV)/.installed-dev
