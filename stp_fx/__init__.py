@@ -21,7 +21,7 @@ from stp_fx.api import (
     trace,
 )
 from stp_fx.errors import StpFxError
-from stp_fx.io import load, save
+from stp_fx.io import load, prune_shards, save
 from stp_fx.selection import PrunePlan
 from stp_fx.submodule import prune_submodule
 from stp_fx.training import PATPassManager, regularizers, schedules
@@ -48,6 +48,7 @@ __all__ = [
     "passes",
     "plan_of",
     "prune_graph",
+    "prune_shards",
     "prune_submodule",
     "regularizers",
     "report_of",
