@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stp_fx.analysis.draw import draw
+from stp_fx.analysis.draw import draw, svg
 from stp_fx.analysis.explain import explain
 from stp_fx.analysis.groups import Axis, Group, Product
 from stp_fx.analysis.pins import pinned_axes
@@ -64,15 +64,22 @@ class ChannelGraph:
         """
         return explain(self, name, index)
 
-    def draw(self, path: str | pathlib.Path, view: str = "dependency") -> pathlib.Path:
-        """A picture of which layers lose channels together: ``.dot``, ``.png``, ``.svg`` or ``.pdf``; returns what was written.
+    def draw(self, path: str | pathlib.Path, view: str = "dependency", fold: int | None = None) -> pathlib.Path:
+        """A picture: ``.dot``, ``.png``, ``.svg`` or ``.pdf``; returns what was written.
 
-        Pictures other than text need Graphviz's ``dot``; without it the ``.dot`` text is written in their place.
+        ``view``: ``"computational"`` (data flow), ``"dependency"`` (which calls lose channels together) or ``"combined"``; all
+        three place every node alike. ``fold``: modules deeper than this are drawn as one node (0: nothing is folded; None:
+        as deep as leaves at most 60 nodes). Pictures other than text need Graphviz's ``dot``; without it the ``.dot`` text is
+        written in their place, and a warning says how to install it.
 
         Raises:
-            InputError: an unknown view or suffix.
+            InputError: an unknown view or suffix, or a negative ``fold``.
         """
-        return draw(self, path, view)
+        return draw(self, path, view, fold)
+
+    def _repr_svg_(self) -> str | None:
+        """What a notebook shows; None without Graphviz, so that it shows the text."""
+        return svg(self)
 
 
 def alive_classes(graph: ChannelGraph, removed: np.ndarray) -> np.ndarray:

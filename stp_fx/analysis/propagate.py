@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.elements import Elements
+from stp_fx.analysis.flow import FlowNode, flow_of
 from stp_fx.errors import TraceError
 from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.shapes import fetch, meta_twin
@@ -62,6 +63,7 @@ class Propagated:
     contractions: list[Contraction]
     renumbered: dict[str, np.ndarray]
     unknown: dict[str, list[str]]
+    flow: list[FlowNode] = dataclasses.field(default_factory=list)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """The element arrays that values of the graph are made of, each once or more."""
@@ -84,6 +86,7 @@ def propagate(gm: fx.GraphModule) -> Propagated:
     inputs = iter(example_of(gm))
     twin = meta_twin(gm).eval()
     run = _Propagation(gm, twin)
+    run.result.flow = flow_of(gm)
     env: dict[fx.Node, Any] = {}
     with torch.no_grad(), run:
         for node in gm.graph.nodes:

@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
     group.add_argument("pruned", metavar="PRUNED.stp", help="what pruning made of MODEL")
     group.add_argument("--latency", "-l", action="store_true", help="measure the time of one call with torch.utils.benchmark")
     group.add_argument("--threads", type=int, metavar="N", help="torch's threads while measuring (default: as it is)")
+    group.add_argument("--plot", metavar="FILE", help="bars of the units that every group keeps: .png, .svg (matplotlib)")
     group.add_argument("--markdown", action="store_true", help="tables for a document")
     group.add_argument(
         "--at-most", action="append", type=named_ratio, default=[], metavar="COST=FRACTION",
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
             report = compare(gm, pruned, latency=args.latency or "latency" in limits)
     finally:
         torch.set_num_threads(threads)
+    if args.plot:
+        report.plot(args.plot)
     data = report.to_dict()
     said = {"command": "compare", "model": args.model, "pruned": args.pruned, "inputs": [str(each) for each in inputs]}
     output.result({**said, **data}, Text(report.to_markdown().rstrip(), no_wrap=True) if args.markdown else report)

@@ -21,25 +21,39 @@ def add(commands: Any) -> None:
         run,
         "a picture of which layers lose channels together",
         """
-        Draws which layers lose channels together. Graphviz makes .svg, .png and
-        .pdf of it; .dot is its text. An existing picture is overwritten.
+        Draws which layers lose channels together. A box around calls is a group:
+        its units go everywhere at once. Graphviz makes .svg, .png and .pdf of it;
+        .dot is its text. An existing picture is overwritten. All three views put
+        every call at the same place.
         """,
         """
         stp-fx draw resnet18 -o resnet18.svg
         stp-fx draw net.py:make --input 1,1,28,28 -o net.pdf
         stp-fx draw resnet18 -o resnet18.dot
+        stp-fx draw swin_t --view combined --fold 3 -o swin.svg
         """,
     )
     group = parser.add_argument_group("the picture")
     group.add_argument("--output", "-o", required=True, metavar="FILE", help=".svg, .png, .pdf or .dot")
-    group.add_argument("--view", default="dependency", metavar="VIEW", help="what is drawn (default: dependency)")
+    group.add_argument(
+        "--view",
+        default="dependency",
+        metavar="VIEW",
+        help="computational (data flow), dependency (what loses channels together; default) or combined",
+    )
+    group.add_argument(
+        "--fold",
+        type=int,
+        metavar="DEPTH",
+        help="calls of modules nested deeper than this are one node; 0: every call alone (default: what fits a page)",
+    )
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
     target = checked_output(args.output, (".svg", ".png", ".pdf", ".dot"), overwrite=True)
     _, gm, inputs = captured(args, output)
     with output.stage(f"drawing {target}"):
-        written = analyze(gm).draw(target, view=args.view)
+        written = analyze(gm).draw(target, view=args.view, fold=args.fold)
     said = {"command": "draw", "model": args.model, "inputs": [str(each) for each in inputs]}
     output.result({**said, "view": args.view, "output": str(written)}, Text(str(written)))
     if written != target:

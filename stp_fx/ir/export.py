@@ -194,8 +194,10 @@ class _Raised:
         if node.target in _regions():
             return self._inlined(node, args)
         result = self._raise(node, args, kwargs)
-        if isinstance(result, fx.Node) and result.op != "placeholder" and "stack_trace" in node.meta:
-            result.meta.setdefault("stack_trace", node.meta["stack_trace"])
+        if isinstance(result, fx.Node) and result.op != "placeholder":
+            for key in ("stack_trace", "nn_module_stack"):
+                if key in node.meta:
+                    result.meta.setdefault(key, node.meta[key])
         return result
 
     def _stored(self, owner: fx.GraphModule, target: str) -> Any:

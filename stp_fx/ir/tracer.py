@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import operator
 import types
@@ -58,20 +59,15 @@ class ModuleTracer(fx.Tracer):
     # -- what stays a node -----------------------------------------------------------------------------------------
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, nn.Unflatten):
-            return False  # its sizes have to be literals of the graph
+        if isinstance(m, nn.Unflatten) or lowering_of(m) is not None:
+            return False  # its sizes have to be literals of the graph, or its lowering is traced
         return super().is_leaf_module(m, module_qualified_name) or _is_random(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
             return forward(*args, **kwargs)
         lower = lowering_of(m)
-        if lower is not None:
-            return lower(m, *args, **kwargs)
-        name = self.path_of_module(m)
-        if not self.is_leaf_module(m, name):
-            return forward(*args, **kwargs)
-        return self.create_proxy("call_module", name, args, kwargs)
+        return super().call_module(m, forward if lower is None else functools.partial(lower, m), args, kwargs)
 
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any

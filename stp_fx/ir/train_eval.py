@@ -81,6 +81,7 @@ def switch_modes(gm: fx.GraphModule, names: set[str], training: bool) -> None:
         with gm.graph.inserting_before(node):
             first, *rest = arguments.items()
             new = gm.graph.call_module(target, (first[1],), dict(rest))
+            new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         gm.graph.erase_node(node)
 

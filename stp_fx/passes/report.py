@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Any
 
 from rich.console import RenderableType
 
 from stp_fx.analysis.cost import Cost
+from stp_fx.analysis.draw import chart
 from stp_fx.passes.paired import Latency
 from stp_fx.passes.report_tables import as_markdown, as_rich, as_text
 
@@ -58,6 +60,21 @@ class Report:
     def to_markdown(self) -> str:
         """Two tables of GitHub's markdown: totals, groups."""
         return as_markdown(self)
+
+    def plot(self, path: str | pathlib.Path) -> pathlib.Path:
+        """A bar for every group that lost units: how many it keeps of how many; needs matplotlib, the suffix says the format.
+
+        Raises:
+            InputError: matplotlib is not installed, or it does not know the suffix.
+        """
+        with chart(path, 7.0, 1.0 + 0.24 * max(len(self.groups), 1)) as axes:
+            rows = range(len(self.groups))
+            axes.barh(rows, [each.before for each in self.groups], color="#dddddd", label="removed")
+            axes.barh(rows, [each.after for each in self.groups], color="#1f4e9c", label="kept")
+            axes.set_yticks(rows, [f"{each.name}  {each.after}/{each.before}" for each in self.groups], fontsize=7)
+            axes.set(xlabel="units", ylim=(len(self.groups) - 0.4, -0.6))
+            axes.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        return pathlib.Path(path)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON: counts, bytes, seconds."""

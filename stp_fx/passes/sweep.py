@@ -16,6 +16,7 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.calibration import batches, evaluating
+from stp_fx.analysis.draw import chart
 from stp_fx.analysis.gradients import Loss, cross_entropy
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
@@ -123,20 +124,14 @@ class Sensitivity:
         """One curve a group, the twelve most sensitive ones named; needs matplotlib.
 
         Raises:
-            InputError: matplotlib is not installed.
+            InputError: matplotlib is not installed, or it does not know the suffix.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError("a plot needs matplotlib: pip install matplotlib (or stp-fx[demo])") from error
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.add_subplot()
-        for rank, (name, values) in enumerate(sorted(self.losses.items(), key=lambda item: -max(item[1]))):
-            style: dict[str, Any] = {"label": name, "marker": "o"} if rank < 12 else {"color": "0.8", "zorder": 0}
-            axes.plot((0.0, *self.ratios), (self.baseline, *values), **style)
-        axes.set(xlabel="fraction of the group masked", ylabel="loss")
-        axes.legend(fontsize=7)
-        figure.savefig(path, dpi=150)
+        with chart(path, 8, 5) as axes:
+            for rank, (name, values) in enumerate(sorted(self.losses.items(), key=lambda item: -max(item[1]))):
+                style: dict[str, Any] = {"label": name, "marker": "o"} if rank < 12 else {"color": "0.8", "zorder": 0}
+                axes.plot((0.0, *self.ratios), (self.baseline, *values), **style)
+            axes.set(xlabel="fraction of the group masked", ylabel="loss")
+            axes.legend(fontsize=7)
         return Path(path)
 
 

@@ -12,6 +12,7 @@ import math
 import pathlib
 from collections.abc import Callable
 
+from stp_fx.analysis.draw import chart
 from stp_fx.errors import InputError
 
 __all__ = ["Cubic", "Custom", "Geometric", "Linear", "OneShot", "Schedule", "Then", "known_schedules", "resolve"]
@@ -73,22 +74,10 @@ class Schedule:
             InputError: matplotlib is not installed, or it does not know the suffix.
         """
         values = (0.0, *self.ratios(ratio, steps))
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise InputError("plotting a schedule needs matplotlib: pip install matplotlib, or read `ratios`") from None
-        figure = Figure(figsize=(5.0, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.step(range(steps + 1), values, where="post", marker="o")
-        axes.set(title=repr(self), xlabel="pruning step", ylabel="fraction removed", ylim=(0.0, max(ratio, 0.01) * 1.05))
-        path = pathlib.Path(path)
-        try:
-            figure.savefig(path)
-        except ValueError as error:
-            raise InputError(f"cannot plot to {path.name!r}: {error}") from None
-        return path
+        with chart(path, 5.0, 3.2) as axes:
+            axes.step(range(steps + 1), values, where="post", marker="o")
+            axes.set(title=repr(self), xlabel="pruning step", ylabel="fraction removed", ylim=(0.0, max(ratio, 0.01) * 1.05))
+        return pathlib.Path(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -357,6 +357,8 @@ def test_compare(run: Any, small: str) -> None:
     assert found["params"]["after"] == stp_fx.cost(stp_fx.load(small, net())).params
     markdown, _ = run("compare", "net.py:make", small, *SHAPE, "--markdown")
     assert "| body.weight:0 | 8/16 | 50% |" in markdown
+    run("compare", "net.py:make", small, *SHAPE, "--plot", "kept.png")
+    assert pathlib.Path("kept.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_markdown_is_not_broken_into_lines(run: Any, small: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,6 +447,9 @@ def test_draw(run: Any) -> None:
     assert "stem" in pathlib.Path("net.dot").read_text()
     assert from_json(run, "draw", "net.py:make", *SHAPE, "-o", "net.dot")["output"] == "net.dot"
     assert "must end in .svg" in run("draw", "net.py:make", *SHAPE, "-o", "net.gif", code=2)[1]
+    run("draw", "net.py:make", *SHAPE, "-o", "combined.dot", "--view", "combined", "--fold", "0")
+    assert "forced shape match" in pathlib.Path("combined.dot").read_text()
+    assert "got -1" in run("draw", "net.py:make", *SHAPE, "-o", "net.dot", "--fold", "-1", code=2)[1]
     assert "unknown view 'sideways'" in run("draw", "net.py:make", *SHAPE, "-o", "net.dot", "--view", "sideways", code=2)[1]
 
 

@@ -215,3 +215,11 @@ def test_size_on_disk_is_what_safetensors_writes() -> None:
 )
 def test_units(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_plot_has_a_bar_for_every_group_that_lost_units(gm: fx.GraphModule, pruned: fx.GraphModule, tmp_path) -> None:
+    written = stp_fx.compare(gm, pruned).plot(tmp_path / "kept.svg")
+    assert "body.weight:0  12/16" in written.read_text()
+    assert stp_fx.compare(gm, gm).plot(tmp_path / "same.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match=r"the suffix must be one of .*\.svg"):
+        stp_fx.compare(gm, pruned).plot(tmp_path / "kept.nothing")

@@ -1,0 +1,131 @@
+"""The network as DOT text and, through Graphviz, as a picture.
+
+Every view hands all nodes and all edges to Graphviz and only makes those of the other views invisible. So all views have one
+layout, wherever the text is laid out.
+"""
+
+from __future__ import annotations
+
+import html
+import pathlib
+import shutil
+import subprocess
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import pydot
+
+from stp_fx.analysis.draw.network import KINDS, network
+from stp_fx.errors import InputError
+
+if TYPE_CHECKING:
+    from stp_fx.analysis.graph import ChannelGraph
+
+__all__ = ["dot_text", "draw", "quoted", "svg"]
+
+_VIEWS = {"computational": ("flow",), "dependency": ("direct", "forced"), "combined": ("flow", "direct", "forced")}
+_SUFFIXES = ("dot", "png", "svg", "pdf")
+_EDGES: dict[str, dict[str, Any]] = {
+    "flow": {"color": "#888888"},
+    "direct": {"color": "#1f4e9c", "penwidth": 2},
+    "forced": {"color": "#c0392b", "penwidth": 2, "style": "dashed", "dir": "none", "constraint": "false"},
+}
+_MEANING = {"flow": "data flow", "direct": "direct coupling", "forced": "forced shape match (dashed)"}
+
+
+def draw(graph: ChannelGraph, path: str | pathlib.Path, view: str = "dependency", fold: int | None = None) -> pathlib.Path:
+    """See :meth:`ChannelGraph.draw`."""
+    path = pathlib.Path(path)
+    suffix = path.suffix.lstrip(".")
+    if suffix not in _SUFFIXES:
+        raise InputError(f"cannot draw {path.name!r}: the suffix must be .dot, .png, .svg or .pdf")
+    text = dot_text(graph, view, fold)
+    if suffix != "dot" and shutil.which("dot") is not None:
+        path.write_bytes(_run(text, suffix))
+        return path
+    if suffix != "dot":
+        warnings.warn(
+            f"Graphviz's `dot` is not on this machine, so {path.with_suffix('.dot')} was written in place of {path.name}: "
+            "`apt-get install graphviz`, `brew install graphviz` or `conda install graphviz`, then draw again",
+            stacklevel=3,
+        )
+    path.with_suffix(".dot").write_text(text, encoding="utf-8")
+    return path.with_suffix(".dot")
+
+
+def svg(graph: ChannelGraph) -> str | None:
+    """The dependency view as SVG; None without Graphviz."""
+    return None if shutil.which("dot") is None else _run(dot_text(graph, "dependency"), "svg").decode()
+
+
+def dot_text(graph: ChannelGraph, view: str = "dependency", fold: int | None = None) -> str:
+    """The picture as DOT.
+
+    Raises:
+        InputError: an unknown view, or a negative ``fold``.
+    """
+    if view not in _VIEWS:
+        raise InputError(f"unknown view {view!r}; known: {', '.join(map(repr, _VIEWS))}")
+    nodes = network(graph, fold)
+    shown = _VIEWS[view]
+    picture = pydot.Dot("channels", graph_type="digraph", fontname="Helvetica", nodesep="0.3", ranksep="0.3", newrank="true")
+    picture.set("label", _legend(nodes, shown))
+    handles = {name: f"n{k}" for k, name in enumerate(nodes.nodes)}
+    homes: dict[int | None, list[str]] = {}
+    for name, data in nodes.nodes(data=True):
+        homes.setdefault(data["home"], []).append(name)
+    for home, names in homes.items():
+        inner: Any = picture
+        if home is not None and len(names) > 1:
+            group = graph.groups[home]
+            # Edges come in through the caption's line: beside a single entry, or between two.
+            entries = [name for name in names if all(nodes.nodes[before]["home"] != home for before in nodes.predecessors(name))]
+            caption = quoted(f"{group.name}\n{group.size} units")
+            look: dict[str, Any] = {"color": "#999999", "style": "rounded", "fontsize": "10", "fontname": "Helvetica"}
+            inner = pydot.Cluster(f"group{home}", label=caption, labeljust="l" if len(entries) < 2 else "c", **look)
+            picture.add_subgraph(inner)
+        for name in names:
+            inner.add_node(_node(graph, handles[name], nodes.nodes[name]))
+    for source, target, data in nodes.edges(data=True):
+        style = _EDGES[data["relation"]] | ({} if data["relation"] in shown else {"style": "invis"})
+        look = {key: quoted(str(value)) for key, value in style.items()}
+        picture.add_edge(pydot.Edge(handles[source], handles[target], **look))
+    return picture.to_string()
+
+
+def _node(graph: ChannelGraph, handle: str, data: dict[str, Any]) -> pydot.Node:
+    names = ", ".join(graph.groups[k].name for k in sorted(data["groups"]))
+    several = "2" if len(data["groups"]) > 1 else "1"
+    look: dict[str, Any] = {
+        "shape": "box",
+        "style": "filled",
+        "fillcolor": quoted(KINDS[data["kind"]][0]),
+        "fontname": "Helvetica",
+    }
+    return pydot.Node(handle, label=quoted(data["label"]), peripheries=several, tooltip=quoted(names or "no group"), **look)
+
+
+def _legend(nodes: nx.MultiDiGraph, shown: tuple[str, ...]) -> str:
+    present = {data["kind"] for _, data in nodes.nodes(data=True)}
+    cells = [f'<TD BGCOLOR="{colour}">{html.escape(kind)}</TD>' for kind, (colour, _) in KINDS.items() if kind in present]
+    # What a view does not show is white, not absent: the legend's width moves the nodes.
+    colours = {relation: look["color"] if relation in shown else "#ffffff" for relation, look in _EDGES.items()}
+    lines = [f'<TD><FONT COLOR="{colour}">{_MEANING[relation]}</FONT></TD>' for relation, colour in colours.items()]
+    lines.append("<TD>double border: in several groups</TD>")
+    rows = [cells[:5], cells[5:], lines]
+    table = "".join(f"<TR>{''.join(row)}</TR>" for row in rows if row)
+    return f'<<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="4">{table}</TABLE>>'
+
+
+def quoted(text: str) -> str:
+    """A DOT string that holds the text, whatever is in it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _run(text: str, suffix: str) -> bytes:
+    done = subprocess.run(["dot", f"-T{suffix}"], input=text.encode(), capture_output=True, check=False)
+    if done.returncode:
+        raise InputError(f"Graphviz could not draw the graph: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
