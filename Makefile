@@ -19,7 +19,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz goldens lint format types contracts docs commands outputs bench check clean
+.PHONY: help demo test test-all fuzz goldens lint format types contracts docs commands outputs pictures bench check clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ commands: $(VENV)/.installed-test $(VENV)/.installed-demo $(VENV)/.installed-ben
 #   make outputs   write what the pages' Python prints into the pages; read the diff before committing it
 outputs: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python docs/run.py update $(ARGS)
+
+#   make pictures   the pictures of docs/pictures.md (needs Graphviz)
+pictures: $(VENV)/.installed-demo $(VENV)/.installed-test
+	$(BIN)/python docs/make_pictures.py $(ARGS)
 
 #   make bench   both benchmarks, into benchmarks/results (about an hour; see CONTRIBUTING.md for parts of it)
 bench: $(VENV)/.installed-benchmark

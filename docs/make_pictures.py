@@ -1,12 +1,13 @@
-"""Makes the pictures of the documentation: python docs/make_pictures.py [FOLDER] (default: docs/pictures).
+"""Makes the pictures of the documentation, in docs/pictures.
 
-Three views each of ResNet-18, ViT-B/16 and a block of MobileNetV2, and the charts: units kept, sensitivity, schedules.
-Needs Graphviz's `dot`, matplotlib and torchvision; half a minute.
+Three views each of ResNet-18, ViT-B/16 and a block of MobileNetV2; charts of the demo's network, trained on digits (units kept,
+sensitivity), and of the schedules. Needs the extra `demo`, and Graphviz's `dot` (without it, the
+graphs are written as DOT text); a minute.
 """
 
 from __future__ import annotations
 
-import shutil
+import argparse
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 import stp_fx
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from demo import Digits, SmallResNet, train
 
 VIEWS = ("computational", "dependency", "combined")
 
@@ -30,10 +34,7 @@ def mobilenet_block() -> nn.Sequential:
     return net
 
 
-def main(folder: Path) -> int:
-    if shutil.which("dot") is None:
-        print("Graphviz's `dot` is not on this machine: apt-get install graphviz", file=sys.stderr)
-        return 1
+def main(folder: Path, epochs: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     models = {
@@ -46,19 +47,25 @@ def main(folder: Path) -> int:
         graph = stp_fx.analyze(gm)
         for view in VIEWS:
             print(graph.draw(folder / f"{name}-{view}.svg", view=view))
-    charts(traced["resnet18"], folder)
-    return 0
+    charts(folder, epochs)
 
 
-def charts(gm: torch.fx.GraphModule, folder: Path) -> None:
+def charts(folder: Path, epochs: int) -> None:
     mpl.rcParams["svg.hashsalt"] = "stp_fx"  # the same file for the same data
+    digits = Digits()
+    model = SmallResNet()
+    train(model, digits, epochs, lr=0.1)
+    gm = stp_fx.trace(model, digits.test[0][:64])
     pruned = stp_fx.prune_graph(gm, criterion="magnitude", ratio=0.5, target="macs", scope="global")
-    print(stp_fx.compare(gm, pruned).plot(folder / "resnet18-kept.svg"))
-    batches = [(torch.randn(4, 3, 64, 64), torch.randint(1000, (4,))) for _ in range(2)]
-    print(stp_fx.sensitivity(gm, batches, ratios=(0.25, 0.5, 0.75)).plot(folder / "resnet18-sensitivity.svg"))
+    print(stp_fx.compare(gm, pruned).plot(folder / "digits-kept.svg"))
+    print(stp_fx.sensitivity(gm, [digits.test]).plot(folder / "digits-sensitivity.svg"))
     for schedule in (stp_fx.schedules.Geometric(), stp_fx.schedules.Cubic(), stp_fx.schedules.Linear()):
         print(schedule.plot(folder / f"schedule-{type(schedule).__name__.lower()}.svg", ratio=0.75, steps=8))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pictures"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "pictures")
+    parser.add_argument("--epochs", type=int, default=6, help="of the demo's network")
+    args = parser.parse_args()
+    main(args.folder, args.epochs)

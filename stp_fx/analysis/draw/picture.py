@@ -72,6 +72,8 @@ def dot_text(graph: ChannelGraph, view: str = "dependency", fold: int | None = N
     picture = pydot.Dot("channels", graph_type="digraph", fontname="Helvetica", nodesep="0.3", ranksep="0.3", newrank="true")
     picture.set("label", _legend(nodes, shown))
     handles = {name: f"n{k}" for k, name in enumerate(nodes.nodes)}
+    flow = nx.DiGraph((s, t) for s, t, relation in nodes.edges(keys=True) if relation == "flow")
+    flow.add_nodes_from(nodes)
     homes: dict[int | None, list[str]] = {}
     for name, data in nodes.nodes(data=True):
         homes.setdefault(data["home"], []).append(name)
@@ -79,11 +81,13 @@ def dot_text(graph: ChannelGraph, view: str = "dependency", fold: int | None = N
         inner: Any = picture
         if home is not None and len(names) > 1:
             group = graph.groups[home]
-            # Edges come in through the caption's line: beside a single entry, or between two.
-            entries = [name for name in names if all(nodes.nodes[before]["home"] != home for before in nodes.predecessors(name))]
-            caption = quoted(f"{group.name}\n{group.size} units")
+            # Edges come in through the caption's line: the caption stands between two of them, or right of one, with as much
+            # room to its left as it takes itself.
+            entries = [name for name in names if not nx.ancestors(flow, name) & set(names)]
+            room = "\u00a0" * len(group.name) if len(entries) < 2 else ""
+            caption = quoted(f"{room}{group.name}\n{room}{group.size} units")
             look: dict[str, Any] = {"color": "#999999", "style": "rounded", "fontsize": "10", "fontname": "Helvetica"}
-            inner = pydot.Cluster(f"group{home}", label=caption, labeljust="l" if len(entries) < 2 else "c", **look)
+            inner = pydot.Cluster(f"group{home}", label=caption, labeljust="r" if len(entries) < 2 else "c", **look)
             picture.add_subgraph(inner)
         for name in names:
             inner.add_node(_node(graph, handles[name], nodes.nodes[name]))
@@ -111,7 +115,7 @@ def _legend(nodes: nx.MultiDiGraph, shown: tuple[str, ...]) -> str:
     cells = [f'<TD BGCOLOR="{colour}">{html.escape(kind)}</TD>' for kind, (colour, _) in KINDS.items() if kind in present]
     # What a view does not show is white, not absent: the legend's width moves the nodes.
     colours = {relation: look["color"] if relation in shown else "#ffffff" for relation, look in _EDGES.items()}
-    lines = [f'<TD><FONT COLOR="{colour}">{_MEANING[relation]}</FONT></TD>' for relation, colour in colours.items()]
+    lines = [f'<TD COLOR="{c}"><FONT COLOR="{c}">{_MEANING[relation]}</FONT></TD>' for relation, c in colours.items()]
     lines.append("<TD>double border: in several groups</TD>")
     rows = [cells[:5], cells[5:], lines]
     table = "".join(f"<TR>{''.join(row)}</TR>" for row in rows if row)
