@@ -119,7 +119,7 @@ def test_quotes_and_backslashes_do_not_end_a_label() -> None:
 
 def test_clusters_are_the_groups_and_the_legend_names_what_is_there(graph: stp_fx.ChannelGraph) -> None:
     text = dot_text(graph, "combined")
-    cluster = text[text.index("subgraph") : text.index("}", text.index("subgraph"))]
+    cluster = text[text.index("subgraph") : text.index("}", text.index("subgraph"))].replace("\N{NO-BREAK SPACE}", "")
     assert "stem.weight:0\\n8 units" in cluster
     assert text.count("subgraph") == 1
     assert all(f'label="{label}' in cluster for label in ("stem\\nConv2d", "a\\nConv2d", "relu", "add"))
