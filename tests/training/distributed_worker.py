@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def main() -> None:
     gm = stp_fx.trace(Net(), IMAGES[:2])
     pat = stp_fx.PATPassManager(gm, ratio=0.02, target="latency")  # every rank measures for itself
     pat.prune(0)
+    del pat, gm
+    gc.collect()  # as in the tutorial: gloo's threads must not outlive the interpreter
     dist.destroy_process_group()
 
 
