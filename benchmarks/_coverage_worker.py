@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stp_fx
 from stp_fx.analysis.explain import pin_reasons
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 
 BATCH, OTHER_BATCH, RATIO = 2, 3, 0.5
 LAW_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -278,7 +278,7 @@ def main(name: str) -> None:
         graph = stp_fx.analyze(gm)
         pinned = pinned_axes(graph)
         run.facts |= {
-            "frontend": state_of(gm).frontend,
+            "frontend": provenance_of(gm).frontend,
             "trace_seconds": trace_seconds,
             "prune_seconds": trace_seconds + prune_seconds,
             "groups": len(graph.groups),
@@ -286,7 +286,7 @@ def main(name: str) -> None:
             "units": sum(group.size for group in graph.groups),
             "pinned_axes": sum(pinned.values()),
             "pinned": pinned,
-            "notes": state_of(gm).notes,
+            "notes": provenance_of(gm).notes,
         }
         check_outputs(run, model, gm, inputs(BATCH), subject)
         check_cost(run, model, gm, pruned, example, subject)

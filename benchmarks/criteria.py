@@ -24,9 +24,9 @@ from rich.table import Table
 from torch import fx
 
 import stp_fx
-from stp_fx.analysis.gradients import Gradients
-from stp_fx.analysis.statistics import Statistics, collect_statistics
 from stp_fx.criteria import Criterion, Hessian, ScoreContext, Taylor, resolve, score_groups
+from stp_fx.measure.gradients import Gradients
+from stp_fx.measure.statistics import Statistics, collect_statistics
 
 CRITERIA: dict[str, Criterion] = {
     **{name: resolve(name) for name in ("random", "magnitude", "lamp", "bn_scale", "mac_aware", "variance", "taylor")},

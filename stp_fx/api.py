@@ -13,7 +13,7 @@ from stp_fx.analysis.cost import cost as _cost
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
-from stp_fx.ir import has_state, state_of, trace
+from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.passes import (
     MaskChannels,
     Pipeline,
@@ -22,13 +22,13 @@ from stp_fx.passes import (
     SelectUnits,
 )
 from stp_fx.passes.collect import collectors_for
-from stp_fx.passes.compare import compare
 from stp_fx.passes.compensate import COMPENSATIONS
-from stp_fx.passes.estimate import estimate_keep_ratio
-from stp_fx.passes.report import Report
-from stp_fx.passes.run_report import RunReport
-from stp_fx.passes.sweep import Sensitivity, Sweep, sensitivity, sweep
+from stp_fx.report.compare import compare
+from stp_fx.report.report import Report
+from stp_fx.report.run_report import RunReport
+from stp_fx.report.sweep import Sensitivity, Sweep, sensitivity, sweep
 from stp_fx.selection import PrunePlan
+from stp_fx.selection.estimate import estimate_keep_ratio
 
 __all__ = [
     "ChannelGraph",
@@ -134,14 +134,14 @@ def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False) -> fx
 
 def plan_of(pruned: fx.GraphModule) -> PrunePlan:
     """What has been removed from a graph since it was captured, in original indices; empty if nothing was."""
-    plan = state_of(pruned).plan
+    plan = provenance_of(pruned).plan
     return PrunePlan({}, {}) if plan is None else plan
 
 
 def report_of(pruned: fx.GraphModule) -> RunReport | None:
     """What the last run of :func:`prune_graph` did: groups with their scores, what is pinned and why, totals; ``str``
     gives a table. None for a graph that no selection has pruned or masked."""
-    return state_of(pruned).report
+    return provenance_of(pruned).report
 
 
 def cost(gm: fx.GraphModule) -> Cost:
@@ -152,7 +152,7 @@ def cost(gm: fx.GraphModule) -> Cost:
 def _captured(gm: Any, example_inputs: Any) -> fx.GraphModule:
     if example_inputs is not None:
         return trace(gm, example_inputs)
-    if has_state(gm):
+    if has_provenance(gm):
         return gm
     if not isinstance(gm, nn.Module):
         raise InputError(f"expected a GraphModule or nn.Module, got {type(gm).__name__}")

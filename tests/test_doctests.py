@@ -21,4 +21,4 @@ def test_docstrings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_functions_that_most_programs_need_have_examples() -> None:
-    assert {"stp_fx.api", "stp_fx.selection.plan", "stp_fx.training.schedules"} <= set(MODULES)
+    assert {"stp_fx.api", "stp_fx.analysis.plan", "stp_fx.training.schedules"} <= set(MODULES)

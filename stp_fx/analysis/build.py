@@ -13,7 +13,7 @@ from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
 from stp_fx.analysis.solve import Solution, SolvedProduct, solve
 from stp_fx.analysis.touched import Touched
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.rules import Factor
 
 __all__ = ["analyze"]
@@ -28,7 +28,7 @@ def analyze(gm: fx.GraphModule) -> ChannelGraph:
         InputError: ``gm`` carries no recorded example inputs.
         TraceError: the graph cannot run on meta tensors.
     """
-    cache = state_of(gm).cache
+    cache = provenance_of(gm).cache
     key = (gm.code, tuple(t.shape for t in (*gm.parameters(), *gm.buffers())))
     if _CACHE not in cache or cache[_CACHE][0] != key:
         found = propagate(gm)

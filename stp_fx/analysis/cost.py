@@ -11,7 +11,7 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.liveness import alive_under
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.rules import FIXED, Dim
 
 __all__ = ["Cost", "cost", "cost_of", "parameter_names"]
@@ -34,7 +34,7 @@ def cost(gm: fx.GraphModule) -> Cost:
         InputError: ``gm`` carries no recorded example inputs.
     """
     graph = analyze(gm)
-    masked = state_of(gm).masked
+    masked = provenance_of(gm).masked
     alive = np.ones(graph.solution.count, dtype=bool) if masked is None else alive_under(graph, masked, partial=True)
     return cost_of(graph, parameter_names(gm), alive)
 

@@ -17,8 +17,8 @@ from stp_fx.analysis.elements import Elements
 from stp_fx.analysis.flow import FlowNode, flow_of
 from stp_fx.errors import TraceError
 from stp_fx.ir.meta_run import run_for_shape
+from stp_fx.ir.provenance import example_of
 from stp_fx.ir.shapes import fetch, meta_twin
-from stp_fx.ir.state import example_of
 from stp_fx.ir.train_eval import AutogradCall
 from stp_fx.rules import FIXED, Dim, Dims, Factor, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
 from stp_fx.rules.literals import Policy, TensorDims, is_recurrent, policy_of

@@ -16,7 +16,7 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.rules import Dim, dim_size
 from stp_fx.rules.literals import TensorDims
 
@@ -80,7 +80,7 @@ def find_sites(gm: fx.GraphModule) -> Sites:
         InputError: ``gm`` carries no recorded example inputs.
     """
     graph = analyze(gm)
-    cache = state_of(gm).cache
+    cache = provenance_of(gm).cache
     if _CACHE not in cache or cache[_CACHE][0] is not graph:
         sites = tuple(_sites(gm, graph))
         cache[_CACHE] = (graph, Sites(sites, _by_group(graph, sites)))

@@ -13,7 +13,7 @@ from stp_fx.analysis.unit_costs import contraction_macs, group_costs, parameter_
 from stp_fx.api import ChannelGraph, analyze, cost
 from stp_fx.cli.arguments import add_command, captured
 from stp_fx.cli.output import Output
-from stp_fx.passes.report_tables import plain_table
+from stp_fx.report.tables import plain_table
 
 __all__ = ["add"]
 

@@ -10,8 +10,6 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_flatten
 
-from stp_fx.analysis.calibration import evaluating
-from stp_fx.analysis.latency import example_values
 from stp_fx.api import compare, plan_of, prune_graph
 from stp_fx.cli.arguments import add_command, add_data, add_selection, captured, data_of, loss_of, selection_of
 from stp_fx.cli.files import CheckFailed, write_plan
@@ -19,6 +17,8 @@ from stp_fx.cli.inputs import named_ratio
 from stp_fx.cli.output import Output, checked_output
 from stp_fx.errors import InputError
 from stp_fx.io import save
+from stp_fx.measure.calibration import evaluating
+from stp_fx.measure.latency import example_values
 
 __all__ = ["add"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from stp_fx.analysis.gradients import Gradients
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.sites import SiteMember, find_sites
-from stp_fx.analysis.statistics import Statistics
 from stp_fx.errors import CriterionError, InputError
+from stp_fx.measure.gradients import Gradients
+from stp_fx.measure.statistics import Statistics
 
 __all__ = [
     "NEEDS",

@@ -12,10 +12,10 @@ import numpy as np
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.groups import Group
-from stp_fx.analysis.latency import latency_work
 from stp_fx.analysis.unit_costs import activation_elements, contraction_macs, group_costs, parameter_elements
 from stp_fx.criteria.base import ScoreContext
 from stp_fx.errors import CriterionError, InputError
+from stp_fx.measure.latency import latency_work
 
 __all__ = ["PER", "ActivationBytes", "CostModel", "Latency", "Macs", "Params", "Table"]
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from stp_fx.analysis.cost import cost
 from stp_fx.errors import InputError
-from stp_fx.ir import has_state
+from stp_fx.ir import has_provenance
 from stp_fx.training import PATPassManager
 
 __all__ = ["LateBatches", "check_options", "figures", "graph_in", "own_random_numbers"]
@@ -34,7 +34,9 @@ def graph_in(model: nn.Module, path: str | None) -> fx.GraphModule:
     Raises:
         InputError: there is none, or several and no path.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, fx.GraphModule) and has_state(module)}
+    found = {
+        name: module for name, module in model.named_modules() if isinstance(module, fx.GraphModule) and has_provenance(module)
+    }
     if path is not None:
         if path not in found:
             known = ", ".join(map(repr, found)) or "none"

@@ -1,7 +1,7 @@
 """What a file says beside its tensors: JSON texts in the metadata of a safetensors file, format 1.
 
 ``stp_fx``: the fields of :class:`Contents` but for the plans; ``stp_fx_plan`` and ``stp_fx_masked`` (if there are masks): plans
-as :mod:`stp_fx.selection.plan_json` writes them; ``stp_fx_sha256``: a checksum of these texts and of all tensors.
+as :mod:`stp_fx.analysis.plan_json` writes them; ``stp_fx_sha256``: a checksum of these texts and of all tensors.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from stp_fx.errors import FileError, InputError, PlanError, StpFxError
 from stp_fx.io.contents import Contents, decode, is_whole
 from stp_fx.io.files import path_of, read_file
 from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
-from stp_fx.ir import has_state, retrace, state_of
+from stp_fx.ir import has_provenance, provenance_of, retrace
 from stp_fx.passes import MaskChannels, RemoveChannels
-from stp_fx.passes.bias import restore_biases
-from stp_fx.passes.slicing import copied
+from stp_fx.rewrite.bias import restore_biases
+from stp_fx.rewrite.slicing import copied
 from stp_fx.selection import PrunePlan
 
 __all__ = ["load"]
@@ -40,7 +40,7 @@ def load(path: Any, model: nn.Module) -> fx.GraphModule:
     source = path_of(path)
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` is a {type(model).__name__}; give the original network, or a trace of it")
-    if has_state(model) and state_of(model).masked is not None:  # type: ignore[arg-type]
+    if has_provenance(model) and provenance_of(model).masked is not None:  # type: ignore[arg-type]
         raise InputError("`model` is masked: give the original network (stp_fx.passes.UnmaskChannels takes masks out)")
     metadata, tensors = read_file(source)
     try:
@@ -87,7 +87,7 @@ def _plan(text: str, axes: Mapping[tuple[str, int], int]) -> PrunePlan:
 
 
 def _graph_of(contents: Contents, model: nn.Module) -> fx.GraphModule:
-    if has_state(model):
+    if has_provenance(model):
         return model  # type: ignore[return-value]
     if contents.call is None:
         raise InputError("the file does not say how the network was captured: give stp_fx.trace(model, example_inputs)")
@@ -102,7 +102,7 @@ def _check_same(contents: Contents, ours: Mapping[str, Stored], graph: fx.GraphM
     Raises:
         FileError: the first tensor that differs.
     """
-    pruned = state_of(graph).plan is not None and not state_of(graph).plan.is_empty
+    pruned = provenance_of(graph).plan is not None and not provenance_of(graph).plan.is_empty
     hint = " (the given graph has been pruned already: give the original one)" if pruned else ""
     for name, sizes in contents.original.items():
         if name not in ours:

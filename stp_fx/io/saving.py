@@ -12,7 +12,7 @@ from stp_fx.errors import FileError, InputError
 from stp_fx.io.contents import Contents, encode
 from stp_fx.io.files import path_of, write_file
 from stp_fx.io.tensors import Stored, order_of, stored_tensors
-from stp_fx.ir import GraphState, has_state, state_of
+from stp_fx.ir import Provenance, has_provenance, provenance_of
 from stp_fx.selection import PrunePlan
 
 __all__ = ["save"]
@@ -46,14 +46,14 @@ def save(pruned: fx.GraphModule, path: Any) -> None:
         torch.Size([4, 3, 3, 3])
     """
     target = path_of(path)
-    if not isinstance(pruned, nn.Module) or not has_state(pruned):
+    if not isinstance(pruned, nn.Module) or not has_provenance(pruned):
         raise InputError(_not_a_graph(pruned))
-    stored, state = stored_tensors(pruned), state_of(pruned)
+    stored, state = stored_tensors(pruned), provenance_of(pruned)
     tensors = {name: _plain(name, each.tensor) for name, each in stored.items()}
     write_file(target, tensors, encode(_contents(pruned, state, stored), tensors))
 
 
-def _contents(gm: fx.GraphModule, state: GraphState, stored: Mapping[str, Stored]) -> Contents:
+def _contents(gm: fx.GraphModule, state: Provenance, stored: Mapping[str, Stored]) -> Contents:
     orders = {name: order_of(each.tensor) for name, each in stored.items()}
     return Contents(
         plan=(PrunePlan({}, {}) if state.plan is None else state.plan).to_json(),
@@ -70,7 +70,7 @@ def _contents(gm: fx.GraphModule, state: GraphState, stored: Mapping[str, Stored
     )
 
 
-def _original_size(stored: Stored, state: GraphState) -> tuple[int, ...]:
+def _original_size(stored: Stored, state: Provenance) -> tuple[int, ...]:
     """A tensor's sizes before anything was removed.
 
     Raises:
@@ -113,7 +113,7 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def _not_a_graph(given: Any) -> str:
     if not isinstance(given, nn.Module):
         return f"`pruned` is a {type(given).__name__}; give a graph of stp_fx"
-    parts = [name for name, module in given.named_modules() if name and has_state(module)]
+    parts = [name for name, module in given.named_modules() if name and has_provenance(module)]
     if parts:
         return (
             f"{type(given).__name__} is no traced graph, but its part {parts[0]!r} is: save that, "

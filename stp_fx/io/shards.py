@@ -21,7 +21,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.errors import FileError, InputError
 from stp_fx.io.files import path_of
 from stp_fx.passes import RemoveChannels
-from stp_fx.passes.slicing import take
+from stp_fx.rewrite.slicing import take
 from stp_fx.selection import PrunePlan
 
 __all__ = ["prune_shards"]

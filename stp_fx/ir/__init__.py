@@ -2,23 +2,23 @@
 
 from stp_fx.ir.call import Call
 from stp_fx.ir.meta_run import MetaRun, run_for_shape
+from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, has_provenance, provenance_of
 from stp_fx.ir.shapes import meta_like, meta_twin
-from stp_fx.ir.state import GraphState, attach_state, example_of, has_state, state_of
 from stp_fx.ir.trace import retrace, trace
 from stp_fx.ir.verify import verify
 
 __all__ = [
     "Call",
-    "GraphState",
     "MetaRun",
-    "attach_state",
+    "Provenance",
+    "attach_provenance",
     "example_of",
-    "has_state",
+    "has_provenance",
     "meta_like",
     "meta_twin",
+    "provenance_of",
     "retrace",
     "run_for_shape",
-    "state_of",
     "trace",
     "verify",
 ]

@@ -17,8 +17,8 @@ from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of
 from stp_fx.ir.shapes import meta_like, meta_twin
-from stp_fx.ir.state import GraphState, attach_state, example_of, state_of
 from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
 from stp_fx.ir.train_eval import mode_calls, switch_modes
 from stp_fx.ir.verify import verify
@@ -61,7 +61,7 @@ def trace(
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
-    state_of(gm).call = call_of(model, example_inputs, kwargs or {}, state_of(gm).frontend)
+    provenance_of(gm).call = call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend)
     return gm
 
 
@@ -106,7 +106,7 @@ def _first_capture(model: nn.Module, arguments: dict[str, Any], frontend: str) -
             said.append(f"{name}: {error}")
             cause = error
             continue
-        suspect = bound is not None or _OWN_BATCH in state_of(gm).notes
+        suspect = bound is not None or _OWN_BATCH in provenance_of(gm).notes
         if frontend != "auto" or not suspect or _takes_another_batch(gm):
             return gm
         bound = gm if bound is None else bound
@@ -152,7 +152,7 @@ def bound_arguments(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, 
 
 
 def _record_arguments(gm: fx.GraphModule, arguments: dict[str, Any]) -> fx.GraphModule:
-    state = state_of(gm)
+    state = provenance_of(gm)
     plain = {name: _has_tensor(value) or _is_plain(value) for name, value in arguments.items()}
     state.arguments = {name: _on_meta(value) for name, value in arguments.items() if plain[name]}
     state.lost = tuple(name for name, kept in plain.items() if not kept)
@@ -186,7 +186,7 @@ def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModul
         switch_modes(gm, calls, model.training)
         gm.recompile()
     inputs = tuple(values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
-    return attach_state(gm, GraphState(inputs, notes + _assigned(tracer, model) + _unreached(gm, model)))
+    return attach_provenance(gm, Provenance(inputs, notes + _assigned(tracer, model) + _unreached(gm, model)))
 
 
 def _let_one_pass(gm: fx.GraphModule, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def _trace_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphM
     if missing:
         raise TraceError(f"its input {missing[0]!r} is nested or no tensor; give tensors by name")
     gm.graph._tracer_cls = ReplayTracer
-    attach_state(gm, GraphState(tuple(values[name] for name in places), _unreached(gm, model), frontend="export"))
+    attach_provenance(gm, Provenance(tuple(values[name] for name in places), _unreached(gm, model), frontend="export"))
     try:
         verify(gm)
     except VerificationError as error:

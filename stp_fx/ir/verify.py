@@ -7,8 +7,8 @@ from torch import fx
 
 from stp_fx.errors import VerificationError
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.provenance import example_of
 from stp_fx.ir.shapes import meta_twin
-from stp_fx.ir.state import example_of
 
 __all__ = ["verify"]
 

@@ -8,7 +8,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.errors import PassError, StpFxError
-from stp_fx.ir.state import needs_whole_tensors, state_of
+from stp_fx.ir.provenance import needs_whole_tensors, provenance_of
 
 __all__ = ["GraphPass", "Pipeline"]
 
@@ -24,7 +24,7 @@ class GraphPass:
 
     def requires(self, gm: fx.GraphModule) -> None:
         """Raises if ``gm`` is not what this pass can work on."""
-        state_of(gm)
+        provenance_of(gm)
         needs_whole_tensors(gm)
 
     def call(self, gm: fx.GraphModule) -> PassResult:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from stp_fx.analysis.gradients import Gradients, Loss, collect_gradients
-from stp_fx.analysis.statistics import Statistics, collect_statistics
 from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
+from stp_fx.measure.gradients import Gradients, Loss, collect_gradients
+from stp_fx.measure.statistics import Statistics, collect_statistics
 from stp_fx.passes.base import GraphPass
 
 __all__ = ["CollectGradients", "CollectStatistics", "collectors_for", "gradients_on", "statistics_on"]
@@ -43,7 +43,7 @@ class CollectStatistics(GraphPass):
     patches: int = 0
 
     def call(self, gm: fx.GraphModule) -> PassResult:
-        state_of(gm).cache[STATISTICS] = collect_statistics(
+        provenance_of(gm).cache[STATISTICS] = collect_statistics(
             gm, self.calibration, covariance=self.covariance, maps=self.maps, patches=self.patches
         )
         return PassResult(gm, False)
@@ -68,7 +68,7 @@ class CollectGradients(GraphPass):
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         found = collect_gradients(gm, self.calibration, self.loss, fisher=self.fisher, hutchinson=self.hutchinson)
-        state_of(gm).cache[GRADIENTS] = found
+        provenance_of(gm).cache[GRADIENTS] = found
         return PassResult(gm, False)
 
 
@@ -95,9 +95,9 @@ def collectors_for(needs: Sequence[str], calibration: Iterable[Any] | None, loss
 
 def gradients_on(gm: fx.GraphModule) -> Gradients | None:
     """What :class:`CollectGradients` left on the graph."""
-    return state_of(gm).cache.get(GRADIENTS)
+    return provenance_of(gm).cache.get(GRADIENTS)
 
 
 def statistics_on(gm: fx.GraphModule) -> Statistics | None:
     """What :class:`CollectStatistics` left on the graph."""
-    return state_of(gm).cache.get(STATISTICS)
+    return provenance_of(gm).cache.get(STATISTICS)

@@ -19,17 +19,17 @@ from torch.fx.passes.infra.pass_base import PassResult
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import Consumer, find_consumers
 from stp_fx.analysis.graph import ChannelGraph, kept_positions
-from stp_fx.analysis.least_squares import reconstruction
 from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.sites import find_sites
-from stp_fx.analysis.statistics import Statistics
 from stp_fx.errors import InputError, PassError
+from stp_fx.measure.statistics import Statistics
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.bias import add_to_bias
 from stp_fx.passes.collect import statistics_on
 from stp_fx.passes.planning import carry_over, is_partial, planned
-from stp_fx.passes.slicing import copied
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.rewrite.bias import add_to_bias
+from stp_fx.rewrite.least_squares import reconstruction
+from stp_fx.rewrite.slicing import copied
 
 __all__ = ["COMPENSATIONS", "CompensateLeastSquares", "CompensateMean", "Use", "losing_uses"]
 

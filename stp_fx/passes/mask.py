@@ -10,12 +10,12 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.liveness import alive_under
-from stp_fx.ir.state import state_of
+from stp_fx.analysis.plan import PrunePlan
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.masks import add_masks, drop_masks
 from stp_fx.passes.planning import is_partial, log_run, planned
-from stp_fx.passes.slicing import copied
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.rewrite.masks import add_masks, drop_masks
+from stp_fx.rewrite.slicing import copied
 
 __all__ = ["MaskChannels"]
 
@@ -36,7 +36,7 @@ class MaskChannels(GraphPass):
     def call(self, gm: fx.GraphModule) -> PassResult:
         plan = planned(gm) if self.plan is None else self.plan
         result = copied(gm)
-        state = state_of(result)
+        state = provenance_of(result)
         if state.masked is None:
             together = plan
         else:

@@ -13,10 +13,10 @@ from torch import fx, nn
 from stp_fx.analysis.graph import ChannelGraph, alive_classes, removed_axes
 from stp_fx.analysis.groups import Group
 from stp_fx.errors import InputError, NothingToPruneError, PassError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.collect import GRADIENTS, STATISTICS
-from stp_fx.passes.masks import is_mask_buffer
-from stp_fx.passes.run_report import RunReport
+from stp_fx.report.run_report import RunReport
+from stp_fx.rewrite.masks import is_mask_buffer
 from stp_fx.selection import PrunePlan
 
 __all__ = [
@@ -47,7 +47,7 @@ def plan_for(graph: ChannelGraph, removed: np.ndarray) -> PrunePlan:
 
 def is_partial(gm: fx.GraphModule) -> bool:
     """Whether plans need not speak of every axis: passes have added mask buffers or biases since the capture."""
-    return state_of(gm).masked is not None or bool(state_of(gm).added)
+    return provenance_of(gm).masked is not None or bool(provenance_of(gm).added)
 
 
 def carry_over(
@@ -59,7 +59,7 @@ def carry_over(
 ) -> None:
     """Leaves ``plan``, and what was collected on ``source``, on a copy of it that has other weights."""
     report = report_on(source, plan)
-    caches = state_of(source).cache, state_of(target).cache
+    caches = provenance_of(source).cache, provenance_of(target).cache
     if report is not None:
         marks = by_group or {}
         groups = tuple(dataclasses.replace(g, compensation=marks.get(g.name, g.compensation)) for g in report.groups)
@@ -72,7 +72,7 @@ def carry_over(
 
 def planned(gm: fx.GraphModule) -> PrunePlan:
     """The plan that :class:`SelectUnits` left on the graph."""
-    plan = state_of(gm).cache.get(PLAN)
+    plan = provenance_of(gm).cache.get(PLAN)
     if plan is None:
         raise PassError("no plan on the graph: run SelectUnits before, or give this pass a plan")
     return plan
@@ -81,12 +81,12 @@ def planned(gm: fx.GraphModule) -> PrunePlan:
 def reported(gm: fx.GraphModule) -> RunReport:
     """The report that :class:`SelectUnits` left on the graph beside its plan."""
     planned(gm)
-    return state_of(gm).cache[REPORT]
+    return provenance_of(gm).cache[REPORT]
 
 
 def report_on(gm: fx.GraphModule, plan: PrunePlan) -> RunReport | None:
     """The report that :class:`SelectUnits` left on the graph, if it is of this plan."""
-    cache = state_of(gm).cache
+    cache = provenance_of(gm).cache
     return cache.get(REPORT) if cache.get(PLAN) == plan else None
 
 
@@ -95,7 +95,7 @@ def log_run(source: fx.GraphModule, result: fx.GraphModule, plan: PrunePlan, ver
     report = report_on(source, plan)
     if report is not None:
         report.log(verb)
-        state_of(result).report = report
+        provenance_of(result).report = report
 
 
 def prunable_groups(gm: fx.GraphModule, graph: ChannelGraph, ignore: Iterable[Any]) -> list[Group]:

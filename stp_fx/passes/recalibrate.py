@@ -18,17 +18,17 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.calibration import arguments_of, batches, evaluating
 from stp_fx.analysis.liveness import alive_under
-from stp_fx.analysis.statistics import Statistics
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError, PassError
+from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.measure.statistics import Statistics
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.bias import sole_norm
 from stp_fx.passes.collect import statistics_on
 from stp_fx.passes.compensate import losing_uses
 from stp_fx.passes.planning import carry_over, is_partial, planned
-from stp_fx.passes.slicing import copied
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.rewrite.bias import sole_norm
+from stp_fx.rewrite.slicing import copied
 
 __all__ = ["RecalibrateBatchNorm", "UpdateBatchNormVariance"]
 

@@ -10,14 +10,14 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import RewriteError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.masks import drop_masks
 from stp_fx.passes.planning import is_partial, log_run, planned
-from stp_fx.passes.refit import refit
-from stp_fx.passes.slicing import shortened_copy
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.rewrite.masks import drop_masks
+from stp_fx.rewrite.refit import refit
+from stp_fx.rewrite.slicing import shortened_copy
 
 __all__ = ["RemoveChannels"]
 
@@ -43,7 +43,7 @@ class RemoveChannels(GraphPass):
         if not plan.is_empty:
             refit(result, graph, alive)
             drop_masks(result, idle=True)
-        before, state = state_of(gm).plan, state_of(result)
+        before, state = provenance_of(gm).plan, provenance_of(result)
         own = _of_original(plan, state.added)
         state.plan = own if before is None else before.then(own)
         masked = None if state.masked is None else state.masked.after(plan)
@@ -53,7 +53,7 @@ class RemoveChannels(GraphPass):
 
     def ensures(self, result: PassResult) -> None:
         tensors = dict(result.graph_module.named_parameters(remove_duplicate=False))
-        for (name, dim), kept in state_of(result.graph_module).plan.kept.items():
+        for (name, dim), kept in provenance_of(result.graph_module).plan.kept.items():
             tensor = tensors.get(name)
             if tensor is not None and tensor.shape[dim] != len(kept):
                 raise RewriteError(f"'{name}' dim {dim} has {tensor.shape[dim]} positions left, the plan keeps {len(kept)}")

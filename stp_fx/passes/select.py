@@ -20,13 +20,13 @@ from stp_fx.analysis.isomorphism import isomorphism_classes
 from stp_fx.analysis.liveness import removed_units
 from stp_fx.criteria import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.errors import InputError, PassError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.collect import gradients_on, statistics_on
-from stp_fx.passes.latency import latency_model
 from stp_fx.passes.planning import PLAN, REPORT, SCORES, groups_named, plan_for, prunable_groups
-from stp_fx.passes.run_report import run_report
+from stp_fx.report.run_report import run_report
 from stp_fx.selection import carriers, select
+from stp_fx.selection.latency_model import latency_model
 
 __all__ = ["ScoreUnits", "SelectUnits"]
 
@@ -54,9 +54,9 @@ class ScoreUnits(GraphPass):
         with torch.no_grad():
             context = ScoreContext(tensors, self.seed, gm, statistics_on(gm), gradients_on(gm))
             scores = score_groups(groups, criterion, context)
-        if state_of(gm).masked is not None:
-            scores = _dead_first(graph, groups, scores, removed_units(graph, state_of(gm).masked))
-        state_of(gm).cache[SCORES] = (groups, scores)
+        if provenance_of(gm).masked is not None:
+            scores = _dead_first(graph, groups, scores, removed_units(graph, provenance_of(gm).masked))
+        provenance_of(gm).cache[SCORES] = (groups, scores)
         return PassResult(gm, False)
 
 
@@ -82,12 +82,12 @@ class SelectUnits(GraphPass):
 
     def requires(self, gm: fx.GraphModule) -> None:
         super().requires(gm)
-        if SCORES not in state_of(gm).cache:
+        if SCORES not in provenance_of(gm).cache:
             raise PassError("SelectUnits needs scores: run ScoreUnits before it")
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         graph = analyze(gm)
-        groups, scores = state_of(gm).cache[SCORES]
+        groups, scores = provenance_of(gm).cache[SCORES]
         ratios = _ratios_by_group(gm, graph, groups, self.ratios or {})
         exponents = _carrying(graph, groups, ratios, self.products)
         removed = select(
@@ -106,8 +106,8 @@ class SelectUnits(GraphPass):
             whole=None if self.whole is None else {g.index: self.whole[g.name] for g in groups if g.name in self.whole},
         )
         removed = _keep_a_position_everywhere(graph, groups, scores, removed)
-        state_of(gm).cache[PLAN] = plan_for(graph, removed)
-        state_of(gm).cache[REPORT] = run_report(gm, graph, groups, scores, removed)
+        provenance_of(gm).cache[PLAN] = plan_for(graph, removed)
+        provenance_of(gm).cache[REPORT] = run_report(gm, graph, groups, scores, removed)
         return PassResult(gm, False)
 
     def _cost(self, gm: fx.GraphModule, graph: ChannelGraph) -> Callable[[np.ndarray], float] | None:

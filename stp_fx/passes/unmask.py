@@ -7,10 +7,10 @@ import dataclasses
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.masks import drop_masks
-from stp_fx.passes.slicing import copied
+from stp_fx.rewrite.masks import drop_masks
+from stp_fx.rewrite.slicing import copied
 
 __all__ = ["UnmaskChannels"]
 
@@ -23,9 +23,9 @@ class UnmaskChannels(GraphPass):
     """
 
     def call(self, gm: fx.GraphModule) -> PassResult:
-        if state_of(gm).masked is None:
+        if provenance_of(gm).masked is None:
             return PassResult(gm, False)
         result = copied(gm)
         drop_masks(result)
-        state_of(result).masked = None
+        provenance_of(result).masked = None
         return PassResult(result, True)

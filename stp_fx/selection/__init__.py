@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.selection.arguments import TARGETS, Cost
-from stp_fx.selection.plan import PrunePlan
 from stp_fx.selection.products import PRODUCT_OPTIONS, carriers
 from stp_fx.selection.scope import SCOPES, UnitOrder, local_fraction, order_units
 from stp_fx.selection.target import select

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.analysis.plan import PrunePlan
 
 __all__ = ["Absent", "OracleError", "absent_copy", "run_absent"]
 

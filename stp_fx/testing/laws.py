@@ -17,8 +17,8 @@ from torch import fx, nn
 import stp_fx
 from stp_fx.analysis.cost import cost_of, parameter_names
 from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import NothingToPruneError, PlanError
-from stp_fx.selection.plan import PrunePlan
 from stp_fx.testing.absent import run_absent
 from stp_fx.testing.measure import (
     Inputs,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.testing.recipe import Block
 
 __all__ = ["all_channels_named", "columns_suffice", "input_axes", "run_silenced", "silenced_copy"]

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import InputError
-from stp_fx.ir.state import attach_state, state_of
+from stp_fx.ir.provenance import attach_provenance, provenance_of
 from stp_fx.selection import PrunePlan
 
 __all__ = ["add_to_optimizers", "adopt", "cut_optimizer", "keep_forward"]
@@ -40,7 +40,7 @@ def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Pa
                 if old is None:
                     new.append((full, parameter))
             module._parameters[name] = renewed[id(parameter)]
-    state = state_of(result)
+    state = provenance_of(result)
     for store in ("_modules", "_parameters", "_buffers"):
         held.__dict__[store] = result.__dict__[store]
     for key, value in result.__dict__.items():
@@ -48,7 +48,7 @@ def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Pa
             held.__dict__[key] = value
     held.graph = result.graph
     held.recompile()
-    attach_state(held, state)
+    attach_provenance(held, state)
     return new
 
 

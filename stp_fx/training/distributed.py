@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import nn
 
-from stp_fx.analysis.distributed import several_processes
 from stp_fx.errors import PlanError
+from stp_fx.measure.distributed import several_processes
 from stp_fx.selection import PrunePlan
 
 __all__ = ["assert_same_plan", "share_buffers"]

@@ -20,13 +20,13 @@ from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
-from stp_fx.ir import has_state, state_of, trace
-from stp_fx.ir.state import needs_whole_tensors
+from stp_fx.ir import has_provenance, provenance_of, trace
+from stp_fx.ir.provenance import needs_whole_tensors
 from stp_fx.passes import MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
-from stp_fx.passes.bias import restore_biases
 from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.compensate import COMPENSATIONS
 from stp_fx.passes.planning import planned, prunable_groups
+from stp_fx.rewrite.bias import restore_biases
 from stp_fx.selection import PrunePlan
 from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward
@@ -116,7 +116,7 @@ class PATPassManager:
         example_inputs: Any = None,
     ) -> None:
         self.model = gm if example_inputs is None else trace(gm, example_inputs)
-        if not has_state(self.model):
+        if not has_provenance(self.model):
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
         needs_whole_tensors(self.model)
         keep_forward(self.model)
@@ -198,7 +198,7 @@ class PATPassManager:
         break would have them, so that the state dict of its optimizer can be loaded.
         """
         self.optimizers = _listed(optimizer)
-        add_to_optimizers(self.optimizers, self.model, self._new(state_of(self.model).added))
+        add_to_optimizers(self.optimizers, self.model, self._new(provenance_of(self.model).added))
         self._hook_optimizers()
 
     def _hook_optimizers(self) -> None:
@@ -244,7 +244,7 @@ class PATPassManager:
         rewrite = MaskChannels(plan) if masking else RemoveChannels(plan)
         result = rewrite(prepared).graph_module
         for each in self.followers:
-            restore_biases(each, state_of(prepared).added)
+            restore_biases(each, provenance_of(prepared).added)
         followed = [rewrite(each).graph_module for each in self.followers]
         self._put(result, plan, shorter=not masking)
         for held, each in zip(self.followers, followed, strict=True):
@@ -284,7 +284,7 @@ class PATPassManager:
         for optimizer in self.optimizers if shorter else ():
             cut_optimizer(optimizer, self.model, plan, before)
         # in the order of the notes, which is all that a resumed run knows
-        add_to_optimizers(self.optimizers, self.model, self._new(name for name in state_of(self.model).added if name in new))
+        add_to_optimizers(self.optimizers, self.model, self._new(name for name in provenance_of(self.model).added if name in new))
         if self._wrap is not None and (shorter or new):
             self.parallel = self._wrap(self.model)
         elif self._wrap is None:
@@ -304,7 +304,7 @@ class PATPassManager:
         }
 
     def _structure(self) -> dict[str, Any]:
-        state = state_of(self.model)
+        state = provenance_of(self.model)
         return {
             "plan": None if state.plan is None else state.plan.to_json(),
             "masked": None if state.masked is None else state.masked.to_json(),
@@ -327,7 +327,7 @@ class PATPassManager:
                 f"the state is of a schedule with steps at epochs {state['epochs']}; this one has {list(self.epochs)}"
             )
         if {key: state[key] for key in ("plan", "masked", "added")} != self._structure():
-            if self.step or state_of(self.model).plan is not None:
+            if self.step or provenance_of(self.model).plan is not None:
                 raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
             self._restructure(state)
         self.step, self.epoch = int(state["step"]), int(state["epoch"])

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 
 __all__ = ["call_graph", "call_original", "difference", "drawn", "leaves", "other_shapes", "recorded"]
 
@@ -20,7 +20,7 @@ Arguments = dict[str, Any]
 
 def recorded(gm: fx.GraphModule) -> Arguments:
     """All arguments of the original's forward, tensors on meta. Raises :class:`InputError` if they were not recorded."""
-    state = state_of(gm)
+    state = provenance_of(gm)
     if not state.arguments:
         raise InputError("the graph does not say what its original was called with: give `example_inputs`")
     if state.lost:

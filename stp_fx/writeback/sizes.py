@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from torch import nn
 
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.writeback.tensors import tensors_of
 
 __all__ = ["KINDS", "Sizes"]

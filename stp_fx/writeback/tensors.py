@@ -9,8 +9,8 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import InputError, WriteBackError
-from stp_fx.ir.state import state_of
-from stp_fx.passes.slicing import copied
+from stp_fx.ir.provenance import provenance_of
+from stp_fx.rewrite.slicing import copied
 
 __all__ = ["is_number", "is_numbers", "numbers_in", "smaller_copy", "state_channels", "tensors_of"]
 
@@ -80,7 +80,7 @@ def _like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 
 def _check_sizes(pruned: fx.GraphModule, given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    state = state_of(pruned)
+    state = provenance_of(pruned)
     sizes = {} if state.plan is None else state.plan.sizes
     for name, tensor in given.items():
         if name not in wanted:
@@ -101,7 +101,7 @@ def _check_sizes(pruned: fx.GraphModule, given: dict[str, torch.Tensor], wanted:
 
 def _add_missing(pruned: fx.GraphModule, copy: nn.Module) -> None:
     """Biases that a compensation has made: a module whose bias is ``None`` can take one."""
-    for name in state_of(pruned).added:
+    for name in provenance_of(pruned).added:
         owner, _, own = name.rpartition(".")
         try:
             module = copy.get_submodule(owner)

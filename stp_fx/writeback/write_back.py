@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError, WriteBackError
-from stp_fx.ir.state import has_state, state_of
+from stp_fx.ir.provenance import has_provenance, provenance_of
 from stp_fx.ir.trace import bound_arguments
-from stp_fx.passes.slicing import copied
-from stp_fx.selection.plan import PrunePlan
+from stp_fx.rewrite.slicing import copied
 from stp_fx.writeback.calls import mapped, recorded
 from stp_fx.writeback.check import Check, stress
 from stp_fx.writeback.config import fit_config
@@ -69,7 +69,7 @@ def write_back(
     """
     _check_arguments(pruned, model)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
-    plan = state_of(pruned).plan or PrunePlan({}, {})
+    plan = provenance_of(pruned).plan or PrunePlan({}, {})
     with torch.random.fork_rng(devices=[]):
         result, settled = smaller_copy(pruned, model)
         sizes = Sizes(plan, model)
@@ -92,13 +92,13 @@ def write_back(
 
 
 def _check_arguments(pruned: Any, model: Any) -> None:
-    if not isinstance(pruned, fx.GraphModule) or not has_state(pruned):
+    if not isinstance(pruned, fx.GraphModule) or not has_provenance(pruned):
         raise InputError(f"`pruned` is a {type(pruned).__name__}; give what stp_fx.prune_graph returned")
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` is a {type(model).__name__}; give the torch.nn.Module that was traced")
     if isinstance(model, fx.GraphModule):
         raise InputError("`model` is a GraphModule: give the module that was traced")
-    if state_of(pruned).masked is not None:
+    if provenance_of(pruned).masked is not None:
         raise InputError("`pruned` is masked: its tensors are as large as before. Remove what the masks cover first")
 
 

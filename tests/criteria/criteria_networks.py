@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import stp_fx
-from stp_fx.analysis.gradients import Gradients, collect_gradients
 from stp_fx.analysis.groups import Group
-from stp_fx.analysis.statistics import collect_statistics
 from stp_fx.criteria import Criterion, ScoreContext, score_groups
+from stp_fx.measure.gradients import Gradients, collect_gradients
+from stp_fx.measure.statistics import collect_statistics
 
 CLASSES = 4
 

@@ -13,10 +13,10 @@ from torch import fx, nn
 import stp_fx
 from stp_fx.analysis.cost import cost_of, parameter_names
 from stp_fx.analysis.graph import alive_classes
-from stp_fx.analysis.latency import latency_work, node_seconds
 from stp_fx.analysis.unit_costs import contraction_macs, parameter_elements, unit_savings
 from stp_fx.criteria import ActivationBytes, CostAware, Latency, Macs, Params, ScoreContext, Table
 from stp_fx.errors import CriterionError, InputError
+from stp_fx.measure.latency import latency_work, node_seconds
 
 
 class Mixed(nn.Module):

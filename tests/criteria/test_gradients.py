@@ -11,10 +11,10 @@ from criteria_networks import Case, ConvNet, Mlp, calibration, measured, traced
 from criteria_references import hessian, normalized, reduced, taylor
 
 import stp_fx
-from stp_fx.analysis.gradients import Gradients, collect_gradients
 from stp_fx.criteria import Hessian, ScoreContext, Taylor
 from stp_fx.criteria.sums import axis_sums
 from stp_fx.errors import CriterionError, InputError
+from stp_fx.measure.gradients import Gradients, collect_gradients
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from criteria_references import covariance_of, greedy
 from torch import Tensor, nn
 
 import stp_fx
-from stp_fx.analysis.statistics import collect_statistics
 from stp_fx.criteria import Reconstruction, ScoreContext, score_groups
 from stp_fx.criteria.elimination import Elimination, precision
 from stp_fx.errors import CriterionError, InputError
+from stp_fx.measure.statistics import collect_statistics
 
 
 def scores_of(gm: torch.fx.GraphModule, batches: list[Tensor], criterion: Reconstruction) -> dict[str, list[float]]:

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 import stp_fx
 from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -123,7 +123,7 @@ def test_a_run_that_adds_biases_resumes_with_the_users_optimizer(tmp_path: Path)
     with pytest.raises(InputError, match=r"mid\.bias.*optimizers="):
         callback.restore(tmp_path / "checkpoint-9")
     resumed.train(resume_from_checkpoint=callback.restore(tmp_path / "checkpoint-9", optimizer))
-    assert state_of(resumed.model.net).added == ("mid.bias",)
+    assert provenance_of(resumed.model.net).added == ("mid.bias",)
     assert same(uninterrupted.model, resumed.model)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import stp_fx
 from stp_fx.errors import InputError, TraceError
-from stp_fx.ir import retrace, state_of
+from stp_fx.ir import provenance_of, retrace
 from stp_fx.ir.call import Call, described, restored
 
 Pair = collections.namedtuple("Pair", "first second")
@@ -80,7 +80,7 @@ def test_a_capture_is_repeated_in_the_modes_it_was_made_in(training: bool) -> No
     model = Moody().train(training)
     model.first.train(not training)
     gm = stp_fx.trace(model, torch.randn(3, 4))
-    call = state_of(gm).call
+    call = provenance_of(gm).call
     assert call is not None
     other = Moody()
     assert retrace(other, call).code == gm.code

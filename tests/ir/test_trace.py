@@ -15,7 +15,7 @@ from torch import nn
 
 import stp_fx
 from stp_fx.errors import InputError, TraceError, VerificationError
-from stp_fx.ir import state_of, verify
+from stp_fx.ir import provenance_of, verify
 
 
 def _assert_same(model: nn.Module, *shape: int, other: tuple[int, ...] = ()) -> torch.fx.GraphModule:
@@ -111,8 +111,8 @@ def test_a_number_made_of_the_batch_is_made_of_the_input_again() -> None:
 
     gm = _assert_same(Baked(), 2, 6)
     assert gm(torch.randn(7, 6)).shape == (14,)
-    assert state_of(gm).inputs[0].shape == (2, 6)
-    assert state_of(gm).notes == ()
+    assert provenance_of(gm).inputs[0].shape == (2, 6)
+    assert provenance_of(gm).notes == ()
 
 
 class Branching(nn.Module):
@@ -145,7 +145,7 @@ def test_a_batch_that_the_model_fixes_is_noted() -> None:
             return x + self.bias
 
     gm = stp_fx.trace(Fixed(), torch.randn(2, 6))
-    assert "batch size" in state_of(gm).notes[0]
+    assert "batch size" in provenance_of(gm).notes[0]
 
 
 class Functional(nn.Module):
@@ -209,7 +209,7 @@ def test_parameters_are_shared_and_tied_ones_stay_tied() -> None:
 def test_parameters_out_of_reach_are_named() -> None:
     model = torchvision.models.googlenet(init_weights=False, aux_logits=True).eval()
     gm = stp_fx.trace(model, torch.randn(1, 3, 64, 64))
-    assert any("aux1.conv.conv.weight" in note for note in state_of(gm).notes)
+    assert any("aux1.conv.conv.weight" in note for note in provenance_of(gm).notes)
 
 
 def test_keyword_inputs_and_flags() -> None:
@@ -412,7 +412,7 @@ def test_what_a_forward_leaves_on_its_module_is_taken_back() -> None:
         gm = stp_fx.trace(model, x, frontend=frontend)
         assert model.kept is kept
         assert not hasattr(model, "last")
-        assert any("assigns to kept" in note for note in state_of(gm).notes)
+        assert any("assigns to kept" in note for note in provenance_of(gm).notes)
     assert torch.equal(gm(x), model(x))
     assert model.kept.shape == (5, 1)
 

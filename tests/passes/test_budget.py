@@ -18,7 +18,7 @@ from stp_fx.analysis.cost import cost_of, parameter_names
 from stp_fx.analysis.graph import alive_classes
 from stp_fx.analysis.isomorphism import isomorphism_classes
 from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes import (
     CompensateMean,
     LatencyModel,
@@ -30,8 +30,8 @@ from stp_fx.passes import (
     latency_model,
 )
 from stp_fx.passes.collect import CollectStatistics
-from stp_fx.passes.estimate import mac_shares
-from stp_fx.passes.latency import work_left
+from stp_fx.selection.estimate import mac_shares
+from stp_fx.selection.latency_model import work_left
 
 
 class Net(nn.Module):
@@ -144,7 +144,7 @@ def test_latency_target_meets_what_the_model_predicts(gm: fx.GraphModule) -> Non
     graph = stp_fx.analyze(gm)
     names = [n.name for n in gm.graph.nodes if n.op == "call_module"]
     linear = LatencyModel({n: np.array([0.0, 1.0]) for n in names}, {n: np.array([0.0, 1.0]) for n in names})
-    state_of(gm).cache["latency_model"] = (graph, linear)
+    provenance_of(gm).cache["latency_model"] = (graph, linear)
     pruned = stp_fx.prune_graph(gm, ratio=0.5, target="latency")
     alive = alive_classes(graph, _removed(gm, stp_fx.plan_of(pruned)))
     whole, left = linear.predict(graph, np.ones_like(alive)), linear.predict(graph, alive)

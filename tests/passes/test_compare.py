@@ -12,11 +12,11 @@ from rich.console import Console
 from torch import fx, nn
 
 import stp_fx
-from stp_fx.analysis.file_size import safetensors_bytes
 from stp_fx.errors import InputError
 from stp_fx.passes import MaskChannels
-from stp_fx.passes.paired import paired_latency
-from stp_fx.passes.report_tables import bytes_text, seconds_text
+from stp_fx.report.file_size import safetensors_bytes
+from stp_fx.report.paired import paired_latency
+from stp_fx.report.tables import bytes_text, seconds_text
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 import stp_fx
 from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 
 LOADER = [(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(k)), torch.arange(8) % 4) for k in range(3)]
 
@@ -176,12 +176,12 @@ def test_what_is_masked_stays_masked() -> None:
     gone: set[int] = set()
     for epoch in range(3):
         train(pat, optimizer, range(epoch, epoch + 1))
-        now = set(range(16)) - set(state_of(gm).masked.kept["a.weight", 0].tolist())
+        now = set(range(16)) - set(provenance_of(gm).masked.kept["a.weight", 0].tolist())
         assert gone < now
         gone = now
     train(pat, optimizer, range(3, 4))
     assert gone <= set(range(16)) - set(stp_fx.plan_of(gm).kept["a.weight", 0].tolist())
-    assert state_of(gm).masked is None
+    assert provenance_of(gm).masked is None
 
 
 def test_mask_then_remove_is_removing_at_once() -> None:
@@ -278,7 +278,7 @@ def test_a_resumed_optimizer_has_new_biases_in_the_same_order(late: bool) -> Non
     """``late``: a framework makes the optimizer after the model has its structure, and so with biases beside their weights."""
     first, optimizer = backwards()
     train(first, optimizer, range(2))
-    assert len(state_of(first.model).added) == 2
+    assert len(provenance_of(first.model).added) == 2
     second, other = backwards(**{"optimizer": ()} if late else {})
     second.load_state_dict(first.state_dict())
     if late:
@@ -414,7 +414,7 @@ def test_steps_that_remove_and_compensate_are_kept() -> None:
 
     pat = manager()
     pat.prune(0)
-    first = state_of(pat.model).added
+    first = provenance_of(pat.model).added
     pat.prune(1)
     assert first, "biases that the second step shortens"
     again = manager()

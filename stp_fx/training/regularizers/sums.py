@@ -15,7 +15,7 @@ from stp_fx.analysis.graph import ChannelGraph, removed_axes
 from stp_fx.analysis.groups import Axis, Group
 from stp_fx.analysis.liveness import alive_under, removed_units
 from stp_fx.errors import InputError, NothingToPruneError
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
 
 __all__ = ["RowNorms", "Rows", "cached", "chosen", "kept_positions", "living", "rows_of"]
 
@@ -150,13 +150,13 @@ def rows_of(
 
 def kept_positions(gm: fx.GraphModule, graph: ChannelGraph) -> dict[tuple[str, int], np.ndarray]:
     """By tensor and dimension: the positions that live (int64, sorted), where a mask has made others dead."""
-    masked = state_of(gm).masked
+    masked = provenance_of(gm).masked
     return {} if masked is None else removed_axes(graph, alive_under(graph, masked, partial=True))
 
 
 def living(gm: fx.GraphModule, graph: ChannelGraph) -> np.ndarray:
     """Units that no mask has made dead (bool, one per unit)."""
-    masked = state_of(gm).masked
+    masked = provenance_of(gm).masked
     return np.ones(graph.units, dtype=bool) if masked is None else ~removed_units(graph, masked)
 
 
@@ -183,7 +183,7 @@ def cached(
     build: Callable[[ChannelGraph, tuple[Group, ...]], T],
 ) -> T:
     """``build(graph, groups)``, kept on the graph until its analysis, its masks or its device change."""
-    graph, state = analyze(gm), state_of(gm)
+    graph, state = analyze(gm), provenance_of(gm)
     groups = chosen(graph, groups)
     device = next((str(p.device) for p in gm.parameters()), None)
     key = (kind, tuple(group.index for group in groups), device)

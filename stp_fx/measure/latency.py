@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from stp_fx.analysis.calibration import device_of, evaluating
-from stp_fx.analysis.distributed import agreed
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
-from stp_fx.ir.state import example_of, state_of
+from stp_fx.ir.provenance import example_of, provenance_of
+from stp_fx.measure.calibration import device_of, evaluating
+from stp_fx.measure.distributed import agreed
 
 __all__ = ["example_values", "latency_work", "node_seconds", "take_turns", "whole_seconds"]
 
@@ -31,7 +31,7 @@ def node_seconds(gm: fx.GraphModule, runs: int = 5) -> dict[str, float]:
     Raises:
         InputError: ``gm`` carries no recorded example inputs.
     """
-    cache = state_of(gm).cache.setdefault(_CACHE, {})
+    cache = provenance_of(gm).cache.setdefault(_CACHE, {})
     key = (gm.code, str(device_of(gm)), runs, tuple(p.shape for p in gm.parameters()))
     if key not in cache:
         cache[key] = take_turns([gm], runs)[0]

@@ -10,15 +10,15 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost, cost_of, parameter_names
-from stp_fx.analysis.file_size import safetensors_bytes
 from stp_fx.analysis.graph import ChannelGraph, alive_classes
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.liveness import alive_under
 from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
-from stp_fx.passes.masks import is_mask_buffer
-from stp_fx.passes.paired import paired_latency
-from stp_fx.passes.report import GroupChange, Report
+from stp_fx.ir.provenance import provenance_of
+from stp_fx.report.file_size import safetensors_bytes
+from stp_fx.report.paired import paired_latency
+from stp_fx.report.report import GroupChange, Report
+from stp_fx.rewrite.masks import is_mask_buffer
 from stp_fx.selection import PrunePlan
 
 __all__ = ["compare"]
@@ -36,7 +36,7 @@ def compare(before: fx.GraphModule, after: fx.GraphModule, *, latency: Any = Fal
     graph = analyze(before)
     left = _Left(before, after)
     _check(before, after, graph, left)
-    masked = state_of(before).masked
+    masked = provenance_of(before).masked
     alive = np.ones(graph.solution.count, dtype=bool) if masked is None else alive_under(graph, masked, partial=True)
     changes = tuple(_changes(before, after, graph, left, alive))
     measured = None
@@ -51,7 +51,7 @@ class _Left:
 
     def __init__(self, before: fx.GraphModule, after: fx.GraphModule) -> None:
         self._removed = _removed(before), _removed(after)
-        masked = state_of(after).masked
+        masked = provenance_of(after).masked
         self._after = self._removed[1] if masked is None else self._removed[1].then(masked)
 
     def of(self, key: tuple[str, int], size: int, *, masked: bool = True) -> np.ndarray | None:
@@ -64,7 +64,7 @@ class _Left:
 
 
 def _removed(gm: fx.GraphModule) -> PrunePlan:
-    plan = state_of(gm).plan
+    plan = provenance_of(gm).plan
     return PrunePlan({}, {}) if plan is None else plan
 
 
@@ -114,5 +114,5 @@ def _alive_units(group: Group, left: _Left) -> np.ndarray:
 
 
 def _compensations(after: fx.GraphModule) -> dict[str, str]:
-    report = state_of(after).report
+    report = provenance_of(after).report
     return {} if report is None else {g.name: g.compensation or "no" for g in report.groups if g.removed}

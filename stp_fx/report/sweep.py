@@ -15,18 +15,18 @@ from rich.progress import Progress
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.calibration import batches, evaluating
 from stp_fx.analysis.draw import chart
-from stp_fx.analysis.gradients import Loss, cross_entropy
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
+from stp_fx.measure.calibration import batches, evaluating
+from stp_fx.measure.gradients import Loss, cross_entropy
 from stp_fx.passes.base import Pipeline
 from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.planning import planned, prunable_groups, reported
-from stp_fx.passes.report_tables import as_text, plain_table
-from stp_fx.passes.run_report import RunReport
 from stp_fx.passes.select import ScoreUnits, SelectUnits
+from stp_fx.report.run_report import RunReport
+from stp_fx.report.tables import as_text, plain_table
 from stp_fx.selection import PrunePlan
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]

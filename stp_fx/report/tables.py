@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from stp_fx.passes.report import Report
+    from stp_fx.report.report import Report
 
 __all__ = ["as_markdown", "as_rich", "as_text", "bytes_text", "plain_table", "seconds_text"]
 

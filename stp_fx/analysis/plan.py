@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from stp_fx.analysis.plan_json import decode_plan, encode_plan
 from stp_fx.errors import PlanError
-from stp_fx.selection.plan_json import decode_plan, encode_plan
 
 __all__ = ["PrunePlan"]
 
@@ -101,7 +101,7 @@ class PrunePlan:
         return state.hexdigest()
 
     def to_json(self) -> str:
-        """The plan as JSON; :meth:`from_json` is its inverse. Format: :mod:`stp_fx.selection.plan_json`."""
+        """The plan as JSON; :meth:`from_json` is its inverse. Format: :mod:`stp_fx.analysis.plan_json`."""
         return encode_plan(self.kept, self.sizes)
 
     @classmethod

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stp_fx.analysis.calibration import arguments_of, batches, evaluating
-from stp_fx.analysis.distributed import several_processes, summed
 from stp_fx.errors import InputError
+from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.measure.distributed import several_processes, summed
 
 __all__ = ["Gradients", "collect_gradients", "cross_entropy"]
 

@@ -13,8 +13,8 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost_of
 from stp_fx.analysis.graph import ChannelGraph, alive_classes, kept_positions
-from stp_fx.analysis.latency import take_turns, whole_seconds
-from stp_fx.ir.state import state_of
+from stp_fx.ir.provenance import provenance_of
+from stp_fx.measure.latency import take_turns, whole_seconds
 from stp_fx.passes.planning import plan_for, prunable_groups
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.rules.literals import TensorDims
@@ -53,7 +53,7 @@ def latency_model(gm: fx.GraphModule, *, clock: Callable[[], float] = time.perf_
     calls return the same model. A node's time is made monotone in its size, so that a plan that removes more is never
     predicted slower. It is a model: an op that runs fast on some sizes only is seen at the sizes that were timed.
     """
-    cache = state_of(gm).cache
+    cache = provenance_of(gm).cache
     graph = analyze(gm)
     if _CACHE not in cache or cache[_CACHE][0] is not graph:
         cache[_CACHE] = (graph, _measured(gm, graph, clock))

@@ -17,7 +17,7 @@ from torch import fx
 from stp_fx.analysis.cost import cost_of, parameter_names
 from stp_fx.analysis.graph import ChannelGraph, alive_classes
 from stp_fx.analysis.groups import Group
-from stp_fx.passes.report_tables import as_text, plain_table
+from stp_fx.report.tables import as_text, plain_table
 
 __all__ = ["GroupRun", "RunReport", "run_report"]
 

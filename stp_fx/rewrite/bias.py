@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stp_fx.analysis.consumers import Consumer, find_consumers
 from stp_fx.errors import InputError
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.shapes import fetch
-from stp_fx.ir.state import state_of
 
 __all__ = ["add_to_bias", "restore_biases", "sole_norm"]
 
@@ -64,7 +64,7 @@ def _add_parameter(gm: fx.GraphModule, name: str, value: torch.Tensor, like: tor
     owner, _, own = name.rpartition(".")
     parameter = nn.Parameter(value.to(like), requires_grad=like.requires_grad)
     (fetch(gm, owner) if owner else gm).register_parameter(own, parameter)
-    state_of(gm).added = (*state_of(gm).added, name)
+    provenance_of(gm).added = (*provenance_of(gm).added, name)
 
 
 def restore_biases(gm: fx.GraphModule, names: Iterable[str]) -> None:
@@ -73,7 +73,7 @@ def restore_biases(gm: fx.GraphModule, names: Iterable[str]) -> None:
     Raises:
         InputError: a name that does not fit the graph.
     """
-    missing = [name for name in names if name not in state_of(gm).added]
+    missing = [name for name in names if name not in provenance_of(gm).added]
     consumers = {c.node: c for c in find_consumers(gm)}
     for name in missing:
         use = consumers.get(name.removesuffix("_bias"))
@@ -97,7 +97,7 @@ def _add_after(gm: fx.GraphModule, use: Consumer, shift: torch.Tensor) -> None:
     """A bias of its own behind a call that has no place for one."""
     node = _node(gm, use.node)
     name = f"{use.node}_bias"
-    if name in state_of(gm).added:  # from an earlier run
+    if name in provenance_of(gm).added:  # from an earlier run
         parameter = gm.get_parameter(name)
         parameter.add_(shift.to(parameter).reshape(parameter.shape))
         return

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from stp_fx.analysis.calibration import arguments_of, batches, evaluating
 from stp_fx.analysis.consumers import Consumer, find_consumers
-from stp_fx.analysis.distributed import several_processes
-from stp_fx.analysis.moments import Moments, RunningMap, RunningMoments
 from stp_fx.analysis.sites import Site, find_sites
 from stp_fx.errors import InputError
+from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.measure.distributed import several_processes
+from stp_fx.measure.moments import Moments, RunningMap, RunningMoments
 
 __all__ = ["Statistics", "collect_statistics"]
 

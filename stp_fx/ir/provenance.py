@@ -12,15 +12,15 @@ from torch import fx
 from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
 
-__all__ = ["GraphState", "attach_state", "example_of", "has_state", "needs_whole_tensors", "state_of"]
+__all__ = ["Provenance", "attach_provenance", "example_of", "has_provenance", "needs_whole_tensors", "provenance_of"]
 
 _KEY = "stp_fx"
-_ATTRIBUTE = "_stp_fx_state"
+_ATTRIBUTE = "_stp_fx_provenance"
 """The same state as an attribute: pickling a GraphModule keeps attributes but not ``meta``, copying the other way round."""
 
 
 @dataclasses.dataclass
-class GraphState:
+class Provenance:
     """Lives in ``gm.meta["stp_fx"]``.
 
     ``inputs`` holds one value per placeholder, in graph order: tensors on the meta device with the recorded example's
@@ -45,14 +45,14 @@ class GraphState:
     lost: tuple[str, ...] = ()
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
-    def __deepcopy__(self, memo: Mapping[int, Any]) -> GraphState:
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> Provenance:
         return dataclasses.replace(self, cache={})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": {}}
 
 
-def attach_state(gm: fx.GraphModule, state: GraphState) -> fx.GraphModule:
+def attach_provenance(gm: fx.GraphModule, state: Provenance) -> fx.GraphModule:
     if state.dtype is None:
         state.dtype = _floating_dtype(gm)
     gm.meta[_KEY] = state
@@ -66,7 +66,7 @@ def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     Raises:
         InputError: the graph carries no recorded example.
     """
-    state, now = state_of(gm), _floating_dtype(gm)
+    state, now = provenance_of(gm), _floating_dtype(gm)
     if now is None or now == state.dtype:
         return state.inputs
     return tuple(_converted(v, state.dtype, now) for v in state.inputs)
@@ -85,23 +85,23 @@ def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
     return next((p.dtype for p in gm.parameters() if p.is_floating_point()), None)
 
 
-def has_state(gm: torch.nn.Module) -> bool:
+def has_provenance(gm: torch.nn.Module) -> bool:
     if not isinstance(gm, fx.GraphModule):
         return False
     found = gm.meta.get(_KEY, gm.__dict__.get(_ATTRIBUTE))
-    if not isinstance(found, GraphState):
+    if not isinstance(found, Provenance):
         return False
     gm.meta[_KEY] = gm.__dict__[_ATTRIBUTE] = found
     return True
 
 
-def state_of(gm: fx.GraphModule) -> GraphState:
+def provenance_of(gm: fx.GraphModule) -> Provenance:
     """The state that ``stp_fx.trace`` recorded.
 
     Raises:
         InputError: the graph was not made by ``stp_fx.trace`` and carries no example.
     """
-    if not has_state(gm):
+    if not has_provenance(gm):
         raise InputError(
             f"{type(gm).__name__} carries no recorded example inputs. "
             "Pass it through stp_fx.trace(model, example_inputs), or give example_inputs to this call."

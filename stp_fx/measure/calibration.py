@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import fx, nn
 
 from stp_fx.errors import InputError
-from stp_fx.ir.state import example_of
+from stp_fx.ir.provenance import example_of
 
 __all__ = ["arguments_of", "as_device", "batches", "device_of", "evaluating"]
 

@@ -14,14 +14,14 @@ from rich.table import Table
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.calibration import arguments_of, batches, evaluating
 from stp_fx.analysis.consumers import find_consumers
 from stp_fx.analysis.graph import ChannelGraph, kept_positions
 from stp_fx.analysis.liveness import alive_under
-from stp_fx.analysis.moments import Moments, RunningMoments
 from stp_fx.errors import InputError
-from stp_fx.ir.state import state_of
-from stp_fx.passes.bias import sole_norm
+from stp_fx.ir.provenance import provenance_of
+from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.measure.moments import Moments, RunningMoments
+from stp_fx.rewrite.bias import sole_norm
 
 __all__ = ["ConsumerShift", "MeanCheck", "mean_check"]
 
@@ -77,7 +77,7 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
     old = _output_moments(before, {n: (pair[0], dims[n]) for n, pair in pairs.items()}, data)
     new = _output_moments(after, {n: (pair[1], dims[n]) for n, pair in pairs.items()}, data)
     graph = analyze(before)
-    removed = state_of(after).masked is None
+    removed = provenance_of(after).masked is None
     rows = []
     for name, (place, _) in pairs.items():
         keep = _kept(graph, place, dims[name], alive)
@@ -86,7 +86,7 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
 
 
 def _alive(before: fx.GraphModule, after: fx.GraphModule) -> np.ndarray:
-    state = state_of(after)
+    state = provenance_of(after)
     plan = state.plan if state.masked is None else state.masked
     graph = analyze(before)
     return np.ones(graph.solution.count, dtype=bool) if plan is None else alive_under(graph, plan, partial=True)
@@ -101,7 +101,7 @@ def _looked_at(gm: fx.GraphModule, name: str) -> str:
     node = next(n for n in gm.graph.nodes if n.name == name)
     if sole_norm(gm, name) is not None:
         return next(iter(node.users)).name
-    added = {f"{name}_bias"}.intersection(state_of(gm).added)
+    added = {f"{name}_bias"}.intersection(provenance_of(gm).added)
     for user in node.users:
         if added and any(n.op == "get_attr" and n.target in added for n in user.all_input_nodes):
             return user.name

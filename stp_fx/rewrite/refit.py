@@ -19,8 +19,8 @@ from torch.fx.node import map_arg
 from stp_fx.analysis.graph import ChannelGraph, kept_positions
 from stp_fx.errors import RewriteError
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.provenance import example_of
 from stp_fx.ir.shapes import fetch, meta_twin
-from stp_fx.ir.state import example_of
 from stp_fx.rules import Dim, has_ids
 from stp_fx.rules.literals import Edit, TensorDims, handler_for, is_size_call, module_handler_for
 

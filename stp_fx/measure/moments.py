@@ -9,7 +9,7 @@ import dataclasses
 
 import torch
 
-from stp_fx.analysis.distributed import summed
+from stp_fx.measure.distributed import summed
 
 __all__ = ["Moments", "RunningMap", "RunningMoments"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from stp_fx.analysis.calibration import arguments_of, as_device, device_of, evaluating
-from stp_fx.analysis.latency import example_values
 from stp_fx.errors import InputError
-from stp_fx.ir.state import example_of
+from stp_fx.ir.provenance import example_of
+from stp_fx.measure.calibration import arguments_of, as_device, device_of, evaluating
+from stp_fx.measure.latency import example_values
 
 __all__ = ["Latency", "paired_latency"]
 
