@@ -13,12 +13,11 @@ from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
 from stp_fx.analysis.solve import Solution, SolvedProduct, solve
 from stp_fx.analysis.touched import Touched
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.memo import remembered
+from stp_fx.ir.provenance import structure_of
 from stp_fx.rules import Factor
 
 __all__ = ["analyze"]
-
-_CACHE = "channel_graph"
 
 
 def analyze(gm: fx.GraphModule) -> ChannelGraph:
@@ -28,15 +27,15 @@ def analyze(gm: fx.GraphModule) -> ChannelGraph:
         InputError: ``gm`` carries no recorded example inputs.
         TraceError: the graph cannot run on meta tensors.
     """
-    cache = provenance_of(gm).cache
-    key = (gm.code, tuple(t.shape for t in (*gm.parameters(), *gm.buffers())))
-    if _CACHE not in cache or cache[_CACHE][0] != key:
-        found = propagate(gm)
+    return remembered(gm, "channel graph", structure_of(gm), lambda: _analyzed(gm))
+
+
+def _analyzed(gm: fx.GraphModule) -> ChannelGraph:
+    found = propagate(gm)
+    solution = solve(found.elements)
+    if _pin_what_no_parameter_has(found, solution):
         solution = solve(found.elements)
-        if _pin_what_no_parameter_has(found, solution):
-            solution = solve(found.elements)
-        cache[_CACHE] = (key, build(found, solution))
-    return cache[_CACHE][1]
+    return build(found, solution)
 
 
 def build(found: Propagated, solution: Solution) -> ChannelGraph:

@@ -8,9 +8,11 @@ from typing import Protocol
 import numpy as np
 
 from stp_fx.analysis.graph import ChannelGraph, alive_classes, removed_axes
+from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import PlanError
+from stp_fx.ir.provenance import is_mask_buffer
 
-__all__ = ["Cut", "alive_under", "removed_units"]
+__all__ = ["Cut", "alive_under", "plan_removing", "removed_units"]
 
 
 class Cut(Protocol):
@@ -78,6 +80,14 @@ def removed_units(graph: ChannelGraph, plan: Cut) -> np.ndarray:
             dead[factor[(gone | ~told).all(axis=others) & told.any(axis=others)]] = True
             seen[factor[told.any(axis=others)]] = True
     return dead[graph.unit_class]
+
+
+def plan_removing(graph: ChannelGraph, removed: np.ndarray) -> PrunePlan:
+    """The plan that removes the flagged units (bool, one per unit) from every axis they touch; it leaves out mask buffers, so it
+    also fits the graph without them."""
+    kept = {axis: k for axis, k in removed_axes(graph, alive_classes(graph, removed)).items() if not is_mask_buffer(axis[0])}
+    sizes = {(axis.tensor, axis.dim): axis.size for axis in graph.axes}
+    return PrunePlan(kept, {key: sizes[key] for key in kept})
 
 
 def _canonical(graph: ChannelGraph, key: tuple[str, int]) -> tuple[str, int]:

@@ -16,13 +16,11 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.memo import Same, remembered
 from stp_fx.rules import Dim, dim_size
 from stp_fx.rules.literals import TensorDims
 
 __all__ = ["Site", "SiteMember", "Sites", "find_sites", "positions_of"]
-
-_CACHE = "sites"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,11 +78,12 @@ def find_sites(gm: fx.GraphModule) -> Sites:
         InputError: ``gm`` carries no recorded example inputs.
     """
     graph = analyze(gm)
-    cache = provenance_of(gm).cache
-    if _CACHE not in cache or cache[_CACHE][0] is not graph:
+
+    def found() -> Sites:
         sites = tuple(_sites(gm, graph))
-        cache[_CACHE] = (graph, Sites(sites, _by_group(graph, sites)))
-    return cache[_CACHE][1]
+        return Sites(sites, _by_group(graph, sites))
+
+    return remembered(gm, "sites", Same(graph), found)
 
 
 def positions_of(graph: ChannelGraph, dim: Dim) -> tuple[np.ndarray, np.ndarray]:

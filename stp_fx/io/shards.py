@@ -20,7 +20,7 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.errors import FileError, InputError
 from stp_fx.io.files import path_of
-from stp_fx.passes import RemoveChannels
+from stp_fx.rewrite.removal import remove
 from stp_fx.rewrite.slicing import take
 from stp_fx.selection import PrunePlan
 
@@ -88,7 +88,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _cuts(gm: fx.GraphModule, plan: PrunePlan, files: list[Path]) -> dict[str, dict[int, np.ndarray]]:
     """What stays of every tensor in the files, once their names and shapes are known to be those of the network."""
     graph = analyze(gm)
-    RemoveChannels(plan)(gm)  # the plan fits, and gives a network that runs
+    remove(gm, plan)  # the plan fits, and gives a network that runs
     tensors = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
     by_name: dict[str, dict[int, np.ndarray]] = {}
     for (name, dim), kept in plan.kept.items():

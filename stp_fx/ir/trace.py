@@ -17,7 +17,7 @@ from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.meta_run import MetaRun
-from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of
+from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
 from stp_fx.ir.shapes import meta_like, meta_twin
 from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
 from stp_fx.ir.train_eval import mode_calls, switch_modes
@@ -61,8 +61,7 @@ def trace(
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
-    provenance_of(gm).call = call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend)
-    return gm
+    return with_provenance(gm, call=call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend))
 
 
 def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
@@ -152,11 +151,9 @@ def bound_arguments(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, 
 
 
 def _record_arguments(gm: fx.GraphModule, arguments: dict[str, Any]) -> fx.GraphModule:
-    state = provenance_of(gm)
     plain = {name: _has_tensor(value) or _is_plain(value) for name, value in arguments.items()}
-    state.arguments = {name: _on_meta(value) for name, value in arguments.items() if plain[name]}
-    state.lost = tuple(name for name, kept in plain.items() if not kept)
-    return gm
+    known = {name: _on_meta(value) for name, value in arguments.items() if plain[name]}
+    return with_provenance(gm, arguments=known, lost=tuple(name for name, kept in plain.items() if not kept))
 
 
 def _is_plain(value: Any) -> bool:

@@ -33,7 +33,7 @@ def verify(gm: fx.GraphModule) -> None:
         gm.graph.lint()
     except Exception as error:
         raise VerificationError(f"the graph is not well formed: {error}") from error
-    runner = _NamingInterpreter(meta_twin(gm), garbage_collect_values=False, graph=gm.graph)
+    runner = _NamingInterpreter(meta_twin(gm).eval(), garbage_collect_values=False, graph=gm.graph)
     runner.extra_traceback = False
     with torch.no_grad(), MetaRun():
         runner.run(*inputs)

@@ -14,11 +14,10 @@ from stp_fx.analysis.graph import ChannelGraph, alive_classes
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.liveness import alive_under
 from stp_fx.errors import InputError
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.provenance import is_mask_buffer, provenance_of
 from stp_fx.report.file_size import safetensors_bytes
 from stp_fx.report.paired import paired_latency
 from stp_fx.report.report import GroupChange, Report
-from stp_fx.rewrite.masks import is_mask_buffer
 from stp_fx.selection import PrunePlan
 
 __all__ = ["compare"]

@@ -19,7 +19,7 @@ from stp_fx.analysis.graph import ChannelGraph, kept_positions
 from stp_fx.analysis.liveness import alive_under
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import provenance_of
-from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.measure.calibration import arguments_of, batches, eval_twin, reiterable
 from stp_fx.measure.moments import Moments, RunningMoments
 from stp_fx.rewrite.bias import sole_norm
 
@@ -69,7 +69,7 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
     Raises:
         InputError: ``after`` does not come from ``before``, or the data does not fit.
     """
-    data = calibration if isinstance(calibration, (list, tuple)) else list(calibration)
+    data = reiterable(calibration)
     alive = _alive(before, after)
     nodes = [c.node for c in find_consumers(before)]
     dims = {c.node: c.channel for c in find_consumers(before)}
@@ -114,7 +114,7 @@ def _kept(graph: ChannelGraph, node: str, channel: int, alive: np.ndarray) -> np
 
 class _OutputReader(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, wanted: Mapping[str, list[tuple[str, int]]]) -> None:
-        super().__init__(gm)
+        super().__init__(eval_twin(gm), graph=gm.graph)
         self.extra_traceback = False
         self.wanted = wanted
         self.running: dict[str, RunningMoments] = {}
@@ -132,7 +132,7 @@ def _output_moments(gm: fx.GraphModule, places: Mapping[str, tuple[str, int]], d
     for name, (place, channel) in places.items():
         wanted.setdefault(place, []).append((name, channel))
     reader = _OutputReader(gm, wanted)
-    with torch.no_grad(), evaluating(gm):
+    with torch.no_grad():
         for batch in batches(gm, data, "checking means"):
             reader.run(*arguments_of(gm, batch))
     return {name: running.result() for name, running in reader.running.items()}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Group as RichGroup
 from rich.console import RenderableType
 from rich.text import Text
 from torch import fx
 
+from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
-from stp_fx.analysis.groups import Group
+from stp_fx.analysis.graph import alive_classes
+from stp_fx.criteria.scores import Scores
 from stp_fx.report.tables import as_text, plain_table
+from stp_fx.selection.choice import Choice
 
 __all__ = ["GroupRun", "RunReport", "run_report"]
 
@@ -51,6 +51,7 @@ class RunReport:
     params: tuple[int, int]
     pinned: dict[str, int]
     compensation: str | None = None
+    notes: tuple[str, ...] = ()
 
     def line(self, verb: str = "Prune") -> str:
         """One line of totals."""
@@ -101,16 +102,14 @@ class RunReport:
         }
 
 
-def run_report(
-    gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray
-) -> RunReport:
-    """The report of a selection; ``removed`` is bool, one per unit of the graph."""
-    names = parameter_names(gm)
+def run_report(gm: fx.GraphModule, scores: Scores, choice: Choice) -> RunReport:
+    """The report of a selection, before it is carried out."""
+    graph, names, removed = analyze(gm), parameter_names(gm), choice.removed
     before = cost_of(graph, names, np.ones(graph.solution.count, dtype=bool))
     after = cost_of(graph, names, alive_classes(graph, removed))
     rows = tuple(
         GroupRun(g.name, int(removed[g.units].sum()), g.size, float(s.min()), float(s.max()), g.exact)
-        for g, s in zip(groups, scores, strict=True)
+        for g, s in zip(scores.groups, scores.values, strict=True)
     )
     pinned = {reason: len(axes) for reason, axes in graph.pinned.items()}
-    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned)
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned, None, choice.notes)

@@ -13,21 +13,22 @@ from rich.console import Console, RenderableType
 from rich.console import Group as RichGroup
 from rich.progress import Progress
 from torch import fx
+from typing_extensions import Unpack
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.draw import chart
-from stp_fx.criteria import Criterion, needs_of, resolve
+from stp_fx.analysis.names import prunable_groups
+from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
-from stp_fx.measure.calibration import batches, evaluating
+from stp_fx.measure.calibration import batches, eval_twin, reiterable
 from stp_fx.measure.gradients import Loss, cross_entropy
-from stp_fx.passes.base import Pipeline
-from stp_fx.passes.collect import collectors_for
-from stp_fx.passes.mask import MaskChannels
-from stp_fx.passes.planning import planned, prunable_groups, reported
-from stp_fx.passes.select import ScoreUnits, SelectUnits
-from stp_fx.report.run_report import RunReport
+from stp_fx.measure.measured import measure
+from stp_fx.report.run_report import RunReport, run_report
 from stp_fx.report.tables import as_text, plain_table
+from stp_fx.rewrite.removal import mask
 from stp_fx.selection import PrunePlan
+from stp_fx.selection.choice import check_names, choose, latency_cost, select
+from stp_fx.selection.selection import Selection, SelectionOptions, names_in, takes_selection
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
 
@@ -67,6 +68,7 @@ class Sweep:
         return {"entries": [{"ratio": entry.ratio, **entry.report.to_dict()} for entry in self.entries]}
 
 
+@takes_selection("ratio", "ratios")
 def sweep(
     gm: fx.GraphModule,
     ratios: Sequence[float],
@@ -74,25 +76,34 @@ def sweep(
     *,
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    ignore: Iterable[Any] = (),
-    **selection: Any,
+    seed: int = 0,
+    **options: Unpack[SelectionOptions],
 ) -> Sweep:
     """Collects and scores once, then plans every ratio; nothing is removed. :func:`stp_fx.apply_plan` carries a plan out.
 
-    ``selection`` takes the arguments of :class:`SelectUnits` but for the ratios: scope, target, round_to, max_ratio, products.
+    ``options`` are the fields of :class:`stp_fx.Selection` but for ``ratio`` and ``ratios``: scope, target, ignore, round_to, ...
 
     Raises:
         InputError: no ratios, or an argument that is out of range.
     """
-    if not len(ratios):
-        raise InputError("`ratios` is empty: give the ratios to plan for")
+    selections = [Selection(ratio, **options) for ratio in _listed(ratios)]
     chosen = resolve(criterion)
-    Pipeline(*collectors_for(needs_of(chosen), calibration, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
-    entries = []
-    for ratio in ratios:
-        SelectUnits(ratio, **selection)(gm)
-        entries.append(SweepEntry(ratio, planned(gm), reported(gm)))
-    return Sweep(tuple(entries))
+    check_names(gm, selections[0])
+    measured = measure(gm, needs_of(chosen), calibration, loss)
+    scores = score(gm, chosen, measured, ignore=selections[0].ignore, seed=seed)
+    cost = latency_cost(gm) if selections[0].target == "latency" else None
+    choices = [(each.ratio, choose(gm, scores, each, cost=cost)) for each in selections]
+    return Sweep(tuple(SweepEntry(ratio, choice.plan, run_report(gm, scores, choice)) for ratio, choice in choices))
+
+
+def _listed(ratios: Any) -> list[float]:
+    """Raises :class:`InputError` unless there is at least one ratio, each in [0, 1)."""
+    if isinstance(ratios, (str, bytes)) or not isinstance(ratios, Iterable):
+        raise InputError(f"`ratios` is a list of fractions in [0, 1); got {ratios!r}")
+    found = list(ratios)
+    if not found:
+        raise InputError("`ratios` is empty: give at least one fraction in [0, 1)")
+    return [Selection(ratio).ratio for ratio in found]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,13 +163,12 @@ def sensitivity(
     Raises:
         InputError: no ratios, no data, or a loss that is not a scalar.
     """
-    if not len(ratios):
-        raise InputError("`ratios` is empty: give the ratios to measure at")
+    ratios = _listed(ratios)
     function = cross_entropy if loss is None else loss
-    held = data if isinstance(data, (list, tuple)) else list(data)
+    held = reiterable(data, "data")
     chosen = resolve(criterion)
-    groups = prunable_groups(gm, analyze(gm), ignore)
-    Pipeline(*collectors_for(needs_of(chosen), held, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
+    groups = prunable_groups(gm, analyze(gm), names_in("ignore", ignore))
+    scores = score(gm, chosen, measure(gm, needs_of(chosen), held, loss), ignore=ignore)
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -166,18 +176,19 @@ def sensitivity(
         for group in groups:
             measured = []
             for ratio in ratios:
-                SelectUnits(0.0, ratios={group.name: ratio}, products="none")(gm)
-                measured.append(_mean_loss(MaskChannels(planned(gm))(gm).graph_module, held, function, show=False))
+                plan = select(gm, scores, Selection(0.0, ratios={group.name: ratio}, products="none"))
+                measured.append(_mean_loss(mask(gm, plan), held, function, show=False))
                 progress.advance(task)
             losses[group.name] = tuple(measured)
     return Sensitivity(tuple(ratios), baseline, losses)
 
 
-def _mean_loss(gm: fx.GraphModule, data: Sequence[Any], loss: Loss, *, show: bool = True) -> float:
+def _mean_loss(gm: fx.GraphModule, data: Iterable[Any], loss: Loss, *, show: bool = True) -> float:
     total, number = 0.0, 0
-    with torch.no_grad(), evaluating(gm):
+    twin = eval_twin(gm)
+    with torch.no_grad():
         for number, batch in enumerate(batches(gm, data, "measuring the loss", show=show), 1):
-            value = loss(gm, batch)
+            value = loss(twin, batch)
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
                 raise InputError(f"the loss of batch {number - 1} is no scalar tensor, but {type(value).__name__}")
             total += float(value)

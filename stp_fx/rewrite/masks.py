@@ -9,17 +9,11 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.ir.provenance import MASK_BUFFER, is_mask_buffer
 from stp_fx.rules import Dim
 from stp_fx.rules.literals import TensorDims
 
-__all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
-
-_PREFIX = "stp_fx_dead"
-
-
-def is_mask_buffer(name: str) -> bool:
-    """Whether a tensor of this name is one of the masks, so no part of the network itself."""
-    return name.startswith(_PREFIX)
+__all__ = ["add_masks", "drop_masks"]
 
 
 def add_masks(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> int:
@@ -98,7 +92,7 @@ def _insert(
     key = (source.name, dim, dead.tobytes())
     current = next((n for n in node.all_input_nodes if n is source or _unmasked(n) is source), source)
     if key not in made or current is not source:
-        name = f"{_PREFIX}_{sum(1 for b in gm._buffers if b.startswith(_PREFIX))}"
+        name = f"{MASK_BUFFER}_{sum(1 for b in gm._buffers if b.startswith(MASK_BUFFER))}"
         shape = [1] * rank
         shape[dim] = len(dead)
         gm.register_buffer(name, torch.from_numpy(dead.copy()).reshape(shape).to(device))

@@ -13,10 +13,10 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.names import prunable_groups
 from stp_fx.errors import InputError
-from stp_fx.passes.planning import prunable_groups
 from stp_fx.rules import Dim
-from stp_fx.selection import carriers
+from stp_fx.selection.products import carriers
 
 __all__ = ["MacShares", "estimate_keep_ratio", "mac_shares"]
 

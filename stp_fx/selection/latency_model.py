@@ -13,16 +13,15 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost_of
 from stp_fx.analysis.graph import ChannelGraph, alive_classes, kept_positions
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.analysis.liveness import plan_removing
+from stp_fx.analysis.names import prunable_groups
 from stp_fx.measure.latency import take_turns, whole_seconds
-from stp_fx.passes.planning import plan_for, prunable_groups
-from stp_fx.passes.remove import RemoveChannels
+from stp_fx.rewrite.removal import remove
 from stp_fx.rules.literals import TensorDims
-from stp_fx.selection import carriers
+from stp_fx.selection.products import carriers
 
 __all__ = ["LatencyModel", "latency_model"]
 
-_CACHE = "latency_model"
 _KEPT = (1.0, 0.5, 0.25)
 """Fractions of every group at which nodes are timed."""
 _ROUNDS = 7
@@ -49,15 +48,11 @@ def latency_model(gm: fx.GraphModule, *, clock: Callable[[], float] = time.perf_
     """Times the graph node by node on its recorded example shapes, as it is and pruned uniformly to a half and a quarter.
 
     The three take turns, in eval mode on the graph's device; medians. Nodes share the time of a whole call: timed one by one
-    they take longer, by a constant each, which would look like work that no plan can save. Measured once for a graph: later
-    calls return the same model. A node's time is made monotone in its size, so that a plan that removes more is never
+    they take longer, by a constant each, which would look like work that no plan can save. Every call measures
+    again. A node's time is made monotone in its size, so that a plan that removes more is never
     predicted slower. It is a model: an op that runs fast on some sizes only is seen at the sizes that were timed.
     """
-    cache = provenance_of(gm).cache
-    graph = analyze(gm)
-    if _CACHE not in cache or cache[_CACHE][0] is not graph:
-        cache[_CACHE] = (graph, _measured(gm, graph, clock))
-    return cache[_CACHE][1]
+    return _measured(gm, analyze(gm), clock)
 
 
 def work_left(graph: ChannelGraph, alive: np.ndarray) -> dict[str, float]:
@@ -82,7 +77,7 @@ def _measured(gm: fx.GraphModule, graph: ChannelGraph, clock: Callable[[], float
     graphs, left = [], []
     for kept in _KEPT:
         removed = _first_units(gm, graph, kept)
-        graphs.append(gm if kept == 1.0 else RemoveChannels(plan_for(graph, removed))(gm).graph_module)
+        graphs.append(gm if kept == 1.0 else remove(gm, plan_removing(graph, removed)))
         left.append(work_left(graph, alive_classes(graph, removed)))
     taken = [
         {name: seconds * whole / sum(nodes.values()) for name, seconds in nodes.items()}

@@ -18,8 +18,8 @@ from stp_fx.analysis.cost import cost_of, parameter_names
 from stp_fx.analysis.graph import alive_classes
 from stp_fx.analysis.isomorphism import isomorphism_classes
 from stp_fx.errors import InputError
-from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes import (
+    CollectStatistics,
     CompensateMean,
     LatencyModel,
     MaskChannels,
@@ -29,7 +29,6 @@ from stp_fx.passes import (
     SelectUnits,
     latency_model,
 )
-from stp_fx.passes.collect import CollectStatistics
 from stp_fx.selection.estimate import mac_shares
 from stp_fx.selection.latency_model import work_left
 
@@ -144,8 +143,8 @@ def test_latency_target_meets_what_the_model_predicts(gm: fx.GraphModule) -> Non
     graph = stp_fx.analyze(gm)
     names = [n.name for n in gm.graph.nodes if n.op == "call_module"]
     linear = LatencyModel({n: np.array([0.0, 1.0]) for n in names}, {n: np.array([0.0, 1.0]) for n in names})
-    provenance_of(gm).cache["latency_model"] = (graph, linear)
-    pruned = stp_fx.prune_graph(gm, ratio=0.5, target="latency")
+    select = SelectUnits(0.5, target="latency", cost=lambda removed: linear.predict(graph, alive_classes(graph, removed)))
+    pruned = Pipeline(ScoreUnits(), select, RemoveChannels())(gm).graph_module
     alive = alive_classes(graph, _removed(gm, stp_fx.plan_of(pruned)))
     whole, left = linear.predict(graph, np.ones_like(alive)), linear.predict(graph, alive)
     assert whole == len(names)
@@ -160,7 +159,6 @@ def test_latency_is_measured_and_smaller_for_less(gm: fx.GraphModule) -> None:
     model = latency_model(gm, clock=lambda: float(next(ticks)))
     graph = stp_fx.analyze(gm)
     assert model.predict(graph, np.ones(graph.solution.count, dtype=bool)) == pytest.approx(1.0)  # one tick a call
-    assert latency_model(gm) is model
     assert all(torch.equal(before[k], v) for k, v in gm.state_dict().items())
     assert [m.training for m in gm.modules()] == flags
     wide = stp_fx.trace(nn.Sequential(nn.Linear(256, 2048), nn.ReLU(), nn.Linear(2048, 256)), torch.randn(64, 256))

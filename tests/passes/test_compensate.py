@@ -26,7 +26,6 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
-from stp_fx.passes.planning import planned
 
 
 class Convolutions(nn.Module):
@@ -116,8 +115,9 @@ class Setting:
         self.batches = [torch.randn(shape, dtype=torch.float64) + 0.3 for _ in range(3)]
         self.gm = stp_fx.trace(net, self.batches[0])
         collect = CollectStatistics(self.batches, covariance=True, maps=True, patches=2000)
-        Pipeline(collect, ScoreUnits("random"), SelectUnits(ratio, products="inner"))(self.gm)
-        self.plan = planned(self.gm)
+        self.made = Pipeline(collect, ScoreUnits("random"), SelectUnits(ratio, products="inner"))(self.gm).artifacts
+        assert self.made.plan is not None
+        self.plan = self.made.plan
         graph = stp_fx.analyze(self.gm)
         alive = alive_under(graph, self.plan)
         self.values = self._values()
@@ -179,7 +179,7 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 def test_mean_restores_every_consumers_mean(setting: Setting) -> None:
     before = _errors(setting, setting.gm)
-    after = _errors(setting, CompensateMean()(setting.gm).graph_module)
+    after = _errors(setting, CompensateMean()(setting.gm, setting.made).graph_module)
     shared = {"shared", "shared_1"}  # one bias for two uses: only their average can be right
     assert len(after) >= 2
     for node, (shift, _) in after.items():
@@ -189,8 +189,8 @@ def test_mean_restores_every_consumers_mean(setting: Setting) -> None:
 
 def test_least_squares_is_never_worse_than_the_mean_nor_that_than_none(setting: Setting) -> None:
     none = _errors(setting, setting.gm)
-    mean = _errors(setting, CompensateMean()(setting.gm).graph_module)
-    best = _errors(setting, CompensateLeastSquares(ridge=1e-6)(setting.gm).graph_module)
+    mean = _errors(setting, CompensateMean()(setting.gm, setting.made).graph_module)
+    best = _errors(setting, CompensateLeastSquares(ridge=1e-6)(setting.gm, setting.made).graph_module)
     for node, (shift, error) in best.items():
         if node in {"shared", "shared_1"}:
             continue
@@ -230,7 +230,7 @@ def test_the_input_graph_is_untouched(setting: Setting) -> None:
 
 def test_the_shift_goes_into_the_norm_where_there_is_one_and_else_into_a_bias() -> None:
     setting = Setting("convolutions")
-    gm = CompensateMean()(setting.gm).graph_module
+    gm = CompensateMean()(setting.gm, setting.made).graph_module
     assert gm.get_submodule("b").bias is None
     assert not torch.equal(gm.get_buffer("n.running_mean"), setting.gm.get_buffer("n.running_mean"))
     assert gm.get_parameter("f.bias").shape == (10,)
@@ -334,9 +334,9 @@ def test_errors() -> None:
     fresh = stp_fx.trace(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(2, 4))
     with pytest.raises(PassError, match="plan"):
         CompensateMean()(fresh)
-    Pipeline(ScoreUnits(), SelectUnits())(fresh)
+    selected = Pipeline(ScoreUnits(), SelectUnits())(fresh).artifacts
     with pytest.raises(PassError, match="CollectStatistics"):
-        CompensateMean()(fresh)
-    CollectStatistics([torch.randn(3, 4)])(fresh)
-    with pytest.raises(PassError, match="covariance=True"):
-        CompensateLeastSquares()(fresh)
+        CompensateMean()(fresh, selected)
+    measured = CollectStatistics([torch.randn(3, 4)])(fresh, selected).artifacts
+    with pytest.raises(InputError, match="covariance=True"):
+        CompensateLeastSquares()(fresh, measured)
