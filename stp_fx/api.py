@@ -11,6 +11,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost
 from stp_fx.analysis.cost import cost as _cost
 from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.names import entries_of
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
@@ -78,7 +79,8 @@ def prune_graph(
             structure are compared, and each structure loses its share).
         target: what ``ratio`` counts: "channels", "macs", "params" or "latency" (as :func:`stp_fx.passes.latency_model`
             predicts it from measurements on this machine). Costs are met within one unit.
-        ignore: parameter, axis (``"conv1.weight:0"``) or module names, or modules: what touches them stays whole.
+        ignore: parameter, axis (``"conv1.weight:0"``) or module names, globs (``"layer*.conv1"``), or modules: what touches them
+            stays whole.
         ratios: layer name to a ratio of its own.
         round_to: every group keeps a multiple of so many units.
         max_ratio: no group loses a larger fraction of its units than this.
@@ -109,10 +111,9 @@ def prune_graph(
     extra, compensate = COMPENSATIONS.get(compensation or "", ((), ()))
     collectors = collectors_for((*needs, *extra), calibration, loss)
     graph = _captured(gm, example_inputs)
-    ignored = tuple(ignore) if not isinstance(ignore, (str, nn.Module)) else (ignore,)
     pipeline = Pipeline(
         *collectors,
-        ScoreUnits(chosen, ignored),
+        ScoreUnits(chosen, entries_of(ignore, "ignore")),
         SelectUnits(ratio, scope, target, ratios, round_to, max_ratio, products),
         *compensate,
         RemoveChannels(),

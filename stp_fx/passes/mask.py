@@ -9,7 +9,6 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.base import GraphPass
@@ -40,11 +39,11 @@ class MaskChannels(GraphPass):
         if state.masked is None:
             together = plan
         else:
-            alive_under(analyze(gm), plan, partial=True)  # a plan that does not fit is refused by its own names
+            analyze(gm).survivors(plan, partial=True)  # a plan that does not fit is refused by its own names
             together = _both(state.masked, plan)
             drop_masks(result)
         graph = analyze(result)
-        made = add_masks(result, graph, alive_under(graph, together, partial=is_partial(gm)))
+        made = add_masks(result, graph, graph.survivors(together, partial=is_partial(gm)))
         state.masked = together
         log_run(gm, result, plan, "Mask")
         return PassResult(result, made > 0)

@@ -18,7 +18,6 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError, PassError
 from stp_fx.measure.calibration import arguments_of, batches, evaluating
@@ -104,7 +103,7 @@ class UpdateBatchNormVariance(GraphPass):
         graph = analyze(gm)
         result = copied(gm)
         changed = 0
-        for use in losing_uses(gm, graph, alive_under(graph, plan, partial=is_partial(gm))):
+        for use in losing_uses(gm, graph, graph.survivors(plan, partial=is_partial(gm))):
             norm = sole_norm(result, use.consumer.node)
             if norm is None or norm.running_var is None:
                 continue

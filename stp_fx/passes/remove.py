@@ -9,7 +9,6 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import RewriteError
 from stp_fx.ir.provenance import provenance_of
@@ -38,10 +37,10 @@ class RemoveChannels(GraphPass):
     def call(self, gm: fx.GraphModule) -> PassResult:
         plan = planned(gm) if self.plan is None else self.plan
         graph = analyze(gm)
-        alive = alive_under(graph, plan, partial=is_partial(gm))
-        result = shortened_copy(gm, graph, alive)
+        survivors = graph.survivors(plan, partial=is_partial(gm))
+        result = shortened_copy(gm, graph, survivors)
         if not plan.is_empty:
-            refit(result, graph, alive)
+            refit(result, graph, survivors)
             drop_masks(result, idle=True)
         before, state = provenance_of(gm).plan, provenance_of(result)
         own = _of_original(plan, state.added)
@@ -60,6 +59,6 @@ class RemoveChannels(GraphPass):
 
 
 def _of_original(plan: PrunePlan, added: Collection[str]) -> PrunePlan:
-    """What a plan says of tensors that the graph had when it was captured, so that it fits the original network."""
+    """The entries of a plan for tensors that the graph had when it was captured, so that it fits the original network."""
     kept = {key: indices for key, indices in plan.kept.items() if key[0] not in added}
     return PrunePlan(kept, {key: plan.sizes[key] for key in kept})

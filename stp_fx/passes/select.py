@@ -13,17 +13,16 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.isomorphism import isomorphism_classes
-from stp_fx.analysis.liveness import removed_units
+from stp_fx.analysis.names import outputs_named, prunable_groups
 from stp_fx.criteria import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.errors import InputError, PassError
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.collect import gradients_on, statistics_on
-from stp_fx.passes.planning import PLAN, REPORT, SCORES, groups_named, plan_for, prunable_groups
+from stp_fx.passes.planning import PLAN, REPORT, SCORES
 from stp_fx.report.run_report import run_report
 from stp_fx.selection import carriers, select
 from stp_fx.selection.latency_model import latency_model
@@ -55,7 +54,7 @@ class ScoreUnits(GraphPass):
             context = ScoreContext(tensors, self.seed, gm, statistics_on(gm), gradients_on(gm))
             scores = score_groups(groups, criterion, context)
         if provenance_of(gm).masked is not None:
-            scores = _dead_first(graph, groups, scores, removed_units(graph, provenance_of(gm).masked))
+            scores = _dead_first(graph, groups, scores, ~graph.survivors(provenance_of(gm).masked, partial=True).units)
         provenance_of(gm).cache[SCORES] = (groups, scores)
         return PassResult(gm, False)
 
@@ -102,23 +101,22 @@ class SelectUnits(GraphPass):
             max_ratio=self.max_ratio,
             round_to=self.round_to,
             cost=self._cost(gm, graph),
-            classes=isomorphism_classes(groups, graph.found.shapes),
+            classes=isomorphism_classes(groups, graph.shapes),
             whole=None if self.whole is None else {g.index: self.whole[g.name] for g in groups if g.name in self.whole},
         )
         removed = _keep_a_position_everywhere(graph, groups, scores, removed)
-        provenance_of(gm).cache[PLAN] = plan_for(graph, removed)
-        provenance_of(gm).cache[REPORT] = run_report(gm, graph, groups, scores, removed)
+        provenance_of(gm).cache[PLAN] = graph.plan_removing(removed)
+        provenance_of(gm).cache[REPORT] = run_report(graph, groups, scores, removed)
         return PassResult(gm, False)
 
     def _cost(self, gm: fx.GraphModule, graph: ChannelGraph) -> Callable[[np.ndarray], float] | None:
         """What the target counts, as a function of the removed units (bool, one per unit)."""
         if self.target == "latency":
             model = latency_model(gm)
-            return lambda removed: model.predict(graph, alive_classes(graph, removed))
+            return lambda removed: model.predict(graph.survivors_without(removed))
         if self.target not in ("macs", "params"):
             return None
-        parameters = parameter_names(gm)
-        return lambda removed: float(getattr(cost_of(graph, parameters, alive_classes(graph, removed)), self.target))
+        return lambda removed: float(getattr(graph.survivors_without(removed), self.target))
 
 
 def _dead_first(
@@ -139,18 +137,11 @@ def _ratios_by_group(
     allowed = {group.index for group in groups}
     result: dict[int, float] = {}
     for name, ratio in ratios.items():
-        touching = [g for g in groups_named(gm, graph, name, "ratios") if g.index in allowed]
-        if any(_is_output_of(axis, name) for axis in graph.axes):
-            touching = [g for g in touching if g.name == name or any(_is_output_of(m.axis, name) for m in g.members)]
+        touching = [g for g in outputs_named(gm, graph, name, "ratios") if g.index in allowed]
         if not touching:
             raise InputError(f"`ratios` names {name!r}, but none of its channels can be removed: {_why_name(graph, name)}")
         result.update({group.index: ratio for group in touching})
     return result
-
-
-def _is_output_of(axis: Any, name: str) -> bool:
-    named = axis.tensor == name or axis.name == name or axis.tensor.startswith(name + ".")
-    return named and axis.side in ("out", "both")
 
 
 def _why_name(graph: ChannelGraph, name: str) -> str:
@@ -174,15 +165,8 @@ def _keep_a_position_everywhere(
     score = np.full(graph.units, -np.inf)
     for group, values in zip(groups, scores, strict=True):
         score[group.units] = values.numpy()
-    unit_of = np.full(graph.solution.count, -1, dtype=np.int64)
-    unit_of[graph.unit_class] = np.arange(graph.units)
     removed = removed.copy()
-    seen: set[int] = set()
-    for ids in graph.found.pieces():
-        if id(ids) in seen:
-            continue
-        seen.add(id(ids))
-        units = unit_of[graph.solution.label[ids]]
-        if len(units) and (units >= 0).all() and removed[units].all():
+    for units in graph.pieces():
+        if removed[units].all():
             removed[units[np.argmax(score[units])]] = False
     return removed

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import RenderableType
 
 from stp_fx.analysis.cost import Cost
-from stp_fx.analysis.draw import chart
 from stp_fx.report.paired import Latency
 from stp_fx.report.tables import as_markdown, as_rich, as_text
+from stp_fx.views import chart
 
 __all__ = ["GroupChange", "Report"]
 

@@ -12,10 +12,8 @@ import torch
 from rich.console import Group as RichGroup
 from rich.console import RenderableType
 from rich.text import Text
-from torch import fx
 
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.report.tables import as_text, plain_table
 
@@ -101,13 +99,9 @@ class RunReport:
         }
 
 
-def run_report(
-    gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray
-) -> RunReport:
+def run_report(graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray) -> RunReport:
     """The report of a selection; ``removed`` is bool, one per unit of the graph."""
-    names = parameter_names(gm)
-    before = cost_of(graph, names, np.ones(graph.solution.count, dtype=bool))
-    after = cost_of(graph, names, alive_classes(graph, removed))
+    before, after = graph.survivors().cost, graph.survivors_without(removed).cost
     rows = tuple(
         GroupRun(g.name, int(removed[g.units].sum()), g.size, float(s.min()), float(s.max()), g.exact)
         for g, s in zip(groups, scores, strict=True)

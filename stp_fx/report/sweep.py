@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.draw import chart
+from stp_fx.analysis.names import entries_of, prunable_groups
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import batches, evaluating
@@ -23,11 +23,12 @@ from stp_fx.measure.gradients import Loss, cross_entropy
 from stp_fx.passes.base import Pipeline
 from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.mask import MaskChannels
-from stp_fx.passes.planning import planned, prunable_groups, reported
+from stp_fx.passes.planning import planned, reported
 from stp_fx.passes.select import ScoreUnits, SelectUnits
 from stp_fx.report.run_report import RunReport
 from stp_fx.report.tables import as_text, plain_table
 from stp_fx.selection import PrunePlan
+from stp_fx.views import chart
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
 
@@ -87,7 +88,7 @@ def sweep(
     if not len(ratios):
         raise InputError("`ratios` is empty: give the ratios to plan for")
     chosen = resolve(criterion)
-    Pipeline(*collectors_for(needs_of(chosen), calibration, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
+    Pipeline(*collectors_for(needs_of(chosen), calibration, loss), ScoreUnits(chosen, entries_of(ignore, "ignore")))(gm)
     entries = []
     for ratio in ratios:
         SelectUnits(ratio, **selection)(gm)
@@ -157,8 +158,9 @@ def sensitivity(
     function = cross_entropy if loss is None else loss
     held = data if isinstance(data, (list, tuple)) else list(data)
     chosen = resolve(criterion)
-    groups = prunable_groups(gm, analyze(gm), ignore)
-    Pipeline(*collectors_for(needs_of(chosen), held, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
+    ignored = entries_of(ignore, "ignore")
+    groups = prunable_groups(gm, analyze(gm), ignored)
+    Pipeline(*collectors_for(needs_of(chosen), held, loss), ScoreUnits(chosen, ignored))(gm)
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:

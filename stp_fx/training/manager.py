@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
+from stp_fx.analysis.names import entries_of, prunable_groups
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
@@ -25,7 +26,7 @@ from stp_fx.ir.provenance import needs_whole_tensors
 from stp_fx.passes import MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
 from stp_fx.passes.collect import collectors_for
 from stp_fx.passes.compensate import COMPENSATIONS
-from stp_fx.passes.planning import planned, prunable_groups
+from stp_fx.passes.planning import planned
 from stp_fx.rewrite.bias import restore_biases
 from stp_fx.selection import PrunePlan
 from stp_fx.training import regularizers, schedules
@@ -134,7 +135,7 @@ class PATPassManager:
         self._recalibrate = recalibrate
         if train_loader is None and (self._needs or recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
-        self._ignore = (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore)
+        self._ignore = entries_of(ignore, "ignore")
         self._selection = {
             "scope": scope, "round_to": round_to, "max_ratio": max_ratio, "products": products, "target": target,
         }  # fmt: skip

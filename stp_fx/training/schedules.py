@@ -12,8 +12,8 @@ import math
 import pathlib
 from collections.abc import Callable
 
-from stp_fx.analysis.draw import chart
 from stp_fx.errors import InputError
+from stp_fx.views import chart
 
 __all__ = ["Cubic", "Custom", "Geometric", "Linear", "OneShot", "Schedule", "Then", "known_schedules", "resolve"]
 

@@ -12,8 +12,6 @@ from torch import fx, nn
 
 import stp_fx
 from stp_fx.analysis.consumers import Consumer, find_consumers
-from stp_fx.analysis.graph import kept_positions
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.criteria import Magnitude
 from stp_fx.errors import InputError, PassError
 from stp_fx.passes import (
@@ -119,12 +117,12 @@ class Setting:
         Pipeline(collect, ScoreUnits("random"), SelectUnits(ratio, products="inner"))(self.gm)
         self.plan = planned(self.gm)
         graph = stp_fx.analyze(self.gm)
-        alive = alive_under(graph, self.plan)
+        survivors = graph.survivors(self.plan)
         self.values = self._values()
         self.losing: list[tuple[Consumer, torch.Tensor]] = []
         for consumer in find_consumers(self.gm):
             site = consumer.site
-            dead = ~kept_positions(graph.value(site.source).dims[site.dim], alive, graph.solution.label)
+            dead = ~survivors.flags(graph.value(site.source).dims[site.dim])
             if dead.any():
                 self.losing.append((consumer, torch.from_numpy(np.flatnonzero(dead))))
 

@@ -10,7 +10,6 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
-from stp_fx.analysis.liveness import removed_units
 from stp_fx.criteria import Criterion
 from stp_fx.criteria import resolve as resolve_criterion
 from stp_fx.errors import InputError
@@ -76,7 +75,7 @@ class GrowingReg(BaseRegularizer):
             held = tuple(group.name for group in graph.groups if group.index not in may_go)
             scored = ScoreUnits(self.criterion, held)(gm).graph_module
             self._plan = planned(SelectUnits(self.ratio)(scored).graph_module)
-        picked = removed_units(graph, self._plan)
+        picked = ~graph.survivors(self._plan, partial=True).units
         rows = rows_of(gm, graph, graph.groups, lambda axis: True)
         device = next(iter(rows.by_tensor.values()))[0].index.device
         parameters = dict(gm.named_parameters(remove_duplicate=False))
