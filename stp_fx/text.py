@@ -14,7 +14,7 @@ ROWS = 16
 """Rows of an HTML table; with its caption, heads and footer it fits a screen."""
 
 
-def clipped(text: str, width: int = 60) -> str:
+def clipped(text: str, width: int = 90) -> str:
     """``text``, cut in the middle if it is longer than ``width``.
 
     >>> clipped("features.denseblock1.denselayer1.conv1.weight", 20)

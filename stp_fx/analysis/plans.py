@@ -14,7 +14,7 @@ from stp_fx.analysis.propagate import AxisRecord
 from stp_fx.analysis.solved import Solved, alive_classes, kept_axes, removable, units_along
 from stp_fx.errors import InputError
 from stp_fx.rules import Factor
-from stp_fx.text import did_you_mean, listed, runs
+from stp_fx.text import clipped, did_you_mean, listed, runs
 
 __all__ = ["MASK_PREFIX", "is_mask_buffer", "plan_for", "plan_removing"]
 
@@ -82,7 +82,7 @@ def _checked(axis: AxisRecord, indices: Any) -> np.ndarray:
     size, where = len(axis.ids), f"{axis.tensor}:{axis.dim}"
     array = np.asarray(indices)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise InputError(f"the indices along {where!r} are a flat sequence of integers; got {indices!r}")
+        raise InputError(f"the indices along {where!r} are a flat sequence of integers; got {clipped(repr(indices))}")
     array = array.astype(np.int64)
     wrong = array[(array < -size) | (array >= size)]
     if len(wrong):
@@ -111,6 +111,10 @@ def _units_at(solved: Solved, axis: AxisRecord, indices: np.ndarray) -> np.ndarr
 def _only_together(solved: Solved, axis: AxisRecord, index: int) -> str:
     """A position of a product is removed with a whole unit of one of its factors: which positions of the axis that would be."""
     at, units = units_along(solved, (Factor(len(axis.ids), axis.ids),))
+    classes = solved.label[axis.ids]
+    tables = [product.classes for product in solved.solution.products if (product.classes == classes[index]).any()]
+    together = np.isin(classes, np.concatenate([table.ravel() for table in tables]))
+    at, units = at[together[at]], units[together[at]]
     choices = []
     for unit in units[at == index].tolist():
         group = next(group for group in solved.groups if unit in group.units)

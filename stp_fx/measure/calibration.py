@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import fx, nn
 
 from stp_fx.errors import InputError
@@ -33,6 +31,9 @@ def batches(
         calibration = [calibration]
     if isinstance(calibration, (str, bytes, Mapping)) or not isinstance(calibration, Iterable):
         raise InputError(f"`calibration` is a {type(calibration).__name__}; give an iterable of batches (a DataLoader, a list)")
+    from rich.console import Console
+    from rich.progress import Progress
+
     device = device_of(gm)
     total = _length(calibration)
     number = -1

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import fx
 
 from stp_fx.analysis.build import analyze
@@ -47,6 +45,9 @@ class MeanCheck:
         return max((c.mean for c in self.consumers), default=0.0)
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         out = io.StringIO()
         table = Table(title="outputs of consumers, after over before")
         table.add_column("consumer")

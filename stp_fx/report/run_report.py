@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.console import Group as RichGroup
-from rich.console import RenderableType
-from rich.text import Text
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.report.tables import as_text, plain_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["GroupRun", "RunReport", "run_report"]
 
@@ -75,6 +75,9 @@ class RunReport:
         return as_text(self)
 
     def __rich__(self) -> RenderableType:
+        from rich.console import Group as RichGroup
+        from rich.text import Text
+
         rows = [
             (
                 g.name,

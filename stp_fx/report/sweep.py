@@ -6,12 +6,9 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console, RenderableType
-from rich.console import Group as RichGroup
-from rich.progress import Progress
 from torch import fx
 
 from stp_fx.analysis.build import analyze
@@ -29,6 +26,9 @@ from stp_fx.report.run_report import RunReport
 from stp_fx.report.tables import as_text, plain_table
 from stp_fx.selection import PrunePlan
 from stp_fx.views import chart
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
 
@@ -109,6 +109,8 @@ class Sensitivity:
         return as_text(self)
 
     def __rich__(self) -> RenderableType:
+        from rich.console import Group as RichGroup
+
         rows = [
             (name, *(f"{value:.4f}" for value in values))
             for name, values in sorted(self.losses.items(), key=lambda item: -max(item[1]))
@@ -161,6 +163,9 @@ def sensitivity(
     ignored = entries_of(ignore, "ignore")
     groups = prunable_groups(gm, analyze(gm), ignored)
     Pipeline(*collectors_for(needs_of(chosen), held, loss), ScoreUnits(chosen, ignored))(gm)
+    from rich.console import Console
+    from rich.progress import Progress
+
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
