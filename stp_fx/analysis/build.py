@@ -12,6 +12,7 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
 from stp_fx.analysis.solve import Solution, SolvedProduct, solve
+from stp_fx.analysis.solved import Solved
 from stp_fx.analysis.touched import Touched
 from stp_fx.ir.memo import remembered
 from stp_fx.ir.provenance import structure_of
@@ -35,11 +36,11 @@ def _analyzed(gm: fx.GraphModule) -> ChannelGraph:
     solution = solve(found.elements)
     if _pin_what_no_parameter_has(found, solution):
         solution = solve(found.elements)
-    return build(found, solution)
+    return build(found, solution, tuple(name for name, _ in gm.named_parameters()))
 
 
-def build(found: Propagated, solution: Solution) -> ChannelGraph:
-    """Groups the units of a solved run."""
+def build(found: Propagated, solution: Solution, parameters: tuple[str, ...]) -> ChannelGraph:
+    """Groups the units of a solved run; ``parameters`` names the graph's parameters, tied ones once."""
     signature = _signatures(found.axes, solution)
     is_unit = ~solution.pinned & ~solution.derived & (signature != 0)
     classes, first = np.unique(solution.label, return_index=True)
@@ -54,7 +55,7 @@ def build(found: Propagated, solution: Solution) -> ChannelGraph:
     groups = _groups(found.axes, members, group_of, number, notes)
     axes = tuple(Axis(a.tensor, a.dim, len(a.ids), a.role, a.side) for a in found.axes)
     products = _products(solution, unit_of, group_of)
-    return ChannelGraph(tuple(groups), len(unit_class), products, axes, found.unknown, solution, found, unit_class, touched)
+    return ChannelGraph(Solved(tuple(groups), products, axes, parameters, found, solution, unit_class, touched))
 
 
 def _pin_what_no_parameter_has(found: Propagated, solution: Solution) -> bool:

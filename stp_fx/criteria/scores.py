@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
-from stp_fx.analysis.liveness import removed_units
 from stp_fx.analysis.names import prunable_groups
 from stp_fx.criteria.base import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.ir.provenance import provenance_of
@@ -41,7 +40,7 @@ def score(
     criterion: str | Criterion | Callable[[Group, ScoreContext], torch.Tensor] = "magnitude",
     measured: Measured | None = None,
     *,
-    ignore: Iterable[Any] = (),
+    ignore: Any = (),
     seed: int = 0,
 ) -> Scores:
     """Scores every unit that may be removed with ``criterion`` (a name or a Criterion); ``gm`` is only read.
@@ -71,7 +70,7 @@ def score(
         values = score_groups(groups, chosen, context)
     masked = provenance_of(gm).masked
     if masked is not None:
-        values = _masked_first(graph, groups, values, removed_units(graph, masked))
+        values = _masked_first(graph, groups, values, ~graph.survivors(masked, partial=True).units)
     return Scores(tuple(groups), tuple(values), stamp_of(gm))
 
 

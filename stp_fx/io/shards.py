@@ -102,10 +102,9 @@ def _cuts(gm: fx.GraphModule, plan: PrunePlan, files: list[Path]) -> dict[str, d
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(tensors[name].shape):
                     raise FileError(f"{name!r} has shape {shape} in {str(path)!r}, {tuple(tensors[name].shape)} in the network")
-                if name in graph.found.renumbered and by_name:
+                if name in graph.index_buffers and by_name:
                     raise InputError(f"{name!r} holds positions along an axis, which files cannot be cut by: prune in memory")
-                canonical: str = graph.found.aliases.get(str(name), str(name))
-                found[name] = by_name.get(canonical, {})
+                found[name] = by_name.get(graph.first_name(str(name)), {})
     _all_there(gm, tensors, set(found))
     return found
 

@@ -13,7 +13,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
 
 __all__ = [
-    "MASK_BUFFER",
+    "MASK_PREFIX",
     "Provenance",
     "attach_provenance",
     "example_of",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _KEY = "stp_fx"
-MASK_BUFFER = "stp_fx_dead"
+MASK_PREFIX = "stp_fx_dead"
 """How the names of mask buffers begin."""
 _ATTRIBUTE = "_stp_fx_provenance"
 """The same value as an attribute: pickling a GraphModule keeps attributes but not ``meta``, copying the other way round."""
@@ -137,7 +137,7 @@ def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
 
 def is_mask_buffer(name: str) -> bool:
     """Whether a tensor of this name is a mask, so no part of the network itself."""
-    return name.startswith(MASK_BUFFER)
+    return name.startswith(MASK_PREFIX)
 
 
 def needs_whole_tensors(gm: torch.nn.Module) -> None:

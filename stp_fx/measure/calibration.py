@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import fx, nn
 
 from stp_fx.errors import InputError
@@ -32,6 +30,9 @@ def batches(
     if calibration is None:
         raise InputError(f"{what} needs calibration data: give `calibration`, an iterable of batches (a DataLoader)")
     calibration = reiterable(calibration)
+    from rich.console import Console
+    from rich.progress import Progress
+
     device = device_of(gm)
     total = _length(calibration)
     number = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
@@ -87,6 +88,6 @@ class Outcome(PassResult):
     artifacts: Artifacts
 
     def __new__(cls, graph_module: fx.GraphModule, modified: bool, artifacts: Artifacts | None = None) -> Outcome:
-        made = super().__new__(cls, graph_module, modified)  # type: ignore[arg-type]
+        made: Any = super().__new__(cls, graph_module, modified)
         made.artifacts = artifacts or Artifacts()
-        return made  # type: ignore[return-value]
+        return made

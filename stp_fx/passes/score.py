@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.names import prunable_groups
+from stp_fx.analysis.names import entries_of, prunable_groups
 from stp_fx.criteria import Criterion, resolve, score
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
-from stp_fx.selection.selection import names_in
 
 __all__ = ["ScoreUnits"]
 
@@ -29,12 +28,12 @@ class ScoreUnits(GraphPass):
 
     kind: ClassVar[Literal["analysis", "rewrite"]] = "analysis"
     criterion: str | Criterion = "magnitude"
-    ignore: tuple[Any, ...] = ()
+    ignore: Any = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         resolve(self.criterion)
-        object.__setattr__(self, "ignore", names_in("ignore", self.ignore))
+        object.__setattr__(self, "ignore", entries_of(self.ignore, "ignore"))
 
     def requires(self, gm: fx.GraphModule) -> None:
         super().requires(gm)

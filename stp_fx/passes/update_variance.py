@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError
 from stp_fx.measure.statistics import Statistics
@@ -54,7 +53,7 @@ class UpdateBatchNormVariance(GraphPass):
         graph = analyze(gm)
         result = copied(gm)
         changed = 0
-        for use in losing_uses(gm, graph, alive_under(graph, plan, partial=is_partial(gm))):
+        for use in losing_uses(gm, graph, graph.survivors(plan, partial=is_partial(gm))):
             norm = sole_norm(result, use.consumer.node)
             if norm is None or norm.running_var is None:
                 continue

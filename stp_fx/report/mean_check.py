@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import find_consumers
-from stp_fx.analysis.graph import ChannelGraph, kept_positions
-from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin, reiterable
@@ -48,6 +45,9 @@ class MeanCheck:
         return max((c.mean for c in self.consumers), default=0.0)
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         out = io.StringIO()
         table = Table(title="outputs of consumers, after over before")
         table.add_column("consumer")
@@ -70,7 +70,7 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
         InputError: ``after`` does not come from ``before``, or the data does not fit.
     """
     data = reiterable(calibration)
-    alive = _alive(before, after)
+    survivors = _survivors(before, after)
     nodes = [c.node for c in find_consumers(before)]
     dims = {c.node: c.channel for c in find_consumers(before)}
     pairs = {n: (_looked_at(before, n), _looked_at(after, n)) for n in nodes if _has(before, n) and _has(after, n)}
@@ -80,16 +80,15 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
     removed = provenance_of(after).masked is None
     rows = []
     for name, (place, _) in pairs.items():
-        keep = _kept(graph, place, dims[name], alive)
+        keep = survivors.flags(graph.value(place).dims[dims[name]])
         rows.append(_compared(name, old[name], new[name], keep, keep[keep] if removed else keep))
     return MeanCheck(tuple(rows))
 
 
-def _alive(before: fx.GraphModule, after: fx.GraphModule) -> np.ndarray:
+def _survivors(before: fx.GraphModule, after: fx.GraphModule) -> Survivors:
     state = provenance_of(after)
     plan = state.plan if state.masked is None else state.masked
-    graph = analyze(before)
-    return np.ones(graph.solution.count, dtype=bool) if plan is None else alive_under(graph, plan, partial=True)
+    return analyze(before).survivors(plan, partial=True)
 
 
 def _has(gm: fx.GraphModule, name: str) -> bool:
@@ -106,10 +105,6 @@ def _looked_at(gm: fx.GraphModule, name: str) -> str:
         if added and any(n.op == "get_attr" and n.target in added for n in user.all_input_nodes):
             return user.name
     return name
-
-
-def _kept(graph: ChannelGraph, node: str, channel: int, alive: np.ndarray) -> np.ndarray:
-    return kept_positions(graph.value(node).dims[channel], alive, graph.solution.label)
 
 
 class _OutputReader(fx.Interpreter):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
-
-from rich.console import RenderableType
+from typing import TYPE_CHECKING, Any
 
 from stp_fx.analysis.cost import Cost
-from stp_fx.analysis.draw import chart
 from stp_fx.report.paired import Latency
 from stp_fx.report.tables import as_markdown, as_rich, as_text
+from stp_fx.views import chart
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["GroupChange", "Report"]
 

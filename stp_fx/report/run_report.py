@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.console import Group as RichGroup
-from rich.console import RenderableType
-from rich.text import Text
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import alive_classes
 from stp_fx.criteria.scores import Scores
 from stp_fx.report.tables import as_text, plain_table
 from stp_fx.selection.choice import Choice
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["GroupRun", "RunReport", "run_report"]
 
@@ -78,6 +75,9 @@ class RunReport:
         return as_text(self)
 
     def __rich__(self) -> RenderableType:
+        from rich.console import Group as RichGroup
+        from rich.text import Text
+
         rows = [
             (
                 g.name,
@@ -104,9 +104,8 @@ class RunReport:
 
 def run_report(gm: fx.GraphModule, scores: Scores, choice: Choice) -> RunReport:
     """The report of a selection, before it is carried out."""
-    graph, names, removed = analyze(gm), parameter_names(gm), choice.removed
-    before = cost_of(graph, names, np.ones(graph.solution.count, dtype=bool))
-    after = cost_of(graph, names, alive_classes(graph, removed))
+    graph, removed = analyze(gm), choice.removed
+    before, after = graph.survivors().cost, graph.survivors_without(removed).cost
     rows = tuple(
         GroupRun(g.name, int(removed[g.units].sum()), g.size, float(s.min()), float(s.max()), g.exact)
         for g, s in zip(scores.groups, scores.values, strict=True)

@@ -6,18 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console, RenderableType
-from rich.console import Group as RichGroup
-from rich.progress import Progress
 from torch import fx
 from typing_extensions import Unpack
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.draw import chart
-from stp_fx.analysis.names import prunable_groups
+from stp_fx.analysis.names import entries_of, prunable_groups
 from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import batches, eval_twin, reiterable
@@ -28,7 +24,11 @@ from stp_fx.report.tables import as_text, plain_table
 from stp_fx.rewrite.removal import mask
 from stp_fx.selection import PrunePlan
 from stp_fx.selection.choice import check_names, choose, latency_cost, select
-from stp_fx.selection.selection import Selection, SelectionOptions, names_in, takes_selection
+from stp_fx.selection.selection import Selection, SharedOptions, takes_selection
+from stp_fx.views import chart
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
 
@@ -77,7 +77,7 @@ def sweep(
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
-    **options: Unpack[SelectionOptions],
+    **options: Unpack[SharedOptions],
 ) -> Sweep:
     """Collects and scores once, then plans every ratio; nothing is removed. :func:`stp_fx.apply_plan` carries a plan out.
 
@@ -119,6 +119,8 @@ class Sensitivity:
         return as_text(self)
 
     def __rich__(self) -> RenderableType:
+        from rich.console import Group as RichGroup
+
         rows = [
             (name, *(f"{value:.4f}" for value in values))
             for name, values in sorted(self.losses.items(), key=lambda item: -max(item[1]))
@@ -167,8 +169,12 @@ def sensitivity(
     function = cross_entropy if loss is None else loss
     held = reiterable(data, "data")
     chosen = resolve(criterion)
-    groups = prunable_groups(gm, analyze(gm), names_in("ignore", ignore))
-    scores = score(gm, chosen, measure(gm, needs_of(chosen), held, loss), ignore=ignore)
+    ignored = entries_of(ignore, "ignore")
+    groups = prunable_groups(gm, analyze(gm), ignored)
+    scores = score(gm, chosen, measure(gm, needs_of(chosen), held, loss), ignore=ignored)
+    from rich.console import Console
+    from rich.progress import Progress
+
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:

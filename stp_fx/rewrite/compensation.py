@@ -17,10 +17,10 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import Consumer, find_consumers
-from stp_fx.analysis.graph import ChannelGraph, kept_positions
-from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.sites import find_sites
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
 from stp_fx.measure.statistics import Statistics
 from stp_fx.rewrite.bias import add_to_bias
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 class Method(Protocol):
     """How consumers are compensated: the shift of a bias, after a change of the weight if need be."""
 
-    name: str
+    name: ClassVar[str]
 
     def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
         """What the bias of a weight's uses has to gain, float64 [out]; may change the weight in ``result`` first."""
@@ -54,7 +54,7 @@ def compensate(
         PlanError: the plan does not fit.
     """
     graph = analyze(gm)
-    losing = _by_weight(graph, losing_uses(gm, graph, alive_under(graph, plan, partial=is_partial(gm))))
+    losing = _by_weight(graph, losing_uses(gm, graph, graph.survivors(plan, partial=is_partial(gm))))
     result = copied(gm)
     with torch.no_grad():
         for uses in losing:
@@ -166,13 +166,13 @@ def mean_output(consumer: Consumer, statistics: Statistics, weight: torch.Tensor
     return out.movedim(consumer.channel, 0).reshape(out.shape[consumer.channel], -1).mean(1)
 
 
-def losing_uses(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> list[Use]:
+def losing_uses(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> list[Use]:
     """The consumers that lose inputs, in graph order; says in the log which reader of weights is none."""
     found: list[Use] = []
     known = set()
     for consumer in find_consumers(gm):
         site = consumer.site
-        dead = ~kept_positions(graph.value(site.source).dims[site.dim], alive, graph.solution.label)
+        dead = ~survivors.flags(graph.value(site.source).dims[site.dim])
         known.add((site.reader, site.source, site.dim))
         if dead.any():
             found.append(Use(consumer, dead))
@@ -203,7 +203,7 @@ def _by_weight(graph: ChannelGraph, uses: Sequence[Use]) -> list[list[Use]]:
     found: dict[str, list[Use]] = {}
     for use in uses:
         name = use.consumer.weight
-        key = use.consumer.node if name is None else graph.found.aliases.get(name, name)
+        key = use.consumer.node if name is None else graph.first_name(name)
         found.setdefault(key, []).append(use)
     return list(found.values())
 

@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from stp_fx.analysis.graph import ChannelGraph, kept_positions
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import RewriteError
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.provenance import example_of
@@ -27,21 +28,20 @@ from stp_fx.rules.literals import Edit, TensorDims, handler_for, is_size_call, m
 __all__ = ["refit"]
 
 
-def refit(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> None:
+def refit(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
     """Rewrites the literals and module attributes of ``gm`` in place; ``graph`` is the analysis of the original.
 
     Raises:
         RewriteError: a node cannot run, or gives a shape that the analysis did not promise.
     """
-    _Refit(gm, graph, alive).run()
+    _Refit(gm, graph, survivors).run()
     _drop_dead_numbers(gm)
     gm.recompile()
 
 
 class _Refit:
-    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> None:
-        self.gm, self.graph = gm, graph
-        self.alive, self.label = alive, graph.solution.label
+    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
+        self.gm, self.graph, self.survivors = gm, graph, survivors
         self.twin = meta_twin(gm).eval()
         self.env: dict[fx.Node, Any] = {}
         self.seen: set[int] = set()
@@ -50,7 +50,7 @@ class _Refit:
     def keep(self, dim: Dim) -> np.ndarray:
         key = tuple(id(f.ids) if f.ids is not None else -f.size for f in dim)
         if key not in self.positions:
-            self.positions[key] = kept_positions(dim, self.alive, self.label)
+            self.positions[key] = self.survivors.flags(dim)
         return self.positions[key]
 
     def run(self) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError, RewriteError
 from stp_fx.ir.provenance import provenance_of, with_provenance
@@ -31,10 +30,10 @@ def remove(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
     """
     _check_plan(plan)
     graph = analyze(gm)
-    alive = alive_under(graph, plan, partial=is_partial(gm))
-    result = shortened_copy(gm, graph, alive)
+    survivors = graph.survivors(plan, partial=is_partial(gm))
+    result = shortened_copy(gm, graph, survivors)
     if not plan.is_empty:
-        refit(result, graph, alive)
+        refit(result, graph, survivors)
         drop_masks(result, idle=True)
     known = provenance_of(result)
     own = _of_original(plan, known.added)
@@ -60,11 +59,11 @@ def mask(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
     result = copied(gm)
     together, before = plan, provenance_of(gm).masked
     if before is not None:
-        alive_under(analyze(gm), plan, partial=True)  # a plan that does not fit is refused by its own names
+        analyze(gm).survivors(plan, partial=True)  # a plan that does not fit is refused by its own names
         together = _both(before, plan)
         drop_masks(result)
     graph = analyze(result)
-    add_masks(result, graph, alive_under(graph, together, partial=is_partial(gm)))
+    add_masks(result, graph, graph.survivors(together, partial=is_partial(gm)))
     return with_provenance(result, masked=together, report=None)
 
 

@@ -11,12 +11,10 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.isomorphism import isomorphism_classes
-from stp_fx.analysis.liveness import plan_removing
-from stp_fx.analysis.names import groups_named, prunable_groups
+from stp_fx.analysis.names import outputs_named, prunable_groups
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.criteria.scores import Scores
 from stp_fx.errors import InputError, NothingToPruneError
@@ -78,7 +76,7 @@ def choose(
     check_stamp(gm, scores.stamp, "the scores", "score this graph again")
     graph = analyze(gm)
     groups, values = _without_ignored(gm, graph, scores, selection)
-    ratios = ratios_by_group(gm, graph, groups, selection.ratios)
+    ratios = ratios_by_group(gm, graph, groups, selection.ratios or {})
     exponents = carriers(groups, graph.products, selection.products)
     exponents.update({index: max(exponents.get(index, 0), 1) for index in ratios})  # a group with a ratio of its own is cut
     removed = _select(
@@ -93,11 +91,11 @@ def choose(
         max_ratio=selection.max_ratio,
         round_to=selection.round_to,
         cost=cost or _cost(gm, graph, selection.target),
-        classes=isomorphism_classes(groups, graph.found.shapes),
+        classes=isomorphism_classes(groups, graph.shapes),
         whole=None if whole is None else {g.index: whole[g.name] for g in groups if g.name in whole},
     )
     removed = _keep_a_position_everywhere(graph, groups, values, removed)
-    return Choice(plan_removing(graph, removed), removed)
+    return Choice(graph.plan_removing(removed), removed)
 
 
 def check_names(gm: fx.GraphModule, selection: Selection) -> None:
@@ -108,7 +106,7 @@ def check_names(gm: fx.GraphModule, selection: Selection) -> None:
         NothingToPruneError: nothing is left that may be removed.
     """
     graph = analyze(gm)
-    ratios_by_group(gm, graph, prunable_groups(gm, graph, selection.ignore), selection.ratios)
+    ratios_by_group(gm, graph, prunable_groups(gm, graph, selection.ignore), selection.ratios or {})
 
 
 def _without_ignored(
@@ -128,14 +126,13 @@ def _cost(gm: fx.GraphModule, graph: ChannelGraph, target: str) -> CostOf | None
         return latency_cost(gm)
     if target not in ("macs", "params"):
         return None
-    parameters = parameter_names(gm)
-    return lambda removed: float(getattr(cost_of(graph, parameters, alive_classes(graph, removed)), target))
+    return lambda removed: float(getattr(graph.survivors_without(removed), target))
 
 
 def latency_cost(gm: fx.GraphModule) -> CostOf:
     """Predicted seconds of the network without the flagged units, from measurements taken now."""
     graph, model = analyze(gm), latency_model(gm)
-    return lambda removed: model.predict(graph, alive_classes(graph, removed))
+    return lambda removed: model.predict(graph.survivors_without(removed))
 
 
 def ratios_by_group(
@@ -150,23 +147,20 @@ def ratios_by_group(
     allowed = {group.index for group in groups}
     result: dict[int, float] = {}
     for name, ratio in ratios.items():
-        touching = [g for g in groups_named(gm, graph, name, "ratios") if g.index in allowed]
-        if any(_is_output_of(axis, name) for axis in graph.axes):
-            touching = [g for g in touching if g.name == name or any(_is_output_of(m.axis, name) for m in g.members)]
+        touching = [g for g in outputs_named(gm, graph, name, "ratios") if g.index in allowed]
         if not touching:
-            raise InputError(f"`ratios` names {name!r}, but none of its channels can be removed: {_why_name(graph, name)}")
+            raise InputError(f"`ratios` names {_shown(name)}, but none of its channels can be removed: {_why(graph, name)}")
         result.update({group.index: ratio for group in touching})
     return result
 
 
-def _is_output_of(axis: Any, name: str) -> bool:
-    named = axis.tensor == name or axis.name == name or axis.tensor.startswith(name + ".")
-    return named and axis.side in ("out", "both")
+def _shown(name: Any) -> str:
+    return repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
 
 
-def _why_name(graph: ChannelGraph, name: str) -> str:
-    axes = [a for a in graph.axes if a.tensor == name or a.name == name or a.tensor.startswith(name + ".")]
-    return graph.explain(axes[0].name) if axes else "it has no parameters"
+def _why(graph: ChannelGraph, name: Any) -> str:
+    axes = [a for a in graph.axes if isinstance(name, str) and (name in (a.tensor, a.name) or a.tensor.startswith(f"{name}."))]
+    return graph.explain(axes[0].name) if axes else "see ChannelGraph.explain()"
 
 
 def _keep_a_position_everywhere(
@@ -178,15 +172,8 @@ def _keep_a_position_everywhere(
     score = np.full(graph.units, -np.inf)
     for group, values in zip(groups, scores, strict=True):
         score[group.units] = values.numpy()
-    unit_of = np.full(graph.solution.count, -1, dtype=np.int64)
-    unit_of[graph.unit_class] = np.arange(graph.units)
     removed = removed.copy()
-    seen: set[int] = set()
-    for ids in graph.found.pieces():
-        if id(ids) in seen:
-            continue
-        seen.add(id(ids))
-        units = unit_of[graph.solution.label[ids]]
-        if len(units) and (units >= 0).all() and removed[units].all():
+    for units in graph.pieces():
+        if len(units) and removed[units].all():
             removed[units[np.argmax(score[units])]] = False
     return removed

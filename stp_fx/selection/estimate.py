@@ -57,8 +57,7 @@ def mac_shares(gm: fx.GraphModule, *, ignore: Iterable[Any] = (), products: str 
 
 
 def _is_pruned(graph: ChannelGraph, dim: Dim, pruned: np.ndarray) -> bool:
-    ids = [factor.ids for factor in dim if factor.ids is not None]
-    return any(bool(pruned[graph.touched.of(graph.solution.label[each])[1]].any()) for each in ids)
+    return bool(pruned[graph.units_along(dim)[1]].any())
 
 
 def estimate_keep_ratio(gm: fx.GraphModule, mac_target: float, *, ignore: Iterable[Any] = (), products: str = "auto") -> float:

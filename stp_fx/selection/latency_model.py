@@ -11,13 +11,11 @@ import numpy as np
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.cost import cost_of
-from stp_fx.analysis.graph import ChannelGraph, alive_classes, kept_positions
-from stp_fx.analysis.liveness import plan_removing
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.names import prunable_groups
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.measure.latency import take_turns, whole_seconds
 from stp_fx.rewrite.removal import remove
-from stp_fx.rules.literals import TensorDims
 from stp_fx.selection.products import carriers
 
 __all__ = ["LatencyModel", "latency_model"]
@@ -34,13 +32,13 @@ class LatencyModel:
     sizes: Mapping[str, np.ndarray]
     seconds: Mapping[str, np.ndarray]
 
-    def predict(self, graph: ChannelGraph, alive: np.ndarray) -> float:
-        """Seconds of one call, when only the flagged classes are alive (bool, one per class).
+    def predict(self, survivors: Survivors) -> float:
+        """Seconds of one call of the graph with only the survivors.
 
         Each node's time is interpolated between its measurements, over the fraction of its MACs that is left (of its
         output's elements, for nodes without).
         """
-        left = work_left(graph, alive)
+        left = survivors.work_left()
         return float(sum(np.interp(left.get(name, 1.0), xs, self.seconds[name]) for name, xs in self.sizes.items()))
 
 
@@ -55,30 +53,12 @@ def latency_model(gm: fx.GraphModule, *, clock: Callable[[], float] = time.perf_
     return _measured(gm, analyze(gm), clock)
 
 
-def work_left(graph: ChannelGraph, alive: np.ndarray) -> dict[str, float]:
-    """The fraction of each node's MACs that a plan leaves; of its output's elements, for a node without MACs."""
-    whole, left = (cost_of(graph, [], each).per_node for each in (np.ones_like(alive), alive))
-    result = {name: left[name] / macs for name, macs in whole.items() if macs}
-    known: dict[tuple[int, ...], float] = {}
-    for name, value in graph.found.values.items():
-        if name in result or not isinstance(value, TensorDims):
-            continue
-        fraction = 1.0
-        for dim in value.dims:
-            key = tuple(id(f.ids) if f.ids is not None else -f.size for f in dim)
-            if key not in known:
-                known[key] = float(kept_positions(dim, alive, graph.solution.label).mean())
-            fraction *= known[key]
-        result[name] = fraction
-    return result
-
-
 def _measured(gm: fx.GraphModule, graph: ChannelGraph, clock: Callable[[], float]) -> LatencyModel:
     graphs, left = [], []
     for kept in _KEPT:
         removed = _first_units(gm, graph, kept)
-        graphs.append(gm if kept == 1.0 else remove(gm, plan_removing(graph, removed)))
-        left.append(work_left(graph, alive_classes(graph, removed)))
+        graphs.append(gm if kept == 1.0 else remove(gm, graph.plan_removing(removed)))
+        left.append(graph.survivors_without(removed).work_left())
     taken = [
         {name: seconds * whole / sum(nodes.values()) for name, seconds in nodes.items()}
         for nodes, whole in zip(take_turns(graphs, _ROUNDS, clock), whole_seconds(graphs, _ROUNDS, clock), strict=True)

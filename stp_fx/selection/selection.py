@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Union, get_args
 
 from torch import nn
 
+from stp_fx.analysis.names import entries_of
 from stp_fx.errors import InputError
 
 __all__ = [
@@ -24,9 +25,9 @@ __all__ = [
     "Scope",
     "Selection",
     "SelectionOptions",
+    "SharedOptions",
     "Target",
     "default_of",
-    "names_in",
     "takes_selection",
 ]
 
@@ -39,16 +40,21 @@ Name = Union[str, nn.Module]  # noqa: UP007 - evaluated, and `|` of a string and
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class SelectionOptions(TypedDict, total=False):
-    """The fields of :class:`Selection` but for ``ratio``, as keyword arguments."""
+class SharedOptions(TypedDict, total=False):
+    """The fields of :class:`Selection` that do not say how much is removed, as keyword arguments."""
 
     scope: Scope
     target: Target
-    ratios: Mapping[Name, float] | None
     ignore: Name | Iterable[Name]
     round_to: int
     max_ratio: float
     products: ProductOption
+
+
+class SelectionOptions(SharedOptions, total=False):
+    """The fields of :class:`Selection` but for ``ratio``, as keyword arguments."""
+
+    ratios: Mapping[Name, float] | None
 
 
 def _help(text: str, form: str = "") -> dict[str, str]:
@@ -88,8 +94,8 @@ class Selection:
         default="channels",
         metadata=_help("what a ratio counts (default: channels); latency is predicted from measurements on this machine"),
     )
-    ratios: Mapping[Name, float] = field(default_factory=dict, metadata=_help("a layer's own ratio", "NAME=RATIO"))
-    ignore: tuple[Name, ...] = field(
+    ratios: Mapping[Name, float] | None = field(default_factory=dict, metadata=_help("a layer's own ratio", "NAME=RATIO"))
+    ignore: Name | Iterable[Name] = field(
         default=(), metadata=_help("a module, tensor or axis (conv1.weight:0) that is kept whole; globs work", "NAME")
     )
     round_to: int = field(default=1, metadata=_help("groups keep multiples of this many channels (8, 16)"))
@@ -110,7 +116,7 @@ class Selection:
             _check_name("ratios", name)
             _check_ratio(f"`ratios`: the ratio of {_named(name)}", own)
         object.__setattr__(self, "ratios", dict(ratios))
-        object.__setattr__(self, "ignore", names_in("ignore", self.ignore))
+        object.__setattr__(self, "ignore", entries_of(self.ignore, "ignore"))
         if not _is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
             raise InputError(f"`max_ratio` is the largest fraction of a group to remove, in (0, 1]; got {self.max_ratio!r}")
         if isinstance(self.round_to, bool) or not isinstance(self.round_to, numbers.Integral) or self.round_to < 1:
@@ -155,22 +161,6 @@ def takes_selection(*own: str) -> Callable[[F], F]:
         return call  # type: ignore[return-value]
 
     return decorate
-
-
-def names_in(argument: str, given: Any) -> tuple[Name, ...]:
-    """``given`` (one name or module, or several) as a tuple.
-
-    Raises:
-        InputError: anything else; names the argument.
-    """
-    if isinstance(given, (str, nn.Module)):
-        return (given,)
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        raise InputError(f"`{argument}` is a name, a module, or several of them in a list; got {_shown(given)}")
-    found = tuple(given)
-    for each in found:
-        _check_name(argument, each)
-    return found
 
 
 def _check_name(argument: str, name: object) -> None:

@@ -138,7 +138,7 @@ class PATPassManager:
         self.followers = tuple(followers)
         self.step, self.epoch = 0, -1
         self._whole = cost(self.model)
-        self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in selection.ratios.items()}
+        self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
         self._sizes = {group.name: group.size for group in analyze(self.model).groups}
         self._plan_of_random_scores()
         self._groups: tuple[Any, list[Group]] | None = None

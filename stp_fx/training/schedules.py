@@ -13,9 +13,9 @@ import pathlib
 from collections.abc import Callable
 from typing import TypeVar
 
-from stp_fx.analysis.draw import chart
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
+from stp_fx.views import chart
 
 __all__ = ["Cubic", "Custom", "Geometric", "Linear", "OneShot", "Schedule", "Then", "known_schedules", "register", "resolve"]
 

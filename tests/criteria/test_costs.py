@@ -11,8 +11,7 @@ from criteria_networks import Attention, Case, ConvNet, Mlp, measured, traced
 from torch import fx, nn
 
 import stp_fx
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import alive_classes
+from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.unit_costs import contraction_macs, group_costs, parameter_elements, unit_savings
 from stp_fx.criteria import ActivationBytes, CostAware, Latency, Macs, Params, ScoreContext, Table
 from stp_fx.errors import CriterionError, InputError
@@ -52,12 +51,12 @@ def context_of(gm: fx.GraphModule) -> ScoreContext:
 
 def differences(gm: fx.GraphModule, what: str) -> np.ndarray:
     """Cost of the graph less that of the graph without each unit, one plan after the other."""
-    graph, names = stp_fx.analyze(gm), parameter_names(gm)
+    graph = stp_fx.analyze(gm)
     saved = []
     for unit in [None, *range(graph.units)]:
         removed = np.zeros(graph.units, dtype=bool)
         removed[[] if unit is None else [unit]] = True
-        saved.append(getattr(cost_of(graph, names, alive_classes(graph, removed)), what))
+        saved.append(getattr(graph.survivors_without(removed), what))
     return saved[0] - np.array(saved[1:], dtype=float)
 
 
@@ -97,11 +96,11 @@ def test_a_deep_network_is_costed_in_one_walk() -> None:
     gm = stp_fx.trace(torchvision.models.resnet50(), torch.randn(1, 3, 64, 64))
     graph = stp_fx.analyze(gm)
     saved = unit_savings(graph, contraction_macs(graph))
-    names, whole = parameter_names(gm), stp_fx.cost(gm).macs
+    whole = stp_fx.cost(gm).macs
     for group in graph.groups[::6]:
         removed = np.zeros(graph.units, dtype=bool)
         removed[group.units[-1]] = True
-        left = cost_of(graph, names, alive_classes(graph, removed)).macs
+        left = graph.survivors_without(removed).macs
         assert whole - left == pytest.approx(saved[group.units[-1]], rel=1e-9)
 
 

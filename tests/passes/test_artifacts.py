@@ -233,7 +233,7 @@ def _never() -> Iterator[torch.Tensor]:
         ({"ratios": {"nope": 0.5}}, InputError, "names 'nope'"),
         ({"ratios": 0.5}, InputError, "`ratios` maps layers"),
         ({"ignore": ["nope"]}, InputError, "names 'nope'"),
-        ({"ignore": 5}, InputError, "`ignore` is a name, a module, or several"),
+        ({"ignore": 5}, InputError, "`ignore` holds 5"),
         ({"ignore": ["0", "3", "5"]}, NothingToPruneError, "everything is in `ignore`"),
         ({"round_to": 0}, InputError, "`round_to`"),
         ({"max_ratio": 2}, InputError, "`max_ratio`"),

@@ -14,8 +14,6 @@ import torchvision
 from torch import fx, nn
 
 import stp_fx
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import alive_classes
 from stp_fx.analysis.isomorphism import isomorphism_classes
 from stp_fx.errors import InputError
 from stp_fx.passes import (
@@ -30,7 +28,6 @@ from stp_fx.passes import (
     latency_model,
 )
 from stp_fx.selection.estimate import mac_shares
-from stp_fx.selection.latency_model import work_left
 
 
 class Net(nn.Module):
@@ -64,7 +61,7 @@ def _vision(name: str) -> fx.GraphModule:
 
 def test_groups_of_one_structure_are_one_class(gm: fx.GraphModule) -> None:
     graph = stp_fx.analyze(gm)
-    classes = dict(zip([g.name for g in graph.groups], isomorphism_classes(graph.groups, graph.found.shapes), strict=True))
+    classes = dict(zip([g.name for g in graph.groups], isomorphism_classes(graph.groups, graph.shapes), strict=True))
     assert classes["up.0.weight:0"] == classes["up.1.weight:0"]
     assert len(set(classes.values())) == len(classes) - 1
 
@@ -100,14 +97,12 @@ def test_costs_are_met_within_one_unit(gm: fx.GraphModule, scope: str, target: s
     for unit in np.flatnonzero(gone):
         less = gone.copy()
         less[unit] = False
-        closest.append(getattr(cost_of(graph, parameter_names(gm), alive_classes(graph, less)), target))
+        closest.append(getattr(graph.survivors_without(less), target))
     assert max(closest) > 0.6 * before  # giving back a unit would miss it
 
 
 def _removed(gm: fx.GraphModule, plan: stp_fx.PrunePlan) -> np.ndarray:
-    from stp_fx.analysis.liveness import removed_units
-
-    return removed_units(stp_fx.analyze(gm), plan)
+    return ~stp_fx.analyze(gm).survivors(plan).units
 
 
 def test_rounding_keeps_the_best_of_what_is_left() -> None:
@@ -143,13 +138,13 @@ def test_latency_target_meets_what_the_model_predicts(gm: fx.GraphModule) -> Non
     graph = stp_fx.analyze(gm)
     names = [n.name for n in gm.graph.nodes if n.op == "call_module"]
     linear = LatencyModel({n: np.array([0.0, 1.0]) for n in names}, {n: np.array([0.0, 1.0]) for n in names})
-    select = SelectUnits(0.5, target="latency", cost=lambda removed: linear.predict(graph, alive_classes(graph, removed)))
+    select = SelectUnits(0.5, target="latency", cost=lambda removed: linear.predict(graph.survivors_without(removed)))
     pruned = Pipeline(ScoreUnits(), select, RemoveChannels())(gm).graph_module
-    alive = alive_classes(graph, _removed(gm, stp_fx.plan_of(pruned)))
-    whole, left = linear.predict(graph, np.ones_like(alive)), linear.predict(graph, alive)
+    survivors = graph.survivors(stp_fx.plan_of(pruned))
+    whole, left = linear.predict(graph.survivors()), linear.predict(survivors)
     assert whole == len(names)
     assert 0.4 * whole < left <= 0.5 * whole
-    assert left == pytest.approx(sum(work_left(graph, alive)[n] for n in names))
+    assert left == pytest.approx(sum(survivors.work_left()[n] for n in names))
 
 
 def test_latency_is_measured_and_smaller_for_less(gm: fx.GraphModule) -> None:
@@ -158,14 +153,14 @@ def test_latency_is_measured_and_smaller_for_less(gm: fx.GraphModule) -> None:
     ticks = iter(range(10**6))
     model = latency_model(gm, clock=lambda: float(next(ticks)))
     graph = stp_fx.analyze(gm)
-    assert model.predict(graph, np.ones(graph.solution.count, dtype=bool)) == pytest.approx(1.0)  # one tick a call
+    assert model.predict(graph.survivors()) == pytest.approx(1.0)  # one tick a call
     assert all(torch.equal(before[k], v) for k, v in gm.state_dict().items())
     assert [m.training for m in gm.modules()] == flags
     wide = stp_fx.trace(nn.Sequential(nn.Linear(256, 2048), nn.ReLU(), nn.Linear(2048, 256)), torch.randn(64, 256))
     graph, timed = stp_fx.analyze(wide), latency_model(wide)
     gone = np.zeros(graph.units, dtype=bool)
     gone[: graph.units * 3 // 4] = True
-    full, quarter = (timed.predict(graph, alive_classes(graph, g)) for g in (np.zeros_like(gone), gone))
+    full, quarter = (timed.predict(graph.survivors_without(g)) for g in (np.zeros_like(gone), gone))
     assert quarter < 0.8 * full
 
 

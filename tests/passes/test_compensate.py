@@ -12,8 +12,6 @@ from torch import fx, nn
 
 import stp_fx
 from stp_fx.analysis.consumers import Consumer, find_consumers
-from stp_fx.analysis.graph import kept_positions
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.criteria import Magnitude
 from stp_fx.errors import InputError, PassError
 from stp_fx.passes import (
@@ -119,12 +117,12 @@ class Setting:
         assert self.made.plan is not None
         self.plan = self.made.plan
         graph = stp_fx.analyze(self.gm)
-        alive = alive_under(graph, self.plan)
+        survivors = graph.survivors(self.plan)
         self.values = self._values()
         self.losing: list[tuple[Consumer, torch.Tensor]] = []
         for consumer in find_consumers(self.gm):
             site = consumer.site
-            dead = ~kept_positions(graph.value(site.source).dims[site.dim], alive, graph.solution.label)
+            dead = ~survivors.flags(graph.value(site.source).dims[site.dim])
             if dead.any():
                 self.losing.append((consumer, torch.from_numpy(np.flatnonzero(dead))))
 
@@ -203,7 +201,7 @@ def test_least_squares_is_never_worse_than_the_mean_nor_that_than_none(setting: 
 def test_shared_weights_are_right_on_average() -> None:
     setting = Setting("tokens")
     for correction in (CompensateMean(), CompensateLeastSquares()):
-        gm = correction(setting.gm).graph_module
+        gm = correction(setting.gm, setting.made).graph_module
         pairs = [setting.outputs(gm, c, dead) for c, dead in setting.losing if c.node in {"shared", "shared_1"}]
         total = sum((now - before).mean((0, 1)) for now, before in pairs)
         assert float(total.abs().max()) < 1e-9
@@ -211,8 +209,8 @@ def test_shared_weights_are_right_on_average() -> None:
 
 @pytest.mark.parametrize("correction", [CompensateMean(), CompensateLeastSquares()])
 def test_masking_and_removing_are_one_after_compensation(setting: Setting, correction: CompensateMean) -> None:
-    gm = correction(setting.gm).graph_module
-    removed, masked = RemoveChannels()(gm).graph_module, MaskChannels()(gm).graph_module
+    gm = correction(setting.gm, setting.made).graph_module
+    removed, masked = RemoveChannels(setting.plan)(gm).graph_module, MaskChannels(setting.plan)(gm).graph_module
     x = setting.batches[0]
     assert torch.allclose(removed(x), masked(x), rtol=1e-9, atol=1e-12)
     again = RemoveChannels(setting.plan)(masked).graph_module
@@ -222,7 +220,7 @@ def test_masking_and_removing_are_one_after_compensation(setting: Setting, corre
 
 def test_the_input_graph_is_untouched(setting: Setting) -> None:
     before = {k: v.clone() for k, v in setting.gm.state_dict().items()}
-    CompensateLeastSquares()(setting.gm)
+    CompensateLeastSquares()(setting.gm, setting.made)
     after = setting.gm.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -248,8 +246,8 @@ def test_a_constant_channel_is_compensated_exactly_at_the_borders_mean() -> None
         {("0.weight", 0): [0], ("0.bias", 0): [0], ("1.weight", 1): [0]},
         {("0.weight", 0): 2, ("0.bias", 0): 2, ("1.weight", 1): 2},
     )
-    CollectStatistics([x])(gm)  # without maps: a constant channel needs none
-    pruned = RemoveChannels()(CompensateMean(plan)(gm).graph_module).graph_module
+    # without maps: a constant channel needs none
+    pruned = Pipeline(CollectStatistics([x]), CompensateMean(plan), RemoveChannels())(gm).graph_module
     assert torch.allclose(pruned(x).mean((0, 2, 3)), net(x).mean((0, 2, 3)), rtol=1e-12)
 
 

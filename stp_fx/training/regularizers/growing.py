@@ -10,7 +10,6 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
-from stp_fx.analysis.liveness import removed_units
 from stp_fx.criteria import Criterion
 from stp_fx.criteria import resolve as resolve_criterion
 from stp_fx.criteria.scores import score
@@ -76,7 +75,7 @@ class GrowingReg(BaseRegularizer):
             may_go = {group.index for group in chosen(graph, groups)}
             held = tuple(group.name for group in graph.groups if group.index not in may_go)
             self._plan = select(gm, score(gm, self.criterion, ignore=held), Selection(self.ratio))
-        picked = removed_units(graph, self._plan)
+        picked = ~graph.survivors(self._plan, partial=True).units
         rows = rows_of(gm, graph, graph.groups, lambda axis: True)
         device = next(iter(rows.by_tensor.values()))[0].index.device
         parameters = dict(gm.named_parameters(remove_duplicate=False))

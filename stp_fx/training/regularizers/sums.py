@@ -11,9 +11,8 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.graph import ChannelGraph, removed_axes
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group
-from stp_fx.analysis.liveness import alive_under, removed_units
 from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.memo import Same, remembered
 from stp_fx.ir.provenance import provenance_of
@@ -148,16 +147,14 @@ def rows_of(
     return RowNorms(entries, count, alive)
 
 
-def kept_positions(gm: fx.GraphModule, graph: ChannelGraph) -> dict[tuple[str, int], np.ndarray]:
+def kept_positions(gm: fx.GraphModule, graph: ChannelGraph) -> Mapping[tuple[str, int], np.ndarray]:
     """By tensor and dimension: the positions that live (int64, sorted), where a mask has made others dead."""
-    masked = provenance_of(gm).masked
-    return {} if masked is None else removed_axes(graph, alive_under(graph, masked, partial=True))
+    return graph.survivors(provenance_of(gm).masked, partial=True).axes
 
 
 def living(gm: fx.GraphModule, graph: ChannelGraph) -> np.ndarray:
     """Units that no mask has made dead (bool, one per unit)."""
-    masked = provenance_of(gm).masked
-    return np.ones(graph.units, dtype=bool) if masked is None else ~removed_units(graph, masked)
+    return graph.survivors(provenance_of(gm).masked, partial=True).units
 
 
 def chosen(graph: ChannelGraph, groups: Iterable[Group] | None) -> tuple[Group, ...]:
