@@ -11,12 +11,9 @@ from torch import fx
 
 from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
+from stp_fx.ir.captured import KEY
 
 __all__ = ["Provenance", "attach_provenance", "example_of", "has_provenance", "needs_whole_tensors", "provenance_of"]
-
-_KEY = "stp_fx"
-_ATTRIBUTE = "_stp_fx_provenance"
-"""The same state as an attribute: pickling a GraphModule keeps attributes but not ``meta``, copying the other way round."""
 
 
 @dataclasses.dataclass
@@ -55,8 +52,7 @@ class Provenance:
 def attach_provenance(gm: fx.GraphModule, state: Provenance) -> fx.GraphModule:
     if state.dtype is None:
         state.dtype = _floating_dtype(gm)
-    gm.meta[_KEY] = state
-    gm.__dict__[_ATTRIBUTE] = state
+    gm.meta[KEY] = state
     return gm
 
 
@@ -86,13 +82,7 @@ def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
 
 
 def has_provenance(gm: torch.nn.Module) -> bool:
-    if not isinstance(gm, fx.GraphModule):
-        return False
-    found = gm.meta.get(_KEY, gm.__dict__.get(_ATTRIBUTE))
-    if not isinstance(found, Provenance):
-        return False
-    gm.meta[_KEY] = gm.__dict__[_ATTRIBUTE] = found
-    return True
+    return isinstance(gm, fx.GraphModule) and isinstance(gm.meta.get(KEY), Provenance)
 
 
 def provenance_of(gm: fx.GraphModule) -> Provenance:
@@ -106,7 +96,7 @@ def provenance_of(gm: fx.GraphModule) -> Provenance:
             f"{type(gm).__name__} carries no recorded example inputs. "
             "Pass it through stp_fx.trace(model, example_inputs), or give example_inputs to this call."
         )
-    return gm.meta[_KEY]
+    return gm.meta[KEY]
 
 
 def needs_whole_tensors(gm: torch.nn.Module) -> None:
