@@ -23,9 +23,10 @@ from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
+from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
-from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, switch_modes
+from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, modes_kept, switch_modes
 
 __all__ = ["capture_with_export"]
 
@@ -97,20 +98,17 @@ def _is_arithmetic(node: fx.Node) -> bool:
 
 
 def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx.GraphModule:
-    flags = [(module, module.training) for module in model.modules()]
     try:
-        if training != model.training:
-            model.train(training)
-        given = dict(arguments)
-        every = pytree.tree_map(_free_sizes, given)
-        program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
-        source = program.module(check_guards=False)
+        with modes_kept(model):
+            if training != model.training:
+                model.train(training)
+            given = dict(arguments)
+            every = pytree.tree_map(_free_sizes, given)
+            program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
+            source = program.module(check_guards=False)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
         raise TraceError(f"{type(error).__name__}: {lines[0][:300]}") from error
-    finally:
-        for module, flag in flags:
-            module.training = flag
     return _Raised(model, source, program, training).graph_module()
 
 
@@ -154,7 +152,7 @@ class _Raised:
             if not node.users and node.op in ("get_attr", "call_method", "call_function") and node.target not in _EFFECTS:
                 self.graph.erase_node(node)
         self.graph.lint()
-        gm = fx.GraphModule(self.root, self.graph, class_name=type(self.model).__name__)
+        gm = CapturedGraph(self.root, self.graph, class_name=type(self.model).__name__)
         return gm.train(self.training)
 
     def _assert_fixed_sizes(self) -> None:

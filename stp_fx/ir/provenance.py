@@ -11,6 +11,7 @@ from torch import fx
 
 from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
+from stp_fx.ir.captured import KEY
 
 __all__ = [
     "MASK_PREFIX",
@@ -25,11 +26,9 @@ __all__ = [
     "with_provenance",
 ]
 
-_KEY = "stp_fx"
+
 MASK_PREFIX = "stp_fx_dead"
 """How the names of mask buffers begin."""
-_ATTRIBUTE = "_stp_fx_provenance"
-"""The same value as an attribute: pickling a GraphModule keeps attributes but not ``meta``, copying the other way round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +63,7 @@ def attach_provenance(gm: fx.GraphModule, provenance: Provenance) -> fx.GraphMod
     """Records ``provenance`` on a graph that the caller has made; returns the graph."""
     if provenance.dtype is None:
         provenance = dataclasses.replace(provenance, dtype=_floating_dtype(gm))
-    gm.meta[_KEY] = gm.__dict__[_ATTRIBUTE] = provenance
+    gm.meta[KEY] = provenance
     return gm
 
 
@@ -96,7 +95,7 @@ def provenance_of(gm: fx.GraphModule) -> Provenance:
 def _found(gm: Any) -> Provenance | None:
     if not isinstance(gm, fx.GraphModule):
         return None
-    found = gm.meta.get(_KEY, gm.__dict__.get(_ATTRIBUTE))
+    found = gm.meta.get(KEY)
     return found if isinstance(found, Provenance) else None
 
 

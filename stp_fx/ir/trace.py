@@ -12,15 +12,18 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from stp_fx.errors import InputError, TraceError, VerificationError
+from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.call import Call, call_of, restored
+from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
 from stp_fx.ir.shapes import meta_like, meta_twin
-from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
-from stp_fx.ir.train_eval import mode_calls, switch_modes
+from stp_fx.ir.tracer import ModuleTracer
+from stp_fx.ir.train_eval import mode_calls, modes_kept, switch_modes
 from stp_fx.ir.verify import verify
 
 __all__ = ["bound_arguments", "retrace", "trace"]
@@ -60,7 +63,8 @@ def trace(
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
+    with LOCK:
+        gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
     return with_provenance(gm, call=call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend))
 
 
@@ -82,16 +86,12 @@ def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
     args, kwargs = (restored(data, torch.device(place)) for data in (call.args, call.kwargs))
     if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise InputError("a recorded call is a tuple of arguments and a dict of named ones")
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
+    with LOCK, modes_kept(model):
+        for module in model.modules():
             module.training = call.training
         for name in call.other:
             modules[name].training = not call.training
         return trace(model, args, kwargs=kwargs, frontend=call.frontend)
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _first_capture(model: nn.Module, arguments: dict[str, Any], frontend: str) -> fx.GraphModule:
@@ -274,17 +274,14 @@ def _mode_dependent(graph: fx.Graph, model: nn.Module, values: dict[str, Any], c
         return {name for name, training in calls.items() if not training}
     if not any(calls.values()):
         return set()
-    flags = [(m, m.training) for m in model.modules()]
     try:
-        model.eval()
-        tracer = _capture(model, values, constants)
-        tracer.forget_constants()
-        evaluated = mode_calls(tracer.graph)
+        with modes_kept(model):
+            model.eval()
+            tracer = _capture(model, values, constants)
+            tracer.forget_constants()
+            evaluated = mode_calls(tracer.graph)
     except TraceError:
         evaluated = {}
-    finally:
-        for module, flag in flags:
-            module.training = flag
     return {name for name, training in calls.items() if training and evaluated.get(name) is False}
 
 
@@ -299,7 +296,7 @@ def _drop_dead_numbers(graph: fx.Graph) -> None:
 
 def _graph_module(tracer: ModuleTracer, model: nn.Module) -> fx.GraphModule:
     tracer.graph.lint()
-    gm = fx.GraphModule(model, tracer.graph, class_name=type(model).__name__)
+    gm = CapturedGraph(model, tracer.graph, class_name=type(model).__name__)
     tracer.forget_constants()
     originals = dict(model.named_modules(remove_duplicate=False))
     for name, module in gm.named_modules():
