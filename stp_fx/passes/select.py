@@ -25,7 +25,7 @@ from stp_fx.passes.base import GraphPass
 from stp_fx.passes.collect import gradients_on, statistics_on
 from stp_fx.passes.planning import PLAN, REPORT, SCORES, groups_named, plan_for, prunable_groups
 from stp_fx.report.run_report import run_report
-from stp_fx.selection import carriers, select
+from stp_fx.selection import carriers, merge_ratios, pieces_of, select
 from stp_fx.selection.latency_model import latency_model
 
 __all__ = ["ScoreUnits", "SelectUnits"]
@@ -90,7 +90,7 @@ class SelectUnits(GraphPass):
         groups, scores = provenance_of(gm).cache[SCORES]
         ratios = _ratios_by_group(gm, graph, groups, self.ratios or {})
         exponents = _carrying(graph, groups, ratios, self.products)
-        removed = select(
+        chosen = select(
             groups,
             scores,
             total=graph.units,
@@ -104,10 +104,10 @@ class SelectUnits(GraphPass):
             cost=self._cost(gm, graph),
             classes=isomorphism_classes(groups, graph.found.shapes),
             whole=None if self.whole is None else {g.index: self.whole[g.name] for g in groups if g.name in self.whole},
+            pieces=pieces_of(graph),
         )
-        removed = _keep_a_position_everywhere(graph, groups, scores, removed)
-        provenance_of(gm).cache[PLAN] = plan_for(graph, removed)
-        provenance_of(gm).cache[REPORT] = run_report(gm, graph, groups, scores, removed)
+        provenance_of(gm).cache[PLAN] = plan_for(graph, chosen.removed)
+        provenance_of(gm).cache[REPORT] = run_report(gm, graph, groups, scores, chosen.removed, chosen.notes)
         return PassResult(gm, False)
 
     def _cost(self, gm: fx.GraphModule, graph: ChannelGraph) -> Callable[[np.ndarray], float] | None:
@@ -137,15 +137,15 @@ def _ratios_by_group(
 ) -> dict[int, float]:
     """A named layer's ratio is that of its outputs' groups; that of a tensor without outputs (a norm's), of all it touches."""
     allowed = {group.index for group in groups}
-    result: dict[int, float] = {}
+    named: list[tuple[str, float, Sequence[Group]]] = []
     for name, ratio in ratios.items():
         touching = [g for g in groups_named(gm, graph, name, "ratios") if g.index in allowed]
         if any(_is_output_of(axis, name) for axis in graph.axes):
             touching = [g for g in touching if g.name == name or any(_is_output_of(m.axis, name) for m in g.members)]
         if not touching:
             raise InputError(f"`ratios` names {name!r}, but none of its channels can be removed: {_why_name(graph, name)}")
-        result.update({group.index: ratio for group in touching})
-    return result
+        named.append((name, ratio, touching))
+    return merge_ratios(named)
 
 
 def _is_output_of(axis: Any, name: str) -> bool:
@@ -163,26 +163,3 @@ def _carrying(graph: ChannelGraph, groups: Sequence[Group], ratios: Mapping[int,
     result = carriers(groups, graph.products, option)
     result.update({index: max(result.get(index, 0), 1) for index in ratios})
     return result
-
-
-def _keep_a_position_everywhere(
-    graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray
-) -> np.ndarray:
-    """No piece of a tensor may lose all its positions: its best unit stays."""
-    if not removed.any():
-        return removed
-    score = np.full(graph.units, -np.inf)
-    for group, values in zip(groups, scores, strict=True):
-        score[group.units] = values.numpy()
-    unit_of = np.full(graph.solution.count, -1, dtype=np.int64)
-    unit_of[graph.unit_class] = np.arange(graph.units)
-    removed = removed.copy()
-    seen: set[int] = set()
-    for ids in graph.found.pieces():
-        if id(ids) in seen:
-            continue
-        seen.add(id(ids))
-        units = unit_of[graph.solution.label[ids]]
-        if len(units) and (units >= 0).all() and removed[units].all():
-            removed[units[np.argmax(score[units])]] = False
-    return removed

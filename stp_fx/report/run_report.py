@@ -44,13 +44,15 @@ class GroupRun:
 @dataclasses.dataclass(frozen=True)
 class RunReport:
     """What a plan takes, and from what. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
-    ``compensation``: "mean", "least_squares" or None. ``str`` gives a table."""
+    ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked. ``str``
+    gives a table."""
 
     groups: tuple[GroupRun, ...]
     macs: tuple[int, int]
     params: tuple[int, int]
     pinned: dict[str, int]
     compensation: str | None = None
+    notes: tuple[str, ...] = ()
 
     def line(self, verb: str = "Prune") -> str:
         """One line of totals."""
@@ -89,7 +91,7 @@ class RunReport:
         ]
         table = plain_table(("group", "pruned", "left", "scores", "masking = removing"), rows)
         lines = [f"{axes} axes pinned: {reason}" for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1])]
-        return RichGroup(table, "", *(Text(line) for line in [*lines, self.line()]))
+        return RichGroup(table, "", *(Text(line) for line in [*lines, *self.notes, self.line()]))
 
     def to_dict(self) -> dict[str, Any]:
         """Totals before and after and every group, as plain data for JSON."""
@@ -98,13 +100,19 @@ class RunReport:
             "macs": {"before": self.macs[0], "after": self.macs[1]},
             "params": {"before": self.params[0], "after": self.params[1]},
             "groups": [dataclasses.asdict(group) for group in self.groups],
+            "notes": list(self.notes),
         }
 
 
 def run_report(
-    gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray
+    gm: fx.GraphModule,
+    graph: ChannelGraph,
+    groups: Sequence[Group],
+    scores: Sequence[torch.Tensor],
+    removed: np.ndarray,
+    notes: tuple[str, ...] = (),
 ) -> RunReport:
-    """The report of a selection; ``removed`` is bool, one per unit of the graph."""
+    """The report of a selection; ``removed`` is bool, one per unit of the graph; ``notes`` are the selection's."""
     names = parameter_names(gm)
     before = cost_of(graph, names, np.ones(graph.solution.count, dtype=bool))
     after = cost_of(graph, names, alive_classes(graph, removed))
@@ -113,4 +121,4 @@ def run_report(
         for g, s in zip(groups, scores, strict=True)
     )
     pinned = {reason: len(axes) for reason, axes in graph.pinned.items()}
-    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned)
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned, notes=notes)

@@ -1,10 +1,13 @@
-"""Selection: from scores to a plan. Which units go for a ratio, a cost, and the constraints on every group."""
+"""Selection: from scores to a plan. Which units are removed for a ratio or a cost, under the constraints on every group."""
 
 from __future__ import annotations
 
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.selection.arguments import TARGETS, Cost
+from stp_fx.selection.pieces import pieces_of
 from stp_fx.selection.products import PRODUCT_OPTIONS, carriers
+from stp_fx.selection.ratios import merge_ratios
+from stp_fx.selection.result import Selected, Shortfall
 from stp_fx.selection.scope import SCOPES, UnitOrder, local_fraction, order_units
 from stp_fx.selection.target import select
 
@@ -14,9 +17,13 @@ __all__ = [
     "TARGETS",
     "Cost",
     "PrunePlan",
+    "Selected",
+    "Shortfall",
     "UnitOrder",
     "carriers",
     "local_fraction",
+    "merge_ratios",
     "order_units",
+    "pieces_of",
     "select",
 ]
