@@ -41,7 +41,8 @@ class GroupRun:
 @dataclasses.dataclass(frozen=True)
 class RunReport:
     """What a plan takes, and from what. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
-    ``compensation``: "mean", "least_squares" or None. ``str`` gives a table."""
+    ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked. ``str``
+    gives a table."""
 
     groups: tuple[GroupRun, ...]
     macs: tuple[int, int]
@@ -90,7 +91,7 @@ class RunReport:
         ]
         table = plain_table(("group", "pruned", "left", "scores", "masking = removing"), rows)
         lines = [f"{axes} axes pinned: {reason}" for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1])]
-        return RichGroup(table, "", *(Text(line) for line in [*lines, self.line()]))
+        return RichGroup(table, "", *(Text(line) for line in [*lines, *self.notes, self.line()]))
 
     def to_dict(self) -> dict[str, Any]:
         """Totals before and after and every group, as plain data for JSON."""
@@ -99,6 +100,7 @@ class RunReport:
             "macs": {"before": self.macs[0], "after": self.macs[1]},
             "params": {"before": self.params[0], "after": self.params[1]},
             "groups": [dataclasses.asdict(group) for group in self.groups],
+            "notes": list(self.notes),
         }
 
 
@@ -111,4 +113,4 @@ def run_report(gm: fx.GraphModule, scores: Scores, choice: Choice) -> RunReport:
         for g, s in zip(scores.groups, scores.values, strict=True)
     )
     pinned = {reason: len(axes) for reason, axes in graph.pinned.items()}
-    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned, None, choice.notes)
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned, notes=choice.notes)

@@ -21,8 +21,9 @@ from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.stamp import check_stamp
 from stp_fx.selection.latency_model import latency_model
 from stp_fx.selection.products import carriers
+from stp_fx.selection.ratios import merge_ratios
 from stp_fx.selection.selection import Selection
-from stp_fx.selection.target import select as _select
+from stp_fx.selection.target import select_units
 
 __all__ = ["Choice", "check_names", "choose", "latency_cost", "select"]
 
@@ -79,7 +80,7 @@ def choose(
     ratios = ratios_by_group(gm, graph, groups, selection.ratios or {})
     exponents = carriers(groups, graph.products, selection.products)
     exponents.update({index: max(exponents.get(index, 0), 1) for index in ratios})  # a group with a ratio of its own is cut
-    removed = _select(
+    selected = select_units(
         groups,
         values,
         total=graph.units,
@@ -93,9 +94,9 @@ def choose(
         cost=cost or _cost(gm, graph, selection.target),
         classes=isomorphism_classes(groups, graph.shapes),
         whole=None if whole is None else {g.index: whole[g.name] for g in groups if g.name in whole},
+        pieces=graph.pieces(),
     )
-    removed = _keep_a_position_everywhere(graph, groups, values, removed)
-    return Choice(graph.plan_removing(removed), removed)
+    return Choice(graph.plan_removing(selected.removed), selected.removed, selected.notes)
 
 
 def check_names(gm: fx.GraphModule, selection: Selection) -> None:
@@ -142,16 +143,16 @@ def ratios_by_group(
     it touches.
 
     Raises:
-        InputError: a name that matches nothing, or nothing that may be removed.
+        InputError: a name that matches nothing, or nothing that may be removed; two ratios for one group.
     """
     allowed = {group.index for group in groups}
-    result: dict[int, float] = {}
+    named: list[tuple[str, float, Sequence[Group]]] = []
     for name, ratio in ratios.items():
         touching = [g for g in outputs_named(gm, graph, name, "ratios") if g.index in allowed]
         if not touching:
             raise InputError(f"`ratios` names {_shown(name)}, but none of its channels can be removed: {_why(graph, name)}")
-        result.update({group.index: ratio for group in touching})
-    return result
+        named.append((name if isinstance(name, str) else f"a {type(name).__name__}", ratio, touching))
+    return merge_ratios(named)
 
 
 def _shown(name: Any) -> str:
@@ -161,19 +162,3 @@ def _shown(name: Any) -> str:
 def _why(graph: ChannelGraph, name: Any) -> str:
     axes = [a for a in graph.axes if isinstance(name, str) and (name in (a.tensor, a.name) or a.tensor.startswith(f"{name}."))]
     return graph.explain(axes[0].name) if axes else "see ChannelGraph.explain()"
-
-
-def _keep_a_position_everywhere(
-    graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray
-) -> np.ndarray:
-    """No piece of a tensor may lose all its positions: its best unit stays."""
-    if not removed.any():
-        return removed
-    score = np.full(graph.units, -np.inf)
-    for group, values in zip(groups, scores, strict=True):
-        score[group.units] = values.numpy()
-    removed = removed.copy()
-    for units in graph.pieces():
-        if len(units) and removed[units].all():
-            removed[units[np.argmax(score[units])]] = False
-    return removed

@@ -114,6 +114,41 @@ def test_rounding_keeps_the_best_of_what_is_left() -> None:
     assert stp_fx.plan_of(pruned).kept["0.weight", 0].tolist() == list(range(4, 20))
 
 
+class Chunked(nn.Module):
+    """16 channels in four pieces of four, put together in reverse; the last four have the best scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+        with torch.no_grad():
+            self.wide.weight.mul_(torch.tensor([1e-3, 1e-2, 1e-1, 1.0]).repeat_interleave(4)[:, None, None, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pieces = torch.relu(self.wide(x)).chunk(4, 1)
+        return self.head(torch.cat(pieces[::-1], 1).mean((2, 3)))
+
+
+def test_pieces_keep_a_position_within_round_to_and_the_budget() -> None:
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Chunked().eval(), torch.randn(1, 3, 8, 8))
+    pruned = stp_fx.prune_graph(gm, ratio=0.75, target="macs", round_to=4)
+    assert pruned.get_parameter("wide.weight").shape[0] == 4
+    assert {position // 4 for position in stp_fx.plan_of(pruned).kept["wide.weight", 0].tolist()} == {0, 1, 2, 3}
+    assert stp_fx.cost(pruned).macs <= 0.25 * stp_fx.cost(gm).macs
+    report = stp_fx.report_of(pruned)
+    assert report is not None
+    assert any("the last unit of a piece of a tensor is kept" in each and "'wide.weight:0'" in each for each in report.notes)
+    assert all(each[:60] in str(report) for each in report.notes)
+    assert report.to_dict()["notes"] == list(report.notes)
+
+
+def test_two_ratios_for_one_group_are_an_error(gm: fx.GraphModule) -> None:
+    with pytest.raises(InputError, match=r"'stem' the ratio 0\.5 and 'back' the ratio 0\.25, but both are of the group"):
+        stp_fx.prune_graph(gm, ratios={"stem": 0.5, "back": 0.25})
+    pruned = stp_fx.prune_graph(gm, ratio=0, ratios={"stem": 0.5, "back": 0.5})
+    assert pruned.get_parameter("back.weight").shape[0] == 4
+
+
 @pytest.mark.parametrize(("name", "tolerance"), [("resnet18", 0.03), ("vgg11", 0.03), ("mobilenet_v2", 0.05)])
 def test_the_closed_form_is_near_the_exact_answer(name: str, tolerance: float) -> None:
     gm = _vision(name)
