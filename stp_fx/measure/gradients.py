@@ -21,7 +21,7 @@ __all__ = ["Gradients", "collect_gradients", "cross_entropy"]
 Loss = Callable[[fx.GraphModule, Any], torch.Tensor]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Gradients:
     """By parameter name, each of the parameter's shape, float32 or wider, on its device.
 
@@ -34,6 +34,10 @@ class Gradients:
     fisher: Mapping[str, torch.Tensor] | None = None
     hessian: Mapping[str, torch.Tensor] | None = None
     stamp: Stamp | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        kinds = [name for name in ("fisher", "hessian") if getattr(self, name) is not None]
+        return f"Gradients({len(self.mean)} parameters{' with ' + ' and '.join(kinds) if kinds else ''})"
 
 
 def cross_entropy(gm: fx.GraphModule, batch: Any) -> torch.Tensor:

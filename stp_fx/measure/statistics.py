@@ -26,7 +26,7 @@ Key = tuple[str, int, int]
 """Source node, dimension, and how often the value had been written to in place when it was read."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
     """Moments of what every site reads. Sites that read one value share them.
 
@@ -40,6 +40,10 @@ class Statistics:
     maps: Mapping[Key, torch.Tensor | None] = dataclasses.field(default_factory=dict, repr=False)
     patches: Mapping[str, Moments] = dataclasses.field(default_factory=dict, repr=False)
     stamp: Stamp | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        kinds = [name for name, there in (("maps", self.maps), ("patches", self.patches)) if there]
+        return f"Statistics({len(self.moments)} values{' with ' + ' and '.join(kinds) if kinds else ''})"
 
     def of(self, site: Site) -> Moments:
         """The moments of a site, one entry for each position along its dimension.

@@ -13,6 +13,7 @@ from stp_fx.errors import InputError, PassError, StpFxError
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.text import parse_pipeline
+from stp_fx.text import ROWS, html_table
 
 __all__ = ["Pipeline"]
 
@@ -97,6 +98,10 @@ class Pipeline(GraphPass):
         return f"Pipeline({', '.join(map(self._name, self.passes))})"
 
     __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        rows = [(number, self._name(each)) for number, each in enumerate(self.passes, 1)]
+        return html_table("Pipeline", ("", "pass"), rows[:ROWS], len(rows))
 
 
 def _rewrites(each: Any) -> bool:

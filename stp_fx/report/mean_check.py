@@ -33,11 +33,14 @@ class ConsumerShift:
     variance: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MeanCheck:
     """All consumers, in graph order; ``str`` gives a table."""
 
     consumers: tuple[ConsumerShift, ...]
+
+    def __repr__(self) -> str:
+        return f"MeanCheck({len(self.consumers)} consumers; the largest shift of a mean is {self.worst:.3g} standard deviations)"
 
     @property
     def worst(self) -> float:

@@ -12,6 +12,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.criteria.scores import Scores
 from stp_fx.report.tables import as_text, plain_table
 from stp_fx.selection.choice import Choice
+from stp_fx.text import ROWS, html_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,10 +24,10 @@ _log = logging.getLogger("stp_fx.report")
 
 @dataclasses.dataclass(frozen=True)
 class GroupRun:
-    """One group: how many of its units go, the range of its scores, and whether masking it is removing it.
+    """One group: how many of its units are removed, the range of its scores, and whether masking it is removing it.
 
-    ``compensation`` says how its readers were compensated for what went: "mean", "least_squares", both, with "(in part)"
-    where a reader is neither a linear layer nor a convolution; empty if none was.
+    ``compensation`` says how its consumers were compensated: "mean", "least_squares", both, with "(in part)" where a consumer is
+    neither a linear layer nor a convolution; empty if none was.
     """
 
     name: str
@@ -38,9 +39,9 @@ class GroupRun:
     compensation: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
-    """What a plan takes, and from what. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
+    """What a plan removes, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
     ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked. ``str``
     gives a table."""
 
@@ -75,6 +76,15 @@ class RunReport:
     def __str__(self) -> str:
         return as_text(self)
 
+    def __repr__(self) -> str:
+        notes = f"; {len(self.notes)} notes" if self.notes else ""
+        return f"RunReport({self.line('remove')}{notes})"
+
+    def _repr_html_(self) -> str:
+        changed = [g for g in self.groups if g.removed]
+        rows = [(g.name, f"{g.removed}/{g.size}", f"{g.lowest:.3g} to {g.highest:.3g}") for g in changed[:ROWS]]
+        return html_table(self.line("Remove"), ("group", "removed", "scores"), rows, len(changed))
+
     def __rich__(self) -> RenderableType:
         from rich.console import Group as RichGroup
         from rich.text import Text
@@ -89,7 +99,7 @@ class RunReport:
             )
             for g in self.groups
         ]
-        table = plain_table(("group", "pruned", "left", "scores", "masking = removing"), rows)
+        table = plain_table(("group", "removed", "kept", "scores", "masking = removing"), rows)
         lines = [f"{axes} axes pinned: {reason}" for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1])]
         return RichGroup(table, "", *(Text(line) for line in [*lines, *self.notes, self.line()]))
 

@@ -25,12 +25,16 @@ from stp_fx.rewrite.removal import mask
 from stp_fx.selection import PrunePlan
 from stp_fx.selection.choice import check_names, choose, latency_cost, select
 from stp_fx.selection.selection import Selection, SharedOptions, takes_selection
+from stp_fx.text import ROWS, html_table, listed
 from stp_fx.views import chart
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
+
+
+_HEADS = ("ratio", "channels", "MACs", "left", "parameters", "left")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class SweepEntry:
     report: RunReport
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
     """Entries in the order of the ratios given; ``str`` gives a table."""
 
@@ -51,17 +55,27 @@ class Sweep:
     def __str__(self) -> str:
         return as_text(self)
 
+    def __repr__(self) -> str:
+        ratios = listed((f"{entry.ratio:g}" for entry in self.entries), 8)
+        return f"Sweep({len(self.entries)} plans for the ratios {ratios})"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), _HEADS, self._rows()[:ROWS], len(self.entries))
+
     def __rich__(self) -> RenderableType:
+        return plain_table(_HEADS, self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
         rows = []
         for entry in self.entries:
             report = entry.report
-            gone, units = sum(g.removed for g in report.groups), sum(g.size for g in report.groups)
+            removed, units = sum(g.removed for g in report.groups), sum(g.size for g in report.groups)
             rows.append((
-                f"{entry.ratio:g}", f"{units - gone:,}/{units:,}",
+                f"{entry.ratio:g}", f"{units - removed:,}/{units:,}",
                 f"{report.macs[1]:,}", f"{report.macs[1] / max(report.macs[0], 1):.1%}",
                 f"{report.params[1]:,}", f"{report.params[1] / max(report.params[0], 1):.1%}",
             ))  # fmt: skip
-        return plain_table(("ratio", "channels", "MACs", "left", "parameters", "left"), rows)
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Ratios with what their plans leave, as plain data for JSON."""
@@ -106,7 +120,7 @@ def _listed(ratios: Any) -> list[float]:
     return [Selection(ratio).ratio for ratio in found]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity:
     """``losses[group]``: the mean loss with so much of the group masked, and nothing else, one for each of ``ratios``;
     ``baseline``: with nothing masked. ``str`` gives a table, most sensitive first."""
@@ -118,13 +132,22 @@ class Sensitivity:
     def __str__(self) -> str:
         return as_text(self)
 
+    def __repr__(self) -> str:
+        ratios = listed((f"{ratio:g}" for ratio in self.ratios), 8)
+        return f"Sensitivity({len(self.losses)} groups at the ratios {ratios}; loss {self.baseline:.4g} with none masked)"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in self._sorted()[:ROWS]]
+        return html_table(repr(self), ("group", *(f"{ratio:g}" for ratio in self.ratios)), rows, len(self.losses))
+
+    def _sorted(self) -> list[tuple[str, tuple[float, ...]]]:
+        """Most sensitive first."""
+        return sorted(self.losses.items(), key=lambda item: -max(item[1]))
+
     def __rich__(self) -> RenderableType:
         from rich.console import Group as RichGroup
 
-        rows = [
-            (name, *(f"{value:.4f}" for value in values))
-            for name, values in sorted(self.losses.items(), key=lambda item: -max(item[1]))
-        ]
+        rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in self._sorted()]
         table = plain_table(("group", *(f"{ratio:g}" for ratio in self.ratios)), rows)
         return RichGroup(f"loss with one group masked; {self.baseline:.4f} with none", "", table)
 
@@ -140,7 +163,7 @@ class Sensitivity:
             InputError: matplotlib is not installed, or it does not know the suffix.
         """
         with chart(path, 8, 5) as axes:
-            for rank, (name, values) in enumerate(sorted(self.losses.items(), key=lambda item: -max(item[1]))):
+            for rank, (name, values) in enumerate(self._sorted()):
                 style: dict[str, Any] = {"label": name, "marker": "o"} if rank < 12 else {"color": "0.8", "zorder": 0}
                 axes.plot((0.0, *self.ratios), (self.baseline, *values), **style)
             axes.set(xlabel="fraction of the group masked", ylabel="loss")

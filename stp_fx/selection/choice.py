@@ -31,13 +31,16 @@ CostOf = Callable[[np.ndarray], float]
 """The cost (MACs, parameters or seconds) of the network without the units flagged in a bool array."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Choice:
     """``removed`` (bool, one per unit of the graph) and the plan that removes them."""
 
     plan: PrunePlan
     removed: np.ndarray
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Choice({int(self.removed.sum())} of {len(self.removed)} units removed; {len(self.notes)} notes)"
 
 
 def select(

@@ -25,12 +25,16 @@ _KEPT = (1.0, 0.5, 0.25)
 _ROUNDS = 7
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LatencyModel:
     """Seconds of every node at a few sizes: ``sizes[node]`` (fractions of its work, rising) and ``seconds[node]``."""
 
     sizes: Mapping[str, np.ndarray]
     seconds: Mapping[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        whole = sum(float(seconds[-1]) for seconds in self.seconds.values())
+        return f"LatencyModel({len(self.seconds)} nodes, {whole:.3g} s a call)"
 
     def predict(self, survivors: Survivors) -> float:
         """Seconds of one call of the graph with only the survivors.

@@ -33,6 +33,7 @@ from stp_fx.rewrite.removal import mask, remove
 from stp_fx.selection import PrunePlan
 from stp_fx.selection.choice import select
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
+from stp_fx.text import ROWS, html_table
 from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward
 from stp_fx.training.distributed import assert_same_plan, share_buffers
@@ -150,6 +151,20 @@ class PATPassManager:
             self.regularizer.attach(self.model)
         self._wrap = wrap
         self.parallel: nn.Module = self.model if wrap is None else wrap(self.model)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else f"next at epoch {self.epochs[self.step]}"
+        return (
+            f"PATPassManager({type(self.model).__name__}, {self.criterion}, {self._selection}; "
+            f"step {self.step} of {len(self.epochs)}, {state})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (number, epoch, f"{ratio:.1%}", "taken" if number <= self.step else "to come")
+            for number, (epoch, ratio) in enumerate(zip(self.epochs, self.ratios, strict=True), 1)
+        ]
+        return html_table(repr(self), ("step", "epoch", "removed", ""), rows[:ROWS], len(rows))
 
     # -- the two calls of a training loop --------------------------------------------------------------------------
 

@@ -135,11 +135,14 @@ class Cubic(Schedule):
         return ratio * (1.0 - (1.0 - step / steps) ** 3)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Custom(Schedule):
     """A callable ``(step, steps, ratio) -> cumulative ratio`` as a schedule."""
 
     function: Callable[[int, int, float], float]
+
+    def __repr__(self) -> str:
+        return f"Custom({getattr(self.function, '__qualname__', type(self.function).__name__)})"
 
     def __post_init__(self) -> None:
         if isinstance(self.function, type) or not callable(self.function):
