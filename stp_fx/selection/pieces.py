@@ -67,20 +67,21 @@ def _at_risk(order: UnitOrder, largest: np.ndarray, pieces: Sequence[np.ndarray]
 
     A piece with a unit outside of the groups, or with more units of a group than the group may lose, always keeps one.
     """
+    found: dict[bytes, np.ndarray] = {}
     pieces = [piece for piece in pieces if len(piece)]
     if not pieces or not len(order.unit):
         return []
-    ids = np.concatenate(pieces).astype(np.int64)
-    place = np.full(max(int(ids.max()), int(order.unit.max())) + 1, -1, dtype=np.int64)
+    place = np.full(max(max(int(piece.max()) for piece in pieces), int(order.unit.max())) + 1, -1, dtype=np.int64)
     place[order.unit] = np.arange(len(order.unit))
-    flat, piece = place[ids], np.repeat(np.arange(len(pieces)), [len(each) for each in pieces])
-    safe = np.zeros(len(pieces), dtype=bool)
-    safe[piece[flat < 0]] = True
-    inside = ~safe[piece]
-    piece, flat = np.divmod(np.unique(piece[inside] * len(order.unit) + flat[inside]), len(order.unit))
-    shares, counts = np.unique(piece * len(order.sizes) + order.owner[flat], return_counts=True)
-    safe[shares[counts > largest[shares % len(order.sizes)]] // len(order.sizes)] = True
-    left = ~safe[piece]
-    piece, flat = piece[left], flat[left]
-    parts = np.split(flat, np.flatnonzero(np.diff(piece)) + 1) if len(flat) else []
-    return list({part.tobytes(): part for part in parts}.values())
+    writer = np.empty(len(order.unit), dtype=np.int64)
+    for piece in pieces:
+        flat = place[piece]
+        if flat.min() < 0:
+            continue
+        each = np.arange(len(flat))
+        writer[flat] = each
+        distinct = flat[writer[flat] == each]  # one position of every unit, without sorting
+        if (np.bincount(order.owner[distinct], minlength=len(largest)) <= largest).all():
+            part = np.sort(distinct)
+            found[part.tobytes()] = part
+    return list(found.values())
