@@ -24,8 +24,9 @@ __all__ = ["held_units", "pieces_of"]
 def pieces_of(graph: ChannelGraph) -> list[np.ndarray]:
     """The tensors' pieces that consist of units alone: unit ids (int64) of each, equal arrays of elements once.
 
-    A piece with a position that is pinned, or that a product derives from its factors, is left out: pinned positions are
-    always kept, and every factor keeps a unit.
+    A piece with a pinned position is left out, since that is always kept. So is a piece with a position that a product derives
+    from its factors: part of a product can still lose all its positions (heads 0 to 2 of 4 positions, split after 2: removing
+    head 0 leaves none of the first piece), and no set of units says that one is kept.
     """
     unit_of = np.full(graph.solution.count, -1, dtype=np.int64)
     unit_of[graph.unit_class] = np.arange(graph.units)
