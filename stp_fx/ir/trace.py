@@ -22,6 +22,7 @@ from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
 from stp_fx.ir.shapes import meta_like, meta_twin
+from stp_fx.ir.stored import count_batches, store_as_model
 from stp_fx.ir.tracer import ModuleTracer
 from stp_fx.ir.train_eval import mode_calls, modes_kept, switch_modes
 from stp_fx.ir.verify import verify
@@ -177,6 +178,7 @@ def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModul
     _drop_dead_numbers(tracer.graph)
     calls = _mode_dependent(tracer.graph, model, wide or values, constants)
     gm = _graph_module(tracer, model)
+    notes += count_batches(gm, model, model.training)
     if notes:
         _let_one_pass(gm, model, values, constants)
     if calls:
@@ -294,10 +296,11 @@ def _drop_dead_numbers(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _graph_module(tracer: ModuleTracer, model: nn.Module) -> fx.GraphModule:
+def _graph_module(tracer: ModuleTracer, model: nn.Module) -> CapturedGraph:
     tracer.graph.lint()
     gm = CapturedGraph(model, tracer.graph, class_name=type(model).__name__)
     tracer.forget_constants()
+    store_as_model(gm, model, tracer.called.values())
     originals = dict(model.named_modules(remove_duplicate=False))
     for name, module in gm.named_modules():
         if name in originals:

@@ -53,6 +53,7 @@ class ModuleTracer(BaseTracer):
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
+        self.called: dict[int, nn.Module] = {}
         self.assigned: list[str] = []
         self.branches_on_batch = False
         self.root = root  # fx sets it too, but only once it traces
@@ -66,6 +67,7 @@ class ModuleTracer(BaseTracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         lower = lowering_of(m)
+        self.called.setdefault(id(m), m)
         return super().call_module(m, forward if lower is None else functools.partial(lower, m), args, kwargs)
 
     def create_proxy(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["AutogradCall", "ModeSwitch", "attention_with_dropout", "mode_calls", "modes_kept", "switch_modes"]
+__all__ = ["AutogradCall", "BatchCount", "ModeSwitch", "attention_with_dropout", "mode_calls", "modes_kept", "switch_modes"]
 
 
 class ModeSwitch(nn.Module):
@@ -27,6 +27,16 @@ class ModeSwitch(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.function.__module__}.{self.function.__name__}"
+
+
+class BatchCount(nn.Module):
+    """Adds one to a count, in training only: what a batch norm does to its ``num_batches_tracked``."""
+
+    _is_impure = True  # its call has no result, and passes of torch.fx must not take it for dead
+
+    def forward(self, count: torch.Tensor) -> None:
+        if self.training:
+            count.add_(1)
 
 
 class AutogradCall(nn.Module):
