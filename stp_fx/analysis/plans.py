@@ -11,22 +11,14 @@ from stp_fx.analysis.explain import explain
 from stp_fx.analysis.liveness import flag_whole_factors
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.propagate import AxisRecord
-from stp_fx.analysis.solved import Solved, alive_classes, kept_axes, removable, units_along
+from stp_fx.analysis.solved import MASK_PREFIX, Solved, alive_classes, is_mask_buffer, kept_axes, removable, units_along
 from stp_fx.errors import InputError
 from stp_fx.rules import Factor
 from stp_fx.text import clipped, did_you_mean, listed, runs
 
 __all__ = ["MASK_PREFIX", "is_mask_buffer", "plan_for", "plan_removing"]
 
-MASK_PREFIX = "stp_fx_dead"
-"""How the names of mask buffers begin (:mod:`stp_fx.rewrite.masks` adds them)."""
-
 Removed = Mapping[str, Sequence[int] | np.ndarray]
-
-
-def is_mask_buffer(name: str) -> bool:
-    """Whether a tensor of this name is one of the masks, so no part of the network itself."""
-    return name.startswith(MASK_PREFIX)
 
 
 def plan_removing(solved: Solved, removed: np.ndarray) -> PrunePlan:
@@ -100,11 +92,29 @@ def _units_at(solved: Solved, axis: AxisRecord, indices: np.ndarray) -> np.ndarr
     seen = np.zeros(solved.solution.count, dtype=bool)
     dead[classes[indices]] = True
     seen[classes] = True
-    flag_whole_factors(solved, dead, seen)
+    flag_whole_factors(solved, dead, seen, np.zeros_like(dead))
     removed = dead[solved.unit_class]
     left = indices[alive_classes(solved, removed)[classes[indices]]]
     if len(left):
         raise InputError(_only_together(solved, axis, int(left[0])))
+    return _fewest(solved, removed, classes[indices])
+
+
+def _fewest(solved: Solved, removed: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """``removed`` without the units that are not needed to remove the ``wanted`` classes.
+
+    Where a tensor holds only a part of a product, all positions of a column may lie in the row that is meant.
+    """
+    products = wanted[solved.solution.derived[wanted]]
+    if not len(products):
+        return removed
+    removed = removed.copy()
+    _, units = solved.touched.of(products)
+    number = np.bincount(units, minlength=solved.units)
+    for unit in sorted(np.unique(units[removed[units]]).tolist(), key=lambda unit: number[unit]):
+        removed[unit] = False
+        if alive_classes(solved, removed)[wanted].any():
+            removed[unit] = True
     return removed
 
 

@@ -18,7 +18,15 @@ from stp_fx.analysis.solve import Solution
 from stp_fx.analysis.touched import Touched
 from stp_fx.rules import FIXED, Dim, dim_size
 
-__all__ = ["Solved", "alive_classes", "kept_axes", "kept_flags", "removable", "units_along"]
+__all__ = ["MASK_PREFIX", "Solved", "alive_classes", "is_mask_buffer", "kept_axes", "kept_flags", "removable", "units_along"]
+
+MASK_PREFIX = "stp_fx_dead"
+"""How the names of mask buffers begin (:mod:`stp_fx.rewrite.masks` adds them)."""
+
+
+def is_mask_buffer(name: str) -> bool:
+    """Whether a tensor of this name is one of the masks, so no part of the network itself."""
+    return name.startswith(MASK_PREFIX)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -29,7 +29,7 @@ SCORES, PLAN, REPORT = "scores", "plan", "report"
 
 
 def is_partial(gm: fx.GraphModule) -> bool:
-    """Whether plans need not speak of every axis: passes have added mask buffers or biases since the capture."""
+    """Whether a plan may lack entries for some axes: passes have added mask buffers or biases since the capture."""
     return provenance_of(gm).masked is not None or bool(provenance_of(gm).added)
 
 

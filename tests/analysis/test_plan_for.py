@@ -170,6 +170,33 @@ def test_depthwise_channels_belong_to_a_conv_group_and_a_place_in_it(convs: fx.G
     check(convs, whole, 2, 3, 4, 4)
 
 
+class Sliced(nn.Module):
+    """Two heads of four, of which a slice takes seven positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.heads, self.out = nn.Linear(3, 6), nn.Parameter(torch.randn(2, 3, 4)), nn.Linear(7, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.einsum("bhc,hco->bho", self.into(x).unflatten(-1, (2, 3)), self.heads)
+        return self.out(y.flatten(1)[:, :7])
+
+
+def test_a_slice_of_a_product_hides_no_column() -> None:
+    """The last column has one position in the slice; it is dead with the first head, and lives on in the weight."""
+    gm = traced(Sliced(), 2, 3)
+    graph = stp_fx.analyze(gm)
+    head = graph.plan_for({"out.weight:1": range(4)})
+    assert head.kept["heads", 0].tolist() == [1]
+    assert ("heads", 2) not in head.kept
+    assert int((~graph.survivors(head).units).sum()) == 1
+    check(gm, head, 2, 3)
+    column = graph.plan_for({"out.weight:1": [3]})
+    assert column.kept["heads", 2].tolist() == [0, 1, 2]
+    assert column.kept["out.weight", 1].tolist() == [0, 1, 2, 4, 5, 6]
+    check(gm, column, 2, 3)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
