@@ -10,6 +10,7 @@ import numpy as np
 from stp_fx.analysis.pins import pin_reasons
 from stp_fx.analysis.solved import Solved, alive_classes, kept_axes
 from stp_fx.errors import PlanError
+from stp_fx.ir.provenance import is_mask_buffer
 
 __all__ = ["Cut", "alive_under", "flag_whole_factors", "removed_units"]
 
@@ -72,23 +73,28 @@ def removed_units(solved: Solved, plan: Cut) -> np.ndarray:
             raise PlanError(f"the plan removes pinned position {at} of {_named(key)}; it is pinned: {reasons}")
     if (dead & living & ~solution.derived).any():
         raise PlanError(_first_conflict(solved, plan, dead & living))
+    given = {_first(solved, key) for key in plan.kept}
     seen = np.zeros(solution.count, dtype=bool)
-    for ids in solved.elements_of.values():
+    for key, ids in solved.elements_of.items():
         seen[label[ids]] = True
-    flag_whole_factors(solved, dead, seen)
+        if key not in given and not is_mask_buffer(key[0]):
+            living[label[ids]] = True
+    flag_whole_factors(solved, dead, seen, living & ~dead)
     return dead[solved.unit_class]
 
 
-def flag_whole_factors(solved: Solved, dead: np.ndarray, seen: np.ndarray) -> None:
+def flag_whole_factors(solved: Solved, dead: np.ndarray, seen: np.ndarray, living: np.ndarray) -> None:
     """Extends ``dead`` in place to every factor of a product of which all ``seen`` positions are dead.
 
-    ``seen`` flags the classes of which it is known whether they are removed; it is extended too.
+    ``seen`` flags the classes of which it is known whether they are removed; it is extended too. The ``living`` are known to be
+    kept: of 2 x 4 positions of which a slice took seven, all positions of the last column may be dead with a row.
     """
     for product in reversed(solved.solution.products):
         told, gone = seen[product.classes], dead[product.classes]
         for k, factor in enumerate(product.factors):
             others = tuple(j for j in range(gone.ndim) if j != k)
-            dead[factor[(gone | ~told).all(axis=others) & told.any(axis=others)]] = True
+            whole = (gone | ~told).all(axis=others) & told.any(axis=others)
+            dead[factor[whole & ~living[factor]]] = True
             seen[factor[told.any(axis=others)]] = True
 
 

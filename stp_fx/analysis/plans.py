@@ -73,7 +73,10 @@ def _axis_named(solved: Solved, name: str) -> AxisRecord:
 def _checked(axis: AxisRecord, indices: Any) -> np.ndarray:
     """The indices from 0 up, each once, ascending (int64)."""
     size, where = len(axis.ids), f"{axis.tensor}:{axis.dim}"
-    array = np.asarray(indices)
+    try:
+        array = np.asarray(indices)
+    except ValueError:  # lists of different lengths
+        array = np.zeros((0, 0))
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(f"the indices along {where!r} are a flat sequence of integers; got {clipped(repr(indices))}")
     array = array.astype(np.int64)
@@ -93,11 +96,29 @@ def _units_at(solved: Solved, axis: AxisRecord, indices: np.ndarray) -> np.ndarr
     seen = np.zeros(solved.solution.count, dtype=bool)
     dead[classes[indices]] = True
     seen[classes] = True
-    flag_whole_factors(solved, dead, seen)
+    flag_whole_factors(solved, dead, seen, np.zeros_like(dead))
     removed = dead[solved.unit_class]
     left = indices[alive_classes(solved, removed)[classes[indices]]]
     if len(left):
         raise InputError(_only_together(solved, axis, int(left[0])))
+    return _fewest(solved, removed, classes[indices])
+
+
+def _fewest(solved: Solved, removed: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """``removed`` without the units that are not needed to remove the ``wanted`` classes.
+
+    Where a tensor holds only a part of a product, all positions of a column may lie in the row that is meant.
+    """
+    products = wanted[solved.solution.derived[wanted]]
+    if not len(products):
+        return removed
+    removed = removed.copy()
+    _, units = solved.touched.of(products)
+    number = np.bincount(units, minlength=solved.units)
+    for unit in sorted(np.unique(units[removed[units]]).tolist(), key=lambda unit: number[unit]):
+        removed[unit] = False
+        if alive_classes(solved, removed)[wanted].any():
+            removed[unit] = True
     return removed
 
 
@@ -120,10 +141,13 @@ def _only_together(solved: Solved, axis: AxisRecord, index: int) -> str:
 
 
 def _something_is_left(solved: Solved, removed: np.ndarray) -> None:
-    """No tensor, and no part of a concatenation, may lose all its positions."""
+    """No tensor, and no part of one that is split or concatenated, may lose all its positions."""
+    for (tensor, dim), kept in kept_axes(solved, alive_classes(solved, removed)).items():
+        if not len(kept):
+            size = len(solved.elements_of[tensor, dim])
+            raise InputError(f"this removes all {size} positions of '{tensor}:{dim}'; keep at least one")
     for units in solved.pieces:
         if removed[units].all():
             group = next(group for group in solved.groups if units[0] in group.units)
-            raise InputError(
-                f"this removes all {len(np.unique(units))} channels of a tensor (group '{group.name}'); keep at least one"
-            )
+            size = len(np.unique(units))
+            raise InputError(f"this removes all {size} channels of a part of a tensor (group '{group.name}'); keep at least one")

@@ -81,7 +81,8 @@ def test_nothing_named_is_an_empty_plan(resnet: fx.GraphModule) -> None:
         ({"conv1": [[1]]}, "flat sequence of integers"),
         ({"conv1": 1}, "flat sequence of integers"),
         ({"conv1": [True] * 64}, "flat sequence of integers"),
-        ({"conv1": range(64)}, "removes all 64 channels of a tensor"),
+        ({"conv1": [[1], [2, 3]]}, "flat sequence of integers"),
+        ({"conv1": range(64)}, "removes all 64 positions of 'conv1.weight:0'; keep at least one"),
         ({"layer1.0.conv": [0]}, "did you mean .*'layer1.0.conv1'"),
         ({"layer1": [0]}, "name one of 'layer1.0.conv1.weight:0'"),
         ({5: [0]}, "got 5"),
@@ -102,6 +103,11 @@ def test_a_head_goes_from_queries_keys_values_and_the_projection(vit: fx.GraphMo
     assert graph.plan_for({f"{name}.out_proj.weight:1": range(8, 16)}) == by_queries
     assert graph.plan_for({f"{name}.in_proj_bias": [*range(8, 16), *range(40, 48), *range(72, 80)]}) == by_queries
     check(vit, by_queries, 1, 3, 32, 32)
+
+
+def test_all_heads_are_refused(vit: fx.GraphModule) -> None:
+    with pytest.raises(InputError, match=r"removes all .* keep at least one"):
+        stp_fx.analyze(vit).plan_for({"encoder.layers.encoder_layer_0.self_attention.out_proj.weight:1": range(32)})
 
 
 def test_a_position_inside_every_head(vit: fx.GraphModule) -> None:
@@ -170,6 +176,33 @@ def test_depthwise_channels_belong_to_a_conv_group_and_a_place_in_it(convs: fx.G
     check(convs, whole, 2, 3, 4, 4)
 
 
+class Sliced(nn.Module):
+    """Two heads of four, of which a slice takes seven positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.heads, self.out = nn.Linear(3, 6), nn.Parameter(torch.randn(2, 3, 4)), nn.Linear(7, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.einsum("bhc,hco->bho", self.into(x).unflatten(-1, (2, 3)), self.heads)
+        return self.out(y.flatten(1)[:, :7])
+
+
+def test_a_slice_of_a_product_hides_no_column() -> None:
+    """The last column has one position in the slice; it is dead with the first head, and lives on in the weight."""
+    gm = traced(Sliced(), 2, 3)
+    graph = stp_fx.analyze(gm)
+    head = graph.plan_for({"out.weight:1": range(4)})
+    assert head.kept["heads", 0].tolist() == [1]
+    assert ("heads", 2) not in head.kept
+    assert int((~graph.survivors(head).units).sum()) == 1
+    check(gm, head, 2, 3)
+    column = graph.plan_for({"out.weight:1": [3]})
+    assert column.kept["heads", 2].tolist() == [0, 1, 2]
+    assert column.kept["out.weight", 1].tolist() == [0, 1, 2, 4, 5, 6]
+    check(gm, column, 2, 3)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -207,21 +240,25 @@ def test_a_masked_graph_is_cut_further_by_hand(resnet: fx.GraphModule) -> None:
     )
 
 
-class Joined(nn.Module):
+class Turned(nn.Module):
+    """Two parts of one layer's outputs that change places."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.out = nn.Linear(3, 2), nn.Linear(3, 4), nn.Linear(6, 2)
+        self.into, self.out = nn.Linear(3, 6), nn.Linear(6, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.cat([self.one(x), self.two(x)], 1))
+        one, two = self.into(x).split([2, 4], 1)
+        return self.out(torch.cat([two, one.relu()], 1))
 
 
-def test_no_part_of_a_concatenation_may_lose_everything() -> None:
-    graph = stp_fx.analyze(traced(Joined(), 2, 3))
-    assert sorted(len(units) for units in graph.pieces()) == [2, 4, 6]
-    with pytest.raises(InputError, match="removes all 2 channels"):
-        graph.plan_for({"out.weight:1": [0, 1, 2]})
-    assert not graph.plan_for({"out.weight:1": [0, 2, 3]}).is_empty
+def test_no_part_of_a_tensor_may_lose_everything() -> None:
+    gm = traced(Turned(), 2, 3)
+    graph = stp_fx.analyze(gm)
+    assert sorted(len(units) for units in graph.pieces()) == [2, 4, 6, 6]
+    with pytest.raises(InputError, match="removes all 2 channels of a part of a tensor"):
+        graph.plan_for({"into": [0, 1, 2]})
+    check(gm, graph.plan_for({"into": [0, 2, 3]}), 2, 3)
 
 
 def test_plans_by_flags(resnet: fx.GraphModule) -> None:
