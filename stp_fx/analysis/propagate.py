@@ -15,13 +15,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.elements import Elements
 from stp_fx.analysis.flow import FlowNode, flow_of
-from stp_fx.errors import TraceError
+from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.shapes import fetch, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
-from stp_fx.rules import FIXED, Dim, Dims, Factor, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
-from stp_fx.rules.literals import Policy, TensorDims, is_recurrent, policy_of
+from stp_fx.rules import (
+    FIXED,
+    Dim,
+    Dims,
+    Factor,
+    OpCall,
+    TensorDims,
+    fixed_dim,
+    fixed_dims,
+    has_ids,
+    is_pointwise,
+    pointwise,
+    rule_for,
+    tensors_in,
+)
+from stp_fx.rules.literals import Policy, policy_of
 
 __all__ = ["AxisRecord", "Contraction", "Propagated", "propagate"]
 
@@ -93,6 +107,8 @@ def propagate(gm: fx.GraphModule) -> Propagated:
             run.enter(node)
             try:
                 env[node] = _run_node(node, env, twin, inputs, run)
+            except InputError:
+                raise  # a rule that does not fit its op
             except Exception as error:
                 raise TraceError(f"node '{node.name}' ({node.format_node()}) cannot run on meta tensors: {error}") from error
             run.leave(node, env[node])
@@ -183,7 +199,7 @@ class _Propagation(TorchDispatchMode):
 
     def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self._modules[str(node.target)]
-        changes = bool(module._forward_pre_hooks) or is_recurrent(module)
+        changes = bool(module._forward_pre_hooks) or isinstance(module, (nn.RNNBase, nn.RNNCellBase))
         self._given = {id(t) for t in tensors_in((args, kwargs))} if changes else None
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
@@ -201,8 +217,8 @@ class _Propagation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        handler = rule_for(func)
-        if handler is None and not is_pointwise(func):
+        rule = rule_for(func)
+        if rule is None and not is_pointwise(func):
             decomposed = self.decompose(func, args, kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
@@ -216,10 +232,10 @@ class _Propagation(TorchDispatchMode):
             self._stored.update(id(t) for t in results)
         in_module = self._node is not None and self._node.op == "call_module"
         self._hidden = in_module and (only_stored or self._out_of_reach(func, operands, results))
-        if handler is not None:
-            handler(self, func, args, kwargs, out)
+        if rule is not None:
+            rule(OpCall(self, func, args, kwargs, out))
         elif is_pointwise(func):
-            pointwise(self, func, args, kwargs, out)
+            pointwise(OpCall(self, func, args, kwargs, out))
         else:
             self._pin_unknown(func, operands)
         return out
@@ -267,7 +283,13 @@ class _Propagation(TorchDispatchMode):
     def editable(self) -> bool:
         return self._policy is Policy.EDITABLE
 
-    def contract(self, letters: Sequence[Dim], contracted: Sequence[Dim], multiplier: int) -> None:
+    def contract(
+        self,
+        letters: Sequence[Dim],
+        contracted: Sequence[Dim],
+        multiplier: int,
+        carriers: Sequence[Sequence[torch.Tensor]],
+    ) -> None:
         if self._hidden:
             for dim in contracted:
                 self.inexact(dim, "contracted inside a module, where no mask reaches")

@@ -17,8 +17,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.ir.provenance import provenance_of
-from stp_fx.rules import Dim, dim_size
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import Dim, TensorDims, dim_size
 
 __all__ = ["Site", "SiteMember", "Sites", "find_sites", "positions_of"]
 

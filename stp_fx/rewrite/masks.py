@@ -9,8 +9,7 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
-from stp_fx.rules import Dim
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import Dim, TensorDims
 
 __all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
 

@@ -17,7 +17,7 @@ from stp_fx.ir.provenance import provenance_of
 from stp_fx.measure.latency import take_turns, whole_seconds
 from stp_fx.passes.planning import plan_for, prunable_groups
 from stp_fx.passes.remove import RemoveChannels
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import TensorDims
 from stp_fx.selection import carriers
 
 __all__ = ["LatencyModel", "latency_model"]

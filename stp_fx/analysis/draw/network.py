@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 
 from stp_fx.errors import InputError
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import TensorDims
 
 if TYPE_CHECKING:
     from stp_fx.analysis.flow import FlowNode
