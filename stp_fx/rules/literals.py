@@ -67,7 +67,7 @@ class PythonCalls:
     sizes: frozenset[str] = frozenset()
 
 
-CALLS: Registry[PythonCalls] = Registry("Python call")
+CALLS: Registry[PythonCalls] = Registry("Python call", "list it with one op only")
 """By function, name of method, or module type."""
 
 

@@ -107,6 +107,8 @@ def _wrong(text: str, what: str) -> InputError:
 
 
 def _tensor(part: str, text: str) -> TensorPattern:
+    if part.count("(") != part.count(")"):
+        raise _wrong(text, "has unbalanced parentheses")
     words = _WORD.findall(part)
     if "".join(words) != "".join(part.split()):
         raise _wrong(text, f"has a token in '{part.strip()}' that is none of the notation")

@@ -50,7 +50,7 @@ class Entry:
     keeps_zero: bool = False
 
 
-RULES: Registry[Entry] = Registry("op rule")
+RULES: Registry[Entry] = Registry("op rule", "an op has one rule: change that one, or register under a custom op of your own")
 """Entries by overload name (``"aten.mm.default"``)."""
 
 
@@ -175,13 +175,9 @@ def overload_of(op: Any) -> Any:
     known = sorted(name.replace("::", ".") for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{parts[0]}::"))
     known = [name if name.count(".") > 1 else f"{name}.default" for name in known]
     close = difflib.get_close_matches(op, known, n=3, cutoff=0.6)
-    near = (
-        f"; close names: {', '.join(close)}"
-        if close
-        else f"; torch knows no op of the namespace '{parts[0]}'"
-        if not known
-        else ""
-    )
+    near = "" if known else f"; torch knows no op of the namespace '{parts[0]}'"
+    if close:
+        near = f"; close names: {', '.join(close)}"
     raise InputError(f"no op '{op}'{near}. Write 'namespace.op.overload', and define a custom op before its rule")
 
 
