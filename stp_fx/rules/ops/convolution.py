@@ -41,9 +41,9 @@ DEPTHWISE_TRANSPOSED = dataclasses.replace(TRANSPOSED, roles={1: weight(0, 0), 2
 
 
 def _conv(edit: Edit) -> None:
-    groups = edit.get("groups", 1)
+    groups = edit.old("groups", 1)
     if groups > 1 and edit.changed(edit.source[1]):
-        edit.set("groups", living_groups(edit, edit.source[1], groups))
+        edit.renew("groups", living_groups(edit, edit.source[1], groups))
 
 
 def _module(edit: Edit) -> None:

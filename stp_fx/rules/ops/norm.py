@@ -151,7 +151,7 @@ rule(
 
 
 def _num_groups(edit: Edit) -> None:
-    edit.set("num_groups", living_groups(edit, edit.source[1], edit["num_groups"]))
+    edit.renew("num_groups", living_groups(edit, edit.source[1], edit.old("num_groups")))
 
 
 def _group_norm_module(edit: Edit) -> None:
@@ -166,7 +166,7 @@ rule(
     sizes={"g": "group"},
     inexact={"c": "group_norm normalises over the channels inside each of its groups"},
     calls=[
-        edits(_num_groups, F.group_norm, torch.group_norm, takes="input num_groups weight bias eps"),
+        edits(_num_groups, F.group_norm, torch.group_norm, takes="input num_groups weight bias eps", sizes="num_groups"),
         modules(_group_norm_module, nn.GroupNorm),
     ],
     samples=lambda t: arguments(t(2, 6, 5), t(6), t(6), 2, 6, 5, 3, 1e-5),

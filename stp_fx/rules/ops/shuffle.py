@@ -49,7 +49,7 @@ def _pixel_unshuffle(call: OpCall) -> None:
 
 
 def _groups(edit: Edit) -> None:
-    edit.set("groups", living_groups(edit, edit.source[1], edit["groups"]))
+    edit.renew("groups", living_groups(edit, edit.source[1], edit.old("groups")))
 
 
 def _module(edit: Edit) -> None:
