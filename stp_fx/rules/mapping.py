@@ -112,7 +112,9 @@ class FactorMapping:
             )
         names = [name for _, name in tensor_arguments(func)]
         self._check_count(func, len(self.parsed.inputs), names, "inputs")
-        self._check_count(func, len(self.parsed.outputs), [f"result {k}" for k in tensor_results(func)], "results")
+        results = [f"result {k}" for k in tensor_results(func)]
+        if results or self.parsed.outputs[0].tokens:  # nothing after the arrow may be no result, or one without dimensions
+            self._check_count(func, len(self.parsed.outputs), results, "results")
         for what, letters in (("sizes", self.sizes), ("inexact", self.inexact), ("pins", self.pins)):
             for letter in letters:
                 self._check_letter(func, letter, what)
@@ -187,7 +189,7 @@ class FactorMapping:
             call.inexact(letters.get(letter, ()), reason)
         for letter, reason in self.pins.items():
             call.pin(letters.get(letter, ()), reason)
-        for tensor, described in zip(outputs, parsed.outputs, strict=True):
+        for tensor, described in zip(outputs, parsed.outputs, strict=False):  # an op may have no result
             if isinstance(tensor, torch.Tensor) and tensor.numel():  # an empty one is a result that the op left out
                 call.assign(tensor, binding.build(tensor, described))
         if self.contractions:

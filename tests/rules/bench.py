@@ -54,6 +54,7 @@ class Bench:
         func = overload_of(op)
         values, named = sample(self)
         before = ", ".join(self._tensor(t) for t in tensors_in(values)) or "nothing"
+        self.run.mask(values, named)
         outs = func(*values, **named)
         registered()[op](OpCall(self.run, func, values, named, outs))
         after = ", ".join(self._tensor(t) for t in tensors_in(outs)) or "nothing"
