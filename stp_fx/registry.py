@@ -17,8 +17,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """Keys to values, each with the place in the code that registered it.
 
-    ``what`` names the kind in errors ("criterion"). The same module may register a key again, which replaces the value: a
-    notebook's cell can be run twice. Another module may not.
+    ``what`` names the kind in errors ("criterion"), ``taken`` is the next step where another module has a key. The same
+    module may register a key again, which replaces the value: a notebook's cell can be run twice. Another module may not.
 
     >>> shapes = Registry[str]("shape")
     >>> shapes.add("square", "four sides", owner="geometry")
@@ -26,8 +26,8 @@ class Registry(Generic[T]):
     'four sides'
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, taken: str = "choose another name") -> None:
+        self._what, self._taken = what, taken
         self._values: dict[Hashable, T] = {}
         self._owners: dict[Hashable, str] = {}
 
@@ -39,7 +39,9 @@ class Registry(Generic[T]):
         """
         known = self._owners.get(key)
         if known is not None and known != owner:
-            raise InputError(f"{self._what} {_shown(key)} is already registered by {known}; choose another name")
+            raise InputError(
+                f"{self._what} {_shown(key)} is already registered by {known}, and {owner} registers it again; {self._taken}"
+            )
         self._values[key], self._owners[key] = value, owner
 
     def register(self, *keys: Hashable) -> Callable[[F], F]:

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from stp_fx.analysis.solved import Solved, kept_flags
-from stp_fx.rules import FIXED, Dim
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import FIXED, Dim, TensorDims
 from stp_fx.text import html_table
 
 __all__ = ["Cost", "macs_per_node", "parameter_count", "work_left"]

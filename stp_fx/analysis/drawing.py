@@ -9,7 +9,7 @@ import numpy as np
 
 from stp_fx.analysis.flow import FlowNode
 from stp_fx.analysis.solved import Solved
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import TensorDims
 from stp_fx.views.drawing import Call, Drawing
 
 __all__ = ["drawing"]

@@ -11,8 +11,7 @@ from stp_fx.analysis.pins import pin_reasons, pinned_axes
 from stp_fx.analysis.propagate import AxisRecord
 from stp_fx.analysis.solved import Solved
 from stp_fx.errors import InputError
-from stp_fx.rules import Dim, dim_size
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import Dim, TensorDims, dim_size
 from stp_fx.text import did_you_mean, listed
 
 __all__ = ["explain"]

@@ -15,13 +15,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.elements import Elements
 from stp_fx.analysis.flow import FlowNode, flow_of
-from stp_fx.errors import TraceError
+from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.shapes import fetch, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
-from stp_fx.rules import FIXED, Dim, Dims, Factor, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
-from stp_fx.rules.literals import Policy, TensorDims, is_recurrent, policy_of
+from stp_fx.rules import (
+    FIXED,
+    Dim,
+    Dims,
+    Factor,
+    OpCall,
+    TensorDims,
+    fixed_dim,
+    fixed_dims,
+    has_ids,
+    is_pointwise,
+    pointwise,
+    rule_for,
+    tensors_in,
+)
+from stp_fx.rules.literals import Policy, policy_of
+from stp_fx.rules.zeros import keeps_zeros
 
 __all__ = ["AxisRecord", "Contraction", "Propagated", "propagate"]
 
@@ -93,6 +108,8 @@ def propagate(gm: fx.GraphModule) -> Propagated:
             run.enter(node)
             try:
                 env[node] = _run_node(node, env, twin, inputs, run)
+            except InputError:
+                raise  # a rule that does not fit its op
             except Exception as error:
                 raise TraceError(f"node '{node.name}' ({node.format_node()}) cannot run on meta tensors: {error}") from error
             run.leave(node, env[node])
@@ -105,6 +122,7 @@ def _run_node(node: fx.Node, env: dict[fx.Node, Any], twin: nn.Module, inputs: A
     if node.op == "get_attr":
         return fetch(twin, str(node.target))
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
+    run.mask(args, kwargs)
     if node.op == "output":
         run.outputs(args[0])
         return args[0]
@@ -125,7 +143,7 @@ class _Propagation(TorchDispatchMode):
         self._node: fx.Node | None = None
         self._policy = Policy.STRICT
         self._hidden = False
-        self._given: set[int] | None = None
+        self._zero: dict[int, torch.Tensor] = {}
         self._dims: dict[int, Dims] = {}
         self._alive: list[torch.Tensor] = []
         self._stored: set[int] = set()
@@ -164,6 +182,10 @@ class _Propagation(TorchDispatchMode):
         module = self._modules.get(str(node.target)) if node.op == "call_module" else None
         self._policy = policy_of(node, module)
 
+    def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The operands of the node at hand are what a mask can make zero."""
+        self._zero = {id(t): t for t in tensors_in((args, kwargs))}
+
     def leave(self, node: fx.Node, value: Any) -> None:
         self.result.values[node.name] = self._described(value)
 
@@ -183,8 +205,6 @@ class _Propagation(TorchDispatchMode):
 
     def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self._modules[str(node.target)]
-        changes = bool(module._forward_pre_hooks) or is_recurrent(module)
-        self._given = {id(t) for t in tensors_in((args, kwargs))} if changes else None
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
         hidden = module.function if isinstance(module, AutogradCall) else type(module)
@@ -201,42 +221,33 @@ class _Propagation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        handler = rule_for(func)
-        if handler is None and not is_pointwise(func):
+        rule = rule_for(func)
+        if rule is None and not is_pointwise(func):
             decomposed = self.decompose(func, args, kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
         out = run_for_shape(func, args, kwargs)
-        results = tensors_in(out)
-        if not results:
+        call = OpCall(self, func, args, kwargs, out)
+        operands, results = call.operands, call.outs
+        if not results and rule is None and not func._schema.is_mutable:
             return out
-        operands = tensors_in(args)
         only_stored = bool(operands) and all(id(t) in self._stored for t in operands)
         if only_stored:
             self._stored.update(id(t) for t in results)
-        in_module = self._node is not None and self._node.op == "call_module"
-        self._hidden = in_module and (only_stored or self._out_of_reach(func, operands, results))
-        if handler is not None:
-            handler(self, func, args, kwargs, out)
+        self._hidden = only_stored and self._node is not None and self._node.op == "call_module"
+        if rule is not None:
+            rule(call)
         elif is_pointwise(func):
-            pointwise(self, func, args, kwargs, out)
+            pointwise(call)
         else:
-            self._pin_unknown(func, operands)
+            self._pin_unknown(func, [*operands, *results])
+        if any(id(t) in self._zero for t in operands) and keeps_zeros(call, self._zero):
+            self._zero.update((id(t), t) for t in results)
         return out
 
-    def _out_of_reach(self, func: Any, operands: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> bool:
-        """Whether a call in a module with pre-hooks or a recurrence reads more than the module's arguments and views of them."""
-        if self._given is None:
-            return False
-        if not all(id(t) in self._given or id(t) in self._stored for t in operands):
-            return True
-        returned = func._schema.returns
-        if returned and all(r.alias_info is not None and not r.alias_info.is_write for r in returned):
-            self._given.update(id(t) for t in results)
-        return False
-
-    def _pin_unknown(self, func: Any, operands: Sequence[torch.Tensor]) -> None:
-        for tensor in operands:
+    def _pin_unknown(self, func: Any, tensors: Sequence[torch.Tensor]) -> None:
+        """What an op without a rule reads, gives and writes into."""
+        for tensor in tensors:
             for dim in self.dims(tensor):
                 self.pin(dim, f"no rule for {func}")
         self.result.unknown.setdefault(str(func), []).append(self.elements.node)
@@ -267,12 +278,25 @@ class _Propagation(TorchDispatchMode):
     def editable(self) -> bool:
         return self._policy is Policy.EDITABLE
 
-    def contract(self, letters: Sequence[Dim], contracted: Sequence[Dim], multiplier: int) -> None:
-        if self._hidden:
-            for dim in contracted:
+    def contract(
+        self,
+        letters: Sequence[Dim],
+        contracted: Sequence[Dim],
+        multiplier: int,
+        carriers: Sequence[Sequence[torch.Tensor]],
+    ) -> None:
+        for dim, tensors in zip(contracted, carriers, strict=True):
+            if self._hidden:
                 self.inexact(dim, "contracted inside a module, where no mask reaches")
+            elif not self._masked(tensors):
+                self.inexact(dim, f"summed over inside '{self.elements.node}', where no mask reaches")
         if multiplier or any(has_ids(dim) for dim in contracted):
             self.result.contractions.append(Contraction(self.elements.node, tuple(letters), tuple(contracted), multiplier))
+
+    def _masked(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether a product of tensors is zero where a mask makes the node's operands zero; masks leave stored tensors alone."""
+        live = [t for t in tensors if id(t) not in self._stored]
+        return not live or any(id(t) in self._zero for t in live)
 
     def reads(self, tensor: torch.Tensor, role: str, out: int | None = None, into: int | None = None) -> None:
         if id(tensor) not in self._stored:

@@ -18,8 +18,7 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.solved import Solved
 from stp_fx.ir.memo import Same, remembered
-from stp_fx.rules import dim_size
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import TensorDims, dim_size
 
 __all__ = ["Site", "SiteMember", "Sites", "find_sites"]
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from stp_fx.analysis.solved import Solved
-from stp_fx.rules import Dim
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import Dim, TensorDims
 
 __all__ = ["removed_inputs", "summed_classes"]
 

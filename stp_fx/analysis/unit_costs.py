@@ -17,8 +17,7 @@ import numpy as np
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
-from stp_fx.rules import Dim, dim_size
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import Dim, TensorDims, dim_size
 
 __all__ = ["Work", "activation_elements", "contraction_macs", "group_costs", "parameter_elements", "unit_savings"]
 

@@ -9,7 +9,7 @@ from torch import fx
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.ir.provenance import MASK_PREFIX, is_mask_buffer
-from stp_fx.rules.literals import TensorDims
+from stp_fx.rules import TensorDims
 
 __all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
 

@@ -22,8 +22,9 @@ from stp_fx.errors import RewriteError
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.shapes import fetch, meta_twin
-from stp_fx.rules import Dim, has_ids
-from stp_fx.rules.literals import Edit, TensorDims, handler_for, is_size_call, module_handler_for
+from stp_fx.rules import Dim, TensorDims, has_ids
+from stp_fx.rules.edit import Edit, Signature
+from stp_fx.rules.literals import calls_of, fixed_numbers, handler_for, module_calls_of
 
 __all__ = ["refit"]
 
@@ -73,8 +74,7 @@ class _Refit:
             return next(inputs)
         if node.op == "get_attr":
             return fetch(self.twin, str(node.target))
-        if node.op in ("call_function", "call_method"):
-            self._freeze(node)
+        self._freeze(node)
         args, kwargs = self._evaluated(node)
         if node.op == "output":
             return args[0]
@@ -84,9 +84,10 @@ class _Refit:
         if node.target is torch._assert and not args[0] and self._before_holds(node):
             self.gm.graph.erase_node(node)  # it asserted a size that has changed
             return None
-        handler = handler_for(node)
-        if handler is not None and self._touched(node):
-            handler(self._edit(node, args, kwargs))
+        calls = calls_of(node)
+        handler = None if calls is None else calls.handler
+        if calls is not None and handler is not None and self._touched(node):
+            handler(self._edit(node, calls.signature, args, kwargs))
             args, kwargs = self._evaluated(node)
         return _call(node, args, kwargs)
 
@@ -104,13 +105,22 @@ class _Refit:
             self.env[node] = _call(node, args, kwargs)
         return self.env[node]
 
-    def _edit(self, node: fx.Node, args: Any, kwargs: Any, module: nn.Module | None = None) -> Edit:
-        operands = tuple(self._value_of(arg) for arg in node.args)
-        source = next((o.dims for o in operands if isinstance(o, TensorDims)), ())
-        if not source:
-            source = next((o.dims for o in map(self._value_of, node.kwargs.values()) if isinstance(o, TensorDims)), ())
-        before = map_arg((node.args, dict(node.kwargs)), self._before)
-        return Edit(node, args, kwargs, source, self.graph.value(node.name), self.keep, module, operands, *before)
+    def _edit(self, node: fx.Node, signature: Signature, args: Any, kwargs: Any, module: nn.Module | None = None) -> Edit:
+        values = map(self._value_of, (*node.args, *node.kwargs.values()))
+        source = next((value.dims for value in values if isinstance(value, TensorDims)), ())
+        return Edit(
+            node,
+            signature,
+            args,
+            kwargs,
+            *map_arg((node.args, dict(node.kwargs)), self._before),
+            values=self._value_of,
+            before=lambda raw: self._frozen(node, raw),
+            source=source,
+            result=self.graph.value(node.name),
+            keep=self.keep,
+            module=module,
+        )
 
     def _before(self, node: fx.Node) -> Any:
         """A number as the old graph had it; anything else as it is now."""
@@ -126,16 +136,30 @@ class _Refit:
         return any(has_ids(dim) for value in values for tensor in _leaves(value) for dim in tensor.dims)
 
     def _freeze(self, node: fx.Node) -> None:
-        """Numbers that were computed from sizes keep their old value where they are not sizes themselves."""
-        if is_size_call(node) or not _leaves(self.graph.value(node.name)):
+        """Numbers that were computed from sizes keep their old value in arguments that are no sizes or positions themselves."""
+        if node.op not in ("call_function", "call_method", "call_module"):
             return
-        for source in node.all_input_nodes:
+        if handler_for(node) is None and not _leaves(self.graph.value(node.name)):
+            return
+        for where in fixed_numbers(node):
+            raw = node.args[where] if isinstance(where, int) else node.kwargs[where]
+            frozen = self._frozen(node, raw)
+            if frozen is not raw and isinstance(where, int):
+                node.update_arg(where, frozen)
+            elif frozen is not raw:
+                node.update_kwarg(str(where), frozen)
+
+    def _frozen(self, node: fx.Node, raw: Any) -> Any:
+        """An argument of ``node`` with the numbers that it would have without the removal; the same object if it has them."""
+        found: list[fx.Node] = []
+        map_arg(raw, lambda n: found.append(n) or n)
+        freeze: dict[fx.Node, Any] = {}
+        for source in found:
             before, now = self.graph.value(source.name), self.env[source]
             if isinstance(before, (int, float)) and isinstance(now, (int, float)) and before != now:
                 with self.gm.graph.inserting_before(node):
-                    freeze = {source: self._as_before(source)}
-                node.args = map_arg(node.args, lambda n, f=freeze: f.get(n, n))
-                node.kwargs = map_arg(node.kwargs, lambda n, f=freeze: f.get(n, n))
+                    freeze[source] = self._as_before(source)
+        return map_arg(raw, lambda n: freeze.get(n, n)) if freeze else raw
 
     def _as_before(self, node: fx.Node) -> Any:
         """What a number would be without the removal: of sizes that follow the input only the channels' part is frozen."""
@@ -167,12 +191,12 @@ class _Refit:
 
     def _renew_module(self, node: fx.Node, args: Any, kwargs: Any) -> None:
         module = self.gm.get_submodule(str(node.target))
-        handler = module_handler_for(module)
-        if handler is None or id(module) in self.seen or not self._touched(node):
+        calls = module_calls_of(module)
+        if calls is None or calls.handler is None or id(module) in self.seen or not self._touched(node):
             return
         self.seen.add(id(module))
         for each in (module, self.twin.get_submodule(str(node.target))):
-            handler(self._edit(node, args, kwargs, each))
+            calls.handler(self._edit(node, calls.signature, args, kwargs, each))
 
     def _check(self, node: fx.Node, value: Any, promised: Any) -> None:
         if isinstance(promised, TensorDims):

@@ -2,18 +2,19 @@
 
 A factor has a size and either one element id per position or none (fixed: its positions cannot be removed). ``[C]`` is one
 factor, a flattened ``C x HW`` two (the second fixed), ``heads x head_dim`` two. A dimension of size one has no factor.
-Rules see the analysis through the :class:`Context` protocol only, so this storey knows nothing of how it is solved.
+Rules see the analysis through the :class:`Context` protocol only, so this layer knows nothing of how it is solved.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-__all__ = ["FIXED", "Context", "Dim", "Dims", "Factor", "dim_size", "fixed_dim", "fixed_dims", "has_ids"]
+__all__ = ["FIXED", "Context", "Dim", "Dims", "Factor", "TensorDims", "dim_size", "fixed_dim", "fixed_dims", "has_ids"]
 
 FIXED = 0
 """The element that stands for a fixed position inside an otherwise removable factor (a ``cat`` of both kinds)."""
@@ -31,6 +32,13 @@ Dim = tuple[Factor, ...]
 
 Dims = tuple[Dim, ...]
 """All dimensions of a tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorDims:
+    """Leaf of a node's recorded value: the factors of one tensor."""
+
+    dims: Dims
 
 
 def dim_size(dim: Dim) -> int:
@@ -79,8 +87,17 @@ class Context(Protocol):
         """Removing from ``dim`` is allowed, but is not the same as masking: the op normalises or reduces over it."""
         ...
 
-    def contract(self, letters: Sequence[Dim], contracted: Sequence[Dim], multiplier: int) -> None:
-        """``multiplier`` x the product of all ``letters``' sizes multiply-accumulates, summing over ``contracted``."""
+    def contract(
+        self,
+        letters: Sequence[Dim],
+        contracted: Sequence[Dim],
+        multiplier: int,
+        carriers: Sequence[Sequence[torch.Tensor]],
+    ) -> None:
+        """``multiplier`` x the product of all ``letters``' sizes multiply-accumulates, summing over ``contracted``.
+
+        ``carriers`` are, for each contracted dimension, the operands that have it.
+        """
         ...
 
     def reads(self, tensor: torch.Tensor, role: str, out: int | None = None, into: int | None = None) -> None:
@@ -114,8 +131,4 @@ class Context(Protocol):
     @property
     def editable(self) -> bool:
         """Whether literals of the graph node at hand can be rewritten."""
-        ...
-
-    def decompose(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs ``func`` by its decomposition under the same analysis; ``NotImplemented`` if it has none."""
         ...

@@ -1,37 +1,40 @@
-"""Sizes and positions written in the graph: which calls carry them, and how a rewrite renews them.
+"""Python calls that reach ops: what a shorter axis changes in their numbers, and what the analysis may do to them.
 
-Rules speak of ATen; a graph speaks of ``torch.reshape``, ``x.view``, ``x[:, :8]``. A *handler* renews the literals of one such
-call once channels are gone. A call without a handler either follows the shapes of its operands, or is strict: what it cuts
-is pinned, since nobody could put its numbers right.
+Rules describe ATen; a graph holds ``torch.reshape``, ``x.view``, ``x[:, :8]``. An entry lists these calls. A *handler* renews
+the numbers of one call after channels are removed. A call without a handler follows the shapes of its operands, or is strict:
+what it cuts is pinned, since nobody could put its numbers right.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from stp_fx.ir.train_eval import AutogradCall, ModeSwitch, attention_with_dropout
-from stp_fx.rules.domain import Dim, Dims, dim_size
+from stp_fx.ir.train_eval import AutogradCall, ModeSwitch
+from stp_fx.registry import Registry
+from stp_fx.rules.domain import TensorDims
+from stp_fx.rules.edit import Edit, Signature
 
 __all__ = [
+    "CALLS",
     "Edit",
     "Policy",
+    "PythonCalls",
     "TensorDims",
+    "calls_of",
+    "edits",
+    "fixed_numbers",
+    "follows",
     "handler_for",
-    "is_recurrent",
-    "is_size_call",
-    "literal",
-    "module_handler_for",
-    "module_literal",
+    "keeps",
+    "module_calls_of",
+    "modules",
     "policy_of",
+    "reach",
 ]
 
 
@@ -45,202 +48,84 @@ class Policy(enum.Enum):
     OPAQUE = "a module that hides how it uses its parameters"
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorDims:
-    """Leaf of a node's recorded value: the factors of one tensor."""
-
-    dims: Dims
+Handler = Callable[[Edit], None]
+_PLAIN = Signature.of("input")
 
 
-@dataclasses.dataclass
-class Edit:
-    """One node of the graph being rewritten, with everything a handler needs.
+@dataclasses.dataclass(frozen=True, eq=False)
+class PythonCalls:
+    """Functions, names of methods, or module types that are called in one way.
 
-    ``args`` and ``kwargs`` are evaluated in the new graph (numbers are numbers, tensors are meta), ``old_args`` and
-    ``old_kwargs`` hold the numbers of the old one: positions are those of old axes. ``source`` are the old factors of the
-    first tensor operand, ``result`` those of the value. ``keep`` tells which positions of an old dimension stay.
-    Handlers write ``node.args`` / ``node.kwargs`` / ``node.target``.
+    ``handler`` renews numbers after channels are removed. ``signature`` names the arguments. ``sizes`` are those that are sizes
+    or positions of axes, which the handler renews; every other number keeps the value that it had before.
     """
 
-    node: fx.Node
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    source: Dims
-    result: Any
-    keep: Callable[[Dim], np.ndarray]
-    module: Any = None
-    operands: tuple[Any, ...] = ()
-    old_args: tuple[Any, ...] = ()
-    old_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def size(self, dim: Dim) -> int:
-        """How many positions of an old dimension stay."""
-        return int(self.keep(dim).sum()) if dim else 1
-
-    def changed(self, dim: Dim) -> bool:
-        return self.size(dim) != dim_size(dim)
-
-    def result_dims(self) -> Dims:
-        return self.result.dims
-
-    def set_arg(self, position: int, name: str, value: Any) -> None:
-        """Replaces an argument where the call has it, positional or by name; appends it as a keyword if it has neither."""
-        if position < len(self.node.args):
-            self.node.update_arg(position, value)
-        else:
-            self.node.update_kwarg(name, value)
-
-    def arg(self, position: int, name: str, default: Any = None) -> Any:
-        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
-
-    def old(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument with the numbers of the old graph."""
-        return self.old_args[position] if position < len(self.old_args) else self.old_kwargs.get(name, default)
-
-    def renew(self, position: int, name: str, value: Any) -> None:
-        """Writes ``value`` unless the argument has it already; what is computed in the graph stays computed."""
-        if self.arg(position, name) != value:
-            self.set_arg(position, name, value)
+    targets: tuple[Any, ...]
+    policy: Policy
+    handler: Handler | None = None
+    signature: Signature = _PLAIN
+    sizes: frozenset[str] = frozenset()
 
 
-Handler = Callable[[Edit], None]
-
-_HANDLERS: dict[Any, Handler] = {}
-_MODULES: dict[type[nn.Module], Handler] = {}
+CALLS: Registry[PythonCalls] = Registry("Python call", "list it with one op only")
+"""By function, name of method, or module type."""
 
 
-def literal(*targets: Any) -> Callable[[Handler], Handler]:
-    """Registers a handler for functions, or for method names (strings)."""
+def edits(handler: Handler, *targets: Any, takes: str, sizes: str = "") -> PythonCalls:
+    """Calls whose numbers ``handler`` renews.
 
-    def register(handler: Handler) -> Handler:
-        for target in targets:
-            _HANDLERS[target] = handler
-        return handler
-
-    return register
+    ``takes`` names the arguments in order, aliases apart by slashes, an argument that may be spelled out by a star:
+    ``"input *shape/size"``. ``sizes`` are the names of those that are sizes or positions.
+    """
+    return PythonCalls(targets, Policy.EDITABLE, handler, Signature.of(takes), frozenset(sizes.split()))
 
 
-def module_literal(*types: type[nn.Module]) -> Callable[[Handler], Handler]:
-    """Registers a handler for a module's attributes (``out_channels``, ``normalized_shape`` ...)."""
+def follows(*targets: Any) -> PythonCalls:
+    """Calls without sizes of their own."""
+    return PythonCalls(targets, Policy.FOLLOWS)
 
-    def register(handler: Handler) -> Handler:
-        for module_type in types:
-            _MODULES[module_type] = handler
-        return handler
 
-    return register
+def keeps(*targets: Any) -> PythonCalls:
+    """Calls that view their operands in other ways, and whose new axes have lengths of their own."""
+    return PythonCalls(targets, Policy.KEEPS)
+
+
+def modules(handler: Handler, *types: type[nn.Module], takes: str = "input", policy: Policy = Policy.FOLLOWS) -> PythonCalls:
+    """Modules whose attributes (``out_channels``, ``normalized_shape`` ...) ``handler`` renews; ``takes`` as in :func:`edits`."""
+    return PythonCalls(types, policy, handler, Signature.of(takes))
+
+
+def reach(calls: PythonCalls, owner: str) -> None:
+    """Enters calls into the table."""
+    for target in calls.targets:
+        CALLS.add(target, calls, owner=owner)
+
+
+def calls_of(node: fx.Node) -> PythonCalls | None:
+    """What the table has for a node that calls a function or a method."""
+    return CALLS.find(node.target) if node.op in ("call_function", "call_method") else None
 
 
 def handler_for(node: fx.Node) -> Handler | None:
-    return _HANDLERS.get(node.target) if node.op in ("call_function", "call_method") else None
+    """The handler of a node that calls a function or a method."""
+    calls = calls_of(node)
+    return None if calls is None else calls.handler
 
 
-_NUMBERS_ARE_NOT_SIZES = {F.scaled_dot_product_attention, F.group_norm, torch.group_norm, F.layer_norm, torch.layer_norm}
+def module_calls_of(module: nn.Module) -> PythonCalls | None:
+    """What the table has for a module's type or its nearest base."""
+    return next((found for base in type(module).__mro__ if (found := CALLS.find(base)) is not None), None)
 
 
-def is_size_call(node: fx.Node) -> bool:
-    """Whether the numbers a call is given are sizes and positions, which its handler renews."""
-    return handler_for(node) is not None and node.target not in _NUMBERS_ARE_NOT_SIZES
+def fixed_numbers(node: fx.Node) -> Iterator[int | str]:
+    """Positions and keywords of a call's arguments whose numbers are neither sizes nor positions of axes."""
+    calls = calls_of(node)
+    for where in (*range(len(node.args)), *node.kwargs):
+        if calls is None or not calls.sizes or calls.signature.name_at(where) not in calls.sizes:
+            yield where
 
-
-def module_handler_for(module: nn.Module) -> Handler | None:
-    for base in type(module).__mro__:
-        if base in _MODULES:
-            return _MODULES[base]
-    return None
-
-
-_FOLLOWS = {
-    torch.matmul,
-    torch.bmm,
-    torch.mm,
-    torch.addmm,
-    torch.baddbmm,
-    torch.einsum,
-    torch.tensordot,
-    torch.mv,
-    torch.dot,
-    torch.outer,
-    torch.cdist,
-    operator.matmul,
-    F.linear,
-    F.bilinear,
-    F.normalize,
-    F.instance_norm,
-    F.batch_norm,
-    F.prelu,
-    attention_with_dropout,
-    "matmul",
-    "__matmul__",
-    "bmm",
-    "mm",
-    "expand_as",
-    "view_as",
-    "reshape_as",
-    "type_as",
-    "masked_fill",
-    "masked_fill_",
-    "where",
-}
-
-_KEEPS = {
-    torch.flatten,
-    torch.repeat_interleave,
-    torch.tile,
-    torch.movedim,
-    torch.moveaxis,
-    torch.swapaxes,
-    torch.transpose,
-    torch.permute,
-    torch.squeeze,
-    torch.unsqueeze,
-    torch.cat,
-    torch.concat,
-    torch.stack,
-    torch.hstack,
-    torch.vstack,
-    torch.dstack,
-    torch.unbind,
-    torch.flip,
-    torch.cosine_similarity,
-    torch.meshgrid,
-    torch.broadcast_tensors,
-    F.cosine_similarity,
-    F.interpolate,
-    F.unfold,
-    F.fold,
-    F.pixel_shuffle,
-    F.pixel_unshuffle,
-    F.local_response_norm,
-    F.embedding,
-    F.lp_pool2d,
-    F.adaptive_avg_pool1d,
-    F.max_pool1d,
-    F.avg_pool1d,
-    F.dropout2d,
-    "flatten",
-    "repeat",
-    "repeat_interleave",
-    "tile",
-    "contiguous",
-    "squeeze",
-    "unsqueeze",
-    "permute",
-    "transpose",
-    "t",
-    "unbind",
-    "flip",
-    "movedim",
-    "swapaxes",
-    "ravel",
-}
 
 _PLAIN_MODULES = ("torch.nn.modules.", "torchvision.ops.")
-
-
-def is_recurrent(module: nn.Module) -> bool:
-    """Whether a module cuts its own values into gates and starts from zeros of its own, all renewed with its hidden size."""
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
 
 
 def policy_of(node: fx.Node, module: nn.Module | None) -> Policy:
@@ -248,17 +133,14 @@ def policy_of(node: fx.Node, module: nn.Module | None) -> Policy:
     if isinstance(module, AutogradCall):
         return Policy.OPAQUE
     if isinstance(module, ModeSwitch):
-        return Policy.FOLLOWS if module.function in _FOLLOWS else Policy.STRICT
+        calls = CALLS.find(module.function)
+        return Policy.FOLLOWS if calls is not None and calls.policy is Policy.FOLLOWS else Policy.STRICT
     if node.op == "call_module" and module is not None:
-        if module_handler_for(module) is not None:
-            return Policy.EDITABLE if is_recurrent(module) else Policy.FOLLOWS
+        calls = module_calls_of(module)
+        if calls is not None:
+            return calls.policy
         if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
             return Policy.OPAQUE
         return Policy.KEEPS if type(module).__module__.startswith(_PLAIN_MODULES) else Policy.STRICT
-    if handler_for(node) is not None:
-        return Policy.EDITABLE
-    if node.target in _FOLLOWS:
-        return Policy.FOLLOWS
-    if node.target in _KEEPS:
-        return Policy.KEEPS
-    return Policy.STRICT
+    calls = calls_of(node)
+    return Policy.STRICT if calls is None else calls.policy

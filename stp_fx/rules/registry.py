@@ -1,158 +1,198 @@
-"""The table from ATen op to rule, and the one place where a pattern is applied.
+"""Entries: one place for what is known of an op, and the tables that are derived from them.
 
-Registering is decorating::
+An entry is written with :func:`rule`, as a pattern where a factor mapping says it all, else as a function::
 
-    @rule("aten.mm.default", "aten.foo.default")
-    def _mm(ctx, func, args, kwargs, out): ...
+    rule(aten.mm.default, pattern="m k, k n -> m n", roles={...}, calls=[...], samples=...)
 
-An op's overload name is its key. A rule states the factors of the results, and what lives and dies together.
+    @rule(aten.flip.default, calls=[...], samples=...)
+    def _flip(call): ...
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 
-from stp_fx.rules.domain import Context, Dim, Dims, dim_size, fixed_dim, has_ids
-from stp_fx.rules.notation import Pattern, Token, parse
+from stp_fx.errors import InputError
+from stp_fx.ir import meta_run
+from stp_fx.registry import Registry
+from stp_fx.rules.call import OpCall
+from stp_fx.rules.literals import PythonCalls, reach
+from stp_fx.rules.mapping import FactorMapping, Role
+from stp_fx.rules.samples import Sample
 
-__all__ = ["Rule", "apply_pattern", "registered", "rule", "rule_for"]
+__all__ = ["RULES", "Entry", "Rule", "entries", "entry_of", "overload_of", "overloads", "registered", "rule", "rule_for"]
 
-Rule = Callable[[Context, Any, tuple[Any, ...], dict[str, Any], Any], None]
-
-_RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a function as the rule of the named overloads (``"aten.mm.default"``)."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            if name in _RULES:
-                raise ValueError(f"two rules for {name}")
-            _RULES[name] = function
-        return function
-
-    return register
+Rule = Callable[[OpCall], None]
+R = TypeVar("R", bound=Rule)
 
 
-def rule_for(func: Any) -> Rule | None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """What is known of some overloads of one op.
+
+    ``rule`` states the factors of the results; a :class:`FactorMapping` is one. ``calls`` are the Python calls that reach the
+    op, with what a shorter axis changes in them. ``samples`` are calls by label, for the golden lines and the check against
+    numbers; ``unchecked`` says why the latter cannot be made. ``keeps_zero`` holds where a position whose operands all are
+    zero gives zero.
+    """
+
+    ops: tuple[str, ...]
+    rule: Rule
+    calls: tuple[PythonCalls, ...] = ()
+    samples: Mapping[str, Sample] = dataclasses.field(default_factory=dict)
+    unchecked: str = ""
+    keeps_zero: bool = False
+
+
+RULES: Registry[Entry] = Registry("op rule", "an op has one rule: change that one, or register under a custom op of your own")
+"""Entries by overload name (``"aten.mm.default"``)."""
+
+
+@overload
+def rule(
+    *ops: Any,
+    pattern: None = None,
+    calls: Sequence[PythonCalls] = (),
+    samples: Sample | Mapping[str, Sample] | None = None,
+    unchecked: str = "",
+    keeps_zero: bool = False,
+    shape: Callable[..., Any] | None = None,
+) -> Callable[[R], R]: ...
+
+
+@overload
+def rule(
+    *ops: Any,
+    pattern: str | FactorMapping,
+    roles: Mapping[int, Role] | None = None,
+    sizes: Mapping[str, str | Callable[[OpCall], int]] | None = None,
+    cost: int | Callable[[OpCall], int] = 1,
+    products: tuple[str, ...] | None = None,
+    inexact: Mapping[str, str] | None = None,
+    pins: Mapping[str, str] | None = None,
+    calls: Sequence[PythonCalls] = (),
+    samples: Sample | Mapping[str, Sample] | None = None,
+    unchecked: str = "",
+    keeps_zero: bool = False,
+    shape: Callable[..., Any] | None = None,
+) -> Entry: ...
+
+
+def rule(
+    *ops: Any,
+    pattern: str | FactorMapping | None = None,
+    calls: Sequence[PythonCalls] = (),
+    samples: Sample | Mapping[str, Sample] | None = None,
+    unchecked: str = "",
+    keeps_zero: bool = False,
+    shape: Callable[..., Any] | None = None,
+    **mapping: Any,
+) -> Any:
+    """Registers the rule of op overloads (``torch.ops.aten.mm.default``, or a name such as ``"mylib.scan.default"``).
+
+    With ``pattern`` the rule is a factor mapping, and the other fields of :class:`FactorMapping` may be given. Without, it
+    decorates a function that takes an :class:`OpCall`. ``calls``, ``samples`` and the rest are those of :class:`Entry`;
+    ``shape`` works out the results on meta tensors where torch is slow at it.
+
+    >>> aten = torch.ops.aten
+    >>> rule_for(aten.mm.default).pattern
+    'm k, k n -> m n'
+
+    Raises:
+        InputError: an op that does not exist, a pattern that its schema does not fit, or an op that another module has
+            given a rule.
+    """
+    funcs = [overload_of(op) for op in ops]
+    labelled = {} if samples is None else {"": samples} if callable(samples) else dict(samples)
+
+    def register(function: Rule, owner: str) -> Entry:
+        entry = Entry(tuple(map(str, funcs)), function, tuple(calls), labelled, unchecked, keeps_zero)
+        for func in funcs:
+            RULES.add(str(func), entry, owner=owner)
+            if shape is not None:
+                meta_run.shortcut(func, shape)
+        for each in calls:
+            reach(each, owner)
+        return entry
+
+    if pattern is None:
+        if mapping:
+            raise InputError(f"rule of {', '.join(map(str, funcs))}: {', '.join(mapping)} belong to a pattern; give pattern=...")
+
+        def decorate(function: Any) -> Any:
+            register(function, getattr(function, "__module__", "?"))
+            return function
+
+        return decorate
+    given = {name: value for name, value in mapping.items() if value is not None}
+    factor_mapping = pattern if isinstance(pattern, FactorMapping) else FactorMapping(pattern, **given)
+    for func in funcs:
+        factor_mapping.check(func)
+    return register(factor_mapping, str(sys._getframe(1).f_globals.get("__name__", "?")))
+
+
+def rule_for(func: Any) -> Any:
     """The rule of an op overload, or ``None``."""
-    return _RULES.get(str(func))
+    entry = RULES.find(str(func))
+    return None if entry is None else entry.rule
+
+
+def entry_of(func: Any) -> Entry | None:
+    """The entry of an op overload, or ``None``."""
+    return RULES.find(str(func))
 
 
 def registered() -> Mapping[str, Rule]:
-    """All rules by overload name (read only)."""
-    return dict(_RULES)
+    """All rules by overload name (a copy)."""
+    return {str(name): entry.rule for name, entry in RULES.items().items()}
 
 
-def apply_pattern(
-    ctx: Context,
-    pattern: str,
-    inputs: Sequence[torch.Tensor | None],
-    outputs: Sequence[torch.Tensor | None],
-    sizes: Mapping[str, int] | None = None,
-    roles: Mapping[int, tuple[str, int | None, int | None]] | None = None,
-) -> dict[str, Dim]:
-    """Unifies the factors that carry one letter, over all tensors, and states the outputs' factors.
+def entries() -> tuple[Entry, ...]:
+    """All entries, in the order in which they were registered."""
+    return tuple(dict.fromkeys(RULES.items().values()))
 
-    ``inputs`` and ``outputs`` may hold ``None`` for absent tensors. ``sizes`` gives the length of letters in compound
-    dimensions that no other dimension tells. ``roles`` maps an input's position to (role, output dim, input dim).
-    Returns the factors of each letter.
+
+def overload_of(op: Any) -> Any:
+    """The overload under a name (``"aten.mm.default"``); an overload is handed back.
+
+    Raises:
+        InputError: no such op or overload; names close ones.
     """
-    parsed = parse(pattern)
-    binding = _Binding(ctx, dict(sizes or {}))
-    pairs = [(t, dims) for t, dims in zip(inputs, parsed.inputs, strict=False) if t is not None]
-    for tensor, dims in pairs:
-        binding.learn_sizes(tensor.shape, dims)
-    for tensor, dims in pairs:
-        binding.bind(ctx.dims(tensor), tuple(tensor.shape), dims, pattern)
-    for position, (role, out, into) in (roles or {}).items():
-        if position < len(inputs) and inputs[position] is not None:
-            ctx.reads(inputs[position], role, out, into)  # type: ignore[arg-type]
-    for tensor, dims in zip(outputs, parsed.outputs, strict=False):
-        if isinstance(tensor, torch.Tensor):
-            ctx.assign(tensor, binding.build(tuple(tensor.shape), dims))
-    return binding.letters
+    if isinstance(op, torch._ops.OpOverload):
+        return op
+    if not isinstance(op, str):
+        raise InputError(f"no op overload: {op!r}; give torch.ops.namespace.op.overload, or its name 'namespace.op.overload'")
+    found = _find(op)
+    if found is not None:
+        return found
+    parts = op.split(".")
+    known = sorted(name.replace("::", ".") for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{parts[0]}::"))
+    known = [name if name.count(".") > 1 else f"{name}.default" for name in known]
+    close = difflib.get_close_matches(op, known, n=3, cutoff=0.6)
+    near = "" if known else f"; torch knows no op of the namespace '{parts[0]}'"
+    if close:
+        near = f"; close names: {', '.join(close)}"
+    raise InputError(f"no op '{op}'{near}. Write 'namespace.op.overload', and define a custom op before its rule")
 
 
-class _Binding:
-    """Letters on their way from inputs to outputs."""
-
-    def __init__(self, ctx: Context, sizes: dict[str, int]) -> None:
-        self.ctx = ctx
-        self.sizes = sizes
-        self.letters: dict[str, Dim] = {}
-        self.passing: list[Dim] | None = None
-
-    def learn_sizes(self, shape: Sequence[int], dims: tuple[Token, ...]) -> None:
-        for size, token in _spread(shape, dims):
-            if len(token) == 1 and token[0].isalpha():
-                self.sizes.setdefault(token[0], int(size))
-        for size, token in _spread(shape, dims):
-            unknown = [letter for letter in token if letter not in self.sizes]
-            if len(token) > 1 and len(unknown) == 1:
-                known = 1
-                for letter in token:
-                    known *= self.sizes.get(letter, 1)
-                self.sizes[unknown[0]] = int(size) // known
-
-    def bind(self, factors: Dims, shape: Sequence[int], dims: tuple[Token, ...], pattern: str) -> None:
-        passing = []
-        for factor_list, token in _spread(factors, dims):
-            if token == ("..",):
-                passing.append(factor_list)
-            elif token in (("*",), ("_",)):
-                if has_ids(factor_list):
-                    self.ctx.pin(factor_list, f"kernel or spatial positions ('{token[0]}' in {pattern})")
-            elif token != ("1",):
-                pieces = self.ctx.regroup([factor_list], [self.sizes[letter] for letter in token])
-                for letter, piece in zip(token, pieces, strict=True):
-                    self._meet(letter, piece)
-        if ("..",) in dims:
-            self._meet_passing(passing)
-
-    def build(self, shape: Sequence[int], dims: tuple[Token, ...]) -> Dims:
-        result: list[Dim] = []
-        passing = iter(self.passing or ())
-        for size, token in _spread(shape, dims):
-            if token == ("..",):
-                result.append(next(passing))
-            elif token[0] in ("*", "_", "1"):
-                result.append(fixed_dim(int(size)))
-            else:
-                result.append(tuple(factor for letter in token for factor in self.letters[letter]))
-        return tuple(result)
-
-    def _meet(self, letter: str, piece: Dim) -> None:
-        known = self.letters.get(letter)
-        self.letters[letter] = piece if known is None else self.ctx.unify(known, piece)
-
-    def _meet_passing(self, passing: list[Dim]) -> None:
-        if self.passing is None:
-            self.passing = passing
-            return
-        for k in range(1, min(len(passing), len(self.passing)) + 1):
-            if dim_size(passing[-k]) == dim_size(self.passing[-k]):
-                self.passing[-k] = self.ctx.unify(self.passing[-k], passing[-k])
+def _find(name: str) -> Any:
+    parts = name.split(".")
+    if len(parts) != 3:
+        return None
+    packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
+    return None if packet is None else getattr(packet, parts[2], None)
 
 
-def _spread(values: Sequence[Any], dims: tuple[Token, ...]) -> list[tuple[Any, Token]]:
-    """Pairs each dimension with its token; a run (``*``, ``..``) takes as many dimensions as are left over."""
-    runs = [k for k, token in enumerate(dims) if token in (("*",), ("..",))]
-    if not runs:
-        return list(zip(values, dims, strict=True))
-    at, spare = runs[0], len(values) - (len(dims) - 1)
-    tokens = dims[:at] + (dims[at],) * spare + dims[at + 1 :]
-    return list(zip(values, tokens, strict=True))
+def overloads(*names: str) -> tuple[Any, ...]:
+    """Those of the named overloads that this version of torch has: for ops that come and go between versions.
 
-
-def letters_of(pattern: Pattern) -> tuple[str, ...]:
-    """All letters of a pattern, contracted or not, in order of appearance."""
-    seen: dict[str, None] = {}
-    for tensor in (*pattern.inputs, *pattern.outputs):
-        for dim in tensor:
-            seen.update({letter: None for letter in dim if letter.isalpha()})
-    return tuple(seen)
+    >>> [str(op) for op in overloads("aten.mm.default", "aten.of_another_version.default")]
+    ['aten.mm.default']
+    """
+    return tuple(found for name in names if (found := _find(name)) is not None)

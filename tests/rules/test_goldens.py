@@ -4,99 +4,27 @@ from __future__ import annotations
 
 import os
 import pathlib
-import string
-import sys
 
-import numpy as np
 import pytest
-import torch
-from torch import fx, nn
 
-from stp_fx.analysis.propagate import _Propagation
-from stp_fx.analysis.solve import solve
-from stp_fx.rules import FIXED, Dim, registered, tensors_in
-from stp_fx.rules.literals import Policy
+from stp_fx.rules import entries
+from stp_fx.rules.registry import RULES
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from samples import SAMPLES
+from .bench import Bench, samples
 
 GOLDEN = pathlib.Path(__file__).parent / "goldens" / "ops.txt"
 
 
-class _Bench:
-    """A rule's view of one call: axes are named a, b, c ... in the order in which tensors are made."""
-
-    def __init__(self) -> None:
-        self.run = _Propagation(fx.symbolic_trace(nn.Identity()), nn.Identity())
-        self.run._policy = Policy.EDITABLE
-        self.run.elements.node = "op"
-        self.axes: list[tuple[str, np.ndarray]] = []
-
-    def make(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        tensor = torch.empty(shape, dtype=dtype, device="meta")
-        dims = []
-        for size in shape:
-            dim = self.run.elements.new_dim(size)
-            if dim:
-                self.axes.append((string.ascii_letters[len(self.axes)], dim[0].ids))
-            dims.append(dim)
-        self.run.assign(tensor, tuple(dims))
-        return tensor
-
-    def call(self, name: str) -> str:
-        namespace, op, overload = name.partition("#")[0].split(".")
-        func = getattr(getattr(getattr(torch.ops, namespace), op), overload)
-        values, named = SAMPLES[name](self.make)
-        before = ", ".join(self._tensor(t) for t in tensors_in(values))
-        outs = func(*values, **named)
-        registered()[name.partition("#")[0]](self.run, func, values, named, outs)
-        after = ", ".join(self._tensor(t) for t in tensors_in(outs)) or "nothing"
-        return f"{name}: {before or 'nothing'} -> {after}{self._said()}"
-
-    def _name(self, ids: np.ndarray) -> str:
-        for letter, axis in self.axes:
-            at = np.flatnonzero(np.isin(axis, ids))
-            if len(at) == len(ids) and np.isin(ids, axis).all():
-                if np.array_equal(axis, ids):
-                    return letter
-                order = (ids - axis[0]).tolist()
-                if order == list(range(order[0], order[0] + len(order))):
-                    return f"{letter}[{order[0]}:{order[-1] + 1}]"
-                return f"{letter}{order}".replace(" ", "")
-        parts = [f"{letter}[{int((i - axis)[0])}]" for i in ids for letter, axis in self.axes if i in axis]
-        if len(parts) + int((ids == FIXED).sum()) == len(ids) and len(parts):
-            return "{" + "+".join(parts) + "}"
-        self.axes.append((string.ascii_letters[len(self.axes)] + "'", ids))
-        return self.axes[-1][0]
-
-    def _dim(self, dim: Dim) -> str:
-        if not dim:
-            return "1"
-        parts = [str(f.size) if f.ids is None else self._name(f.ids) for f in dim]
-        return parts[0] if len(parts) == 1 else f"({' '.join(parts)})"
-
-    def _tensor(self, tensor: torch.Tensor) -> str:
-        return "[" + " ".join(self._dim(dim) for dim in self.run.dims(tensor)) + "]"
-
-    def _said(self) -> str:
-        elements = self.run.elements
-        said = sorted({f"{self._name(a)}~{self._name(b)}" for a, b in elements.unions if a.ndim == 1 and len(a)})
-        said += sorted({f"{self._name(p.ids.ravel())}={'x'.join(self._name(f) for f in p.factors)}" for p in elements.products})
-        said += sorted({f"pin {self._name(n.ids)}" for n in elements.pins if n.node})
-        said += sorted({f"inexact {self._name(n.ids)}" for n in elements.notes})
-        for entry in self.run.result.contractions:
-            letters = " ".join(self._dim(d) for d in entry.letters)
-            said.append(f"{entry.multiplier} x ({letters}) over {' '.join(self._dim(d) for d in entry.contracted)}")
-        solve(elements)
-        return "".join(f"; {each}" for each in said)
+def test_every_entry_has_a_sample() -> None:
+    assert [entry.ops for entry in entries() if not entry.samples and entry.ops[0].startswith("aten.")] == []
 
 
-def test_every_rule_has_a_sample() -> None:
-    assert {name.partition("#")[0] for name in SAMPLES} == set(registered())
+def test_no_op_has_two_entries() -> None:
+    assert [op for entry in entries() for op in entry.ops if RULES.find(op) is not entry] == []
 
 
 def test_rules_match_their_golden_lines() -> None:
-    lines = [_Bench().call(name) for name in sorted(SAMPLES)]
+    lines = [Bench().line(*each) for each in samples()]
     if os.environ.get("STP_FX_GOLDENS") == "update":
         GOLDEN.write_text("\n".join(lines) + "\n")
     golden = GOLDEN.read_text().splitlines()
@@ -107,4 +35,5 @@ def test_rules_match_their_golden_lines() -> None:
 
 @pytest.mark.parametrize("name", ["aten.mm.default", "aten.convolution.default", "aten.view.default"])
 def test_golden_lines_are_deterministic(name: str) -> None:
-    assert _Bench().call(name) == _Bench().call(name)
+    found = next(each for each in samples() if each[0] == name)
+    assert Bench().line(*found) == Bench().line(*found)

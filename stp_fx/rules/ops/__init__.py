@@ -1,0 +1,41 @@
+"""One entry per op, by family. A new op is one entry in the file that fits."""
+
+from stp_fx.rules.ops import (
+    attention,
+    convolution,
+    creation,
+    index,
+    join,
+    matmul,
+    norm,
+    order,
+    patches,
+    pieces,
+    pointwise,
+    pool,
+    recurrent,
+    reduce,
+    shuffle,
+    softmax,
+    view,
+)
+
+__all__ = [
+    "attention",
+    "convolution",
+    "creation",
+    "index",
+    "join",
+    "matmul",
+    "norm",
+    "order",
+    "patches",
+    "pieces",
+    "pointwise",
+    "pool",
+    "recurrent",
+    "reduce",
+    "shuffle",
+    "softmax",
+    "view",
+]
