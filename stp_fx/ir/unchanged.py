@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from stp_fx.ir.stamp import stamp_of
+from stp_fx.ir.stamp import weights_of
 
 __all__ = ["Unchanged"]
 
@@ -19,29 +19,31 @@ class Unchanged:
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
-        self._gm = gm
+        self.graph_module = gm
         self._before = _look(gm)
 
     def difference(self) -> str | None:
         """The first thing that differs, in words; None if nothing does."""
-        for what, now in _look(self._gm).items():
+        for what, now in _look(self.graph_module).items():
             if not _same(self._before[what], now):
                 return what
         return None
 
 
 def _look(gm: fx.GraphModule) -> dict[str, Any]:
-    modules = dict(gm.named_modules())
-    tensors = {**dict(gm.named_parameters()), **dict(gm.named_buffers())}
+    modules = list(gm.modules())
+    stores = [store for module in modules for store in (module._parameters, module._buffers)]
+    tensors = [tensor for store in stores for tensor in store.values() if tensor is not None]
     return {
         "its nodes": [part for n in gm.graph.nodes for part in (n, n.target, n.args, n.kwargs)],
         "its code": gm.code,
-        "its modules": list(modules.values()),
-        "a train/eval flag": [module.training for module in modules.values()],
-        "the names or objects of its tensors": [*tensors, *tensors.values()],
-        "requires_grad of a parameter": [t.requires_grad for t in tensors.values()],
-        "a gradient": [t.grad if t.is_leaf else None for t in tensors.values()],
-        "a number in a parameter or buffer": stamp_of(gm).weights,
+        "its modules": modules,
+        "a train/eval flag": [module.training for module in modules],
+        "the objects of its tensors": tensors,
+        "the names of its tensors": [name for store in stores for name in store],
+        "requires_grad of a parameter": [tensor.requires_grad for tensor in tensors],
+        "a gradient": [tensor.grad if tensor.is_leaf else None for tensor in tensors],
+        "a number in a parameter or buffer": weights_of(tensors),
         "its meta": [*gm.meta, *gm.meta.values()],
         "torch's grad mode": torch.is_grad_enabled(),
     }
@@ -50,6 +52,5 @@ def _look(gm: fx.GraphModule) -> dict[str, Any]:
 def _same(before: Any, now: Any) -> bool:
     if not isinstance(before, list):
         return bool(before == now)
-    return len(before) == len(now) and all(
-        a is b or (isinstance(a, (str, bool)) and a == b) for a, b in zip(before, now, strict=True)
-    )
+    same = (a is b or (isinstance(a, (str, bool)) and a == b) for a, b in zip(before, now, strict=False))
+    return len(before) == len(now) and all(same)

@@ -94,9 +94,9 @@ class GraphPass:
         self.requires(gm)
         return self.checked(gm, artifacts or Artifacts())
 
-    def checked(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
-        """:meth:`apply` for a caller that has called :meth:`requires`."""
-        before = Unchanged(gm)
+    def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
+        """:meth:`apply` for a caller that has called :meth:`requires`; ``before`` is a look at ``gm`` that has been taken."""
+        before = before or Unchanged(gm)
         outcome = self.run(gm, artifacts)
         name = type(self).__name__
         if self.kind == "analysis" and (outcome.modified or outcome.graph_module is not gm):

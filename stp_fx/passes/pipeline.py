@@ -10,6 +10,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.errors import InputError, PassError, StpFxError
+from stp_fx.ir.unchanged import Unchanged
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.text import parse_pipeline
@@ -61,23 +62,30 @@ class Pipeline(GraphPass):
             if _rewrites(each):
                 return
 
-    def checked(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
-        """Every pass is checked by itself."""
-        return self.run(gm, artifacts)
-
-    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
-        modified, checked = False, True
+    def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
+        """Every pass is checked by itself; one look at a graph serves all passes that return it."""
+        looks = before
+        modified, required = False, True
         for position, each in enumerate(self.passes):
             try:
-                outcome = _applied(each, gm, artifacts, checked)
+                if not isinstance(each, GraphPass):
+                    outcome = _called(each, gm, artifacts)
+                else:
+                    if not required:
+                        each.requires(gm)
+                    looks = looks if looks is not None and looks.graph_module is gm else Unchanged(gm)
+                    outcome = each.checked(gm, artifacts, looks)
             except StpFxError as error:
                 self._explain(error, position)
                 raise
             except Exception as error:
                 raise PassError(f"{self._name(each)} failed: {error}; passes before it: {self._before(position)}") from error
-            checked = checked and not _rewrites(each)
+            required = required and not _rewrites(each)
             gm, artifacts, modified = outcome.graph_module, outcome.artifacts, modified or outcome.modified
         return Outcome(gm, modified, artifacts)
+
+    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
+        return self.checked(gm, artifacts)
 
     def ensures(self, result: PassResult) -> None:
         """Every pass has checked its own."""
@@ -109,9 +117,7 @@ def _rewrites(each: Any) -> bool:
     return any(map(_rewrites, each.passes)) if isinstance(each, Pipeline) else getattr(each, "kind", "rewrite") == "rewrite"
 
 
-def _applied(each: Any, gm: fx.GraphModule, artifacts: Artifacts, checked: bool) -> Outcome:
-    if isinstance(each, GraphPass):
-        return each.checked(gm, artifacts) if checked else each.apply(gm, artifacts)
+def _called(each: Any, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
     result = each(gm)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], fx.GraphModule):
         raise PassError(f"{each!r} returned a {type(result).__name__}; a pass returns PassResult(graph_module, modified)")
