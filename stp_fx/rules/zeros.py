@@ -14,7 +14,7 @@ import torch
 
 from stp_fx.rules.call import OpCall
 from stp_fx.rules.pointwise import is_pointwise
-from stp_fx.rules.registry import entry_of
+from stp_fx.rules.registry import Entry
 
 __all__ = ["keeps_zeros"]
 
@@ -29,9 +29,8 @@ _OF_ONE = frozenset((
 """Pointwise functions of one operand with f(0) = 0."""
 
 
-def keeps_zeros(call: OpCall, zero: Container[int]) -> bool:
-    """Whether the results are zero where a mask makes the operands with ids in ``zero`` zero."""
-    entry = entry_of(call.func)
+def keeps_zeros(call: OpCall, entry: Entry | None, zero: Container[int]) -> bool:
+    """Whether the results are zero where a mask makes the operands with ids in ``zero`` zero; ``entry`` is the op's."""
     values = [t for t in call.operands if t.is_floating_point() or t.is_complex()]
     if entry is not None:
         return entry.keeps_zero and bool(values) and all(id(t) in zero for t in values)
