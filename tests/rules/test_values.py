@@ -17,6 +17,7 @@ from stp_fx.analysis.solve import Solution, solve
 from stp_fx.rules import Dim, FactorMapping, OpCall, entry_of, registered, tensors_in
 from stp_fx.rules.registry import Rule, overload_of
 from stp_fx.rules.samples import Sample
+from stp_fx.rules.zeros import _OF_ONE
 
 from .bench import Bench, samples
 
@@ -155,6 +156,31 @@ def test_a_rule_agrees_with_numbers(name: str) -> None:
 def test_reasons_for_no_check_are_few() -> None:
     reasons = {entry.unchecked for entry in map(entry_of, map(overload_of, (op for op, _ in _SAMPLES.values()))) if entry}
     assert reasons == {"", "no CPU kernel", "its values are arbitrary"}
+
+
+# -- zeros ---------------------------------------------------------------------------------------------------------------
+
+
+class Zeros(Numbers):
+    """Makes floating tensors of zeros."""
+
+    def _draw(self, shape: tuple[int, ...], dtype: torch.dtype, below: int, generator: torch.Generator) -> torch.Tensor:
+        drawn = super()._draw(shape, dtype, below, generator)
+        return torch.zeros_like(drawn) if dtype.is_floating_point else drawn
+
+
+@pytest.mark.parametrize("name", [n for n, (op, _) in _SAMPLES.items() if (e := entry_of(overload_of(op))) and e.keeps_zero])
+def test_an_op_that_is_said_to_keep_zeros_does(name: str) -> None:
+    op, sample = _SAMPLES[name]
+    values, named = sample(Zeros())
+    outs = [t for t in tensors_in(overload_of(op)(*values, **named)) if t.is_floating_point()]
+    assert all((t == 0).all() for t in outs)
+
+
+@pytest.mark.parametrize("name", sorted(_OF_ONE))
+def test_a_pointwise_function_that_is_said_to_keep_zeros_does(name: str) -> None:
+    function = getattr(torch.ops.aten, name)
+    assert (function(torch.zeros(3, dtype=torch.float64)) == 0).all()
 
 
 # -- the check has teeth -------------------------------------------------------------------------------------------------
