@@ -22,7 +22,7 @@ __all__ = ["keeps_zeros"]
 _OF_ONE = frozenset((
     "abs", "asin", "asinh", "atan", "atanh", "celu", "ceil", "elu", "erf", "expm1", "fix", "floor", "gelu",
     "hardshrink", "hardswish", "leaky_relu", "log1p", "mish", "neg", "positive", "relu", "relu6", "round", "selu",
-    "sgn", "sign", "silu", "sin", "sinh", "softshrink", "softsign", "sqrt", "square", "tan", "tanh", "tanhshrink",
+    "sgn", "sign", "silu", "sin", "sinh", "softshrink", "sqrt", "square", "tan", "tanh",
     "trunc",
 ))
 # fmt: on
