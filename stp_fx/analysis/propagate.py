@@ -27,12 +27,12 @@ from stp_fx.rules import (
     Factor,
     OpCall,
     TensorDims,
+    entry_of,
     fixed_dim,
     fixed_dims,
     has_ids,
     is_pointwise,
     pointwise,
-    rule_for,
     tensors_in,
 )
 from stp_fx.rules.literals import Policy, policy_of
@@ -221,7 +221,8 @@ class _Propagation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        rule = rule_for(func)
+        entry = entry_of(func)
+        rule = None if entry is None else entry.rule
         if rule is None and not is_pointwise(func):
             decomposed = self.decompose(func, args, kwargs)
             if decomposed is not NotImplemented:
@@ -241,7 +242,7 @@ class _Propagation(TorchDispatchMode):
             pointwise(call)
         else:
             self._pin_unknown(func, [*operands, *results])
-        if any(id(t) in self._zero for t in operands) and keeps_zeros(call, self._zero):
+        if any(id(t) in self._zero for t in operands) and keeps_zeros(call, entry, self._zero):
             self._zero.update((id(t), t) for t in results)
         return out
 

@@ -68,7 +68,7 @@ class Context(Protocol):
     """What a rule may ask of the analysis while one ATen op is looked at."""
 
     def dims(self, tensor: torch.Tensor) -> Dims:
-        """The factors of a tensor; all fixed for one that no rule has spoken of."""
+        """The factors of a tensor; all fixed for one that no rule has described."""
         ...
 
     def assign(self, tensor: torch.Tensor, dims: Dims) -> None:
@@ -76,7 +76,7 @@ class Context(Protocol):
         ...
 
     def unify(self, first: Dim, second: Dim) -> Dim:
-        """The positions of two dimensions of one size live and die together; returns the finer of both."""
+        """The positions of two dimensions of one size are removed together; returns the finer of both."""
         ...
 
     def pin(self, dim: Dim, reason: str) -> None:

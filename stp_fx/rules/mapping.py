@@ -62,7 +62,8 @@ class FactorMapping:
     - ``sizes``: the length of a letter that no dimension tells; the name of an argument, or a function of the call.
     - ``cost``: multiply-accumulates per combination of the letters, if the op sums over a letter; a number or a function.
     - ``products``: the contractions of an op that has several, as ``"b h s t d over d"``; without it, one over all letters.
-    - ``inexact``, ``pins``: a reason for each letter that the op normalises over, or looks up by position.
+    - ``inexact``: a reason for each letter, or ``".."``, that the op normalises over.
+    - ``pins``: a reason for each letter whose positions the op looks up by number.
 
     >>> FactorMapping("m k, k n -> m n").parsed.contracted
     ('k',)
@@ -140,7 +141,8 @@ class FactorMapping:
             )
 
     def _check_letter(self, func: Any, letter: str, what: str) -> None:
-        if letter not in self.parsed.letters:
+        run = letter == ".." and what == "inexact" and any(("..",) in t.tokens for t in self.parsed.inputs)
+        if letter not in self.parsed.letters and not run:
             raise InputError(
                 f"rule of {func}: {what} names '{letter}', which the pattern '{self.pattern}' lacks; "
                 f"its letters are {' '.join(self.parsed.letters) or 'none'}"
@@ -186,7 +188,8 @@ class FactorMapping:
             if tensor is not None:
                 call.reads(tensor, role, out, into)
         for letter, reason in self.inexact.items():
-            call.inexact(letters.get(letter, ()), reason)
+            for dim in (binding.passing or ()) if letter == ".." else (letters.get(letter, ()),):
+                call.inexact(dim, reason)
         for letter, reason in self.pins.items():
             call.pin(letters.get(letter, ()), reason)
         for tensor, described in zip(outputs, parsed.outputs, strict=False):  # an op may have no result

@@ -14,7 +14,7 @@ import torch
 
 from stp_fx.rules.call import OpCall
 from stp_fx.rules.pointwise import is_pointwise
-from stp_fx.rules.registry import entry_of
+from stp_fx.rules.registry import Entry
 
 __all__ = ["keeps_zeros"]
 
@@ -22,16 +22,15 @@ __all__ = ["keeps_zeros"]
 _OF_ONE = frozenset((
     "abs", "asin", "asinh", "atan", "atanh", "celu", "ceil", "elu", "erf", "expm1", "fix", "floor", "gelu",
     "hardshrink", "hardswish", "leaky_relu", "log1p", "mish", "neg", "positive", "relu", "relu6", "round", "selu",
-    "sgn", "sign", "silu", "sin", "sinh", "softshrink", "softsign", "sqrt", "square", "tan", "tanh", "tanhshrink",
+    "sgn", "sign", "silu", "sin", "sinh", "softshrink", "sqrt", "square", "tan", "tanh",
     "trunc",
 ))
 # fmt: on
 """Pointwise functions of one operand with f(0) = 0."""
 
 
-def keeps_zeros(call: OpCall, zero: Container[int]) -> bool:
-    """Whether the results are zero where a mask makes the operands with ids in ``zero`` zero."""
-    entry = entry_of(call.func)
+def keeps_zeros(call: OpCall, entry: Entry | None, zero: Container[int]) -> bool:
+    """Whether the results are zero where a mask makes the operands with ids in ``zero`` zero; ``entry`` is the op's."""
     values = [t for t in call.operands if t.is_floating_point() or t.is_complex()]
     if entry is not None:
         return entry.keeps_zero and bool(values) and all(id(t) in zero for t in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +11,9 @@ from torch import fx, nn
 
 from stp_fx.analysis.propagate import _Propagation
 from stp_fx.analysis.solve import solve
-from stp_fx.rules import FIXED, Dim, OpCall, entries, registered, tensors_in
+from stp_fx.rules import FIXED, Dim, Dims, OpCall, entries, registered, tensors_in
 from stp_fx.rules.literals import Policy
-from stp_fx.rules.registry import overload_of
+from stp_fx.rules.registry import Rule, overload_of
 from stp_fx.rules.samples import Sample
 
 
@@ -32,6 +33,7 @@ class Bench:
         self.run._policy = Policy.EDITABLE
         self.run.elements.node = "op"
         self.axes: list[tuple[str, np.ndarray]] = []
+        self.made: list[Dims] = []
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None, below: int = 2) -> torch.Tensor:
         """A tensor whose every dimension has an axis of its own."""
@@ -43,20 +45,26 @@ class Bench:
                 self.axes.append((string.ascii_letters[len(self.axes)], dim[0].ids))
             dims.append(dim)
         self.run.assign(tensor, tuple(dims))
+        self.made.append(tuple(dims))
         return tensor
 
     def index(self, *shape: int, below: int) -> torch.Tensor:
         """A tensor of positions, without axes."""
         return torch.empty(shape, dtype=torch.int64, device="meta")
 
-    def line(self, op: str, label: str, sample: Sample) -> str:
-        """What the rule states of a sample, as text."""
+    def apply(self, op: str, values: Any, named: Any, rule: Rule) -> Any:
+        """Runs the op on meta tensors, and a rule on the call; returns the results."""
         func = overload_of(op)
-        values, named = sample(self)
-        before = ", ".join(self._tensor(t) for t in tensors_in(values)) or "nothing"
         self.run.mask(values, named)
         outs = func(*values, **named)
-        registered()[op](OpCall(self.run, func, values, named, outs))
+        rule(OpCall(self.run, func, values, named, outs))
+        return outs
+
+    def line(self, op: str, label: str, sample: Sample) -> str:
+        """What the rule states of a sample, as text."""
+        values, named = sample(self)
+        before = ", ".join(self._tensor(t) for t in tensors_in(values)) or "nothing"
+        outs = self.apply(op, values, named, registered()[op])
         after = ", ".join(self._tensor(t) for t in tensors_in(outs)) or "nothing"
         return f"{op}{'#' * bool(label)}{label}: {before} -> {after}{self._said()}"
 

@@ -164,7 +164,7 @@ rule(
     pattern="n (g c) .., (g c), (g c) -> n (g c) .., *, *",
     roles={1: SCALE, 2: BIAS},
     sizes={"g": "group"},
-    inexact={"c": "group_norm normalises over the channels inside each of its groups"},
+    inexact={"c": "group_norm normalises over the channels inside each of its groups", "..": "group_norm normalises over it"},
     calls=[
         edits(_num_groups, F.group_norm, torch.group_norm, takes="input num_groups weight bias eps", sizes="num_groups"),
         modules(_group_norm_module, nn.GroupNorm),
