@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 from torch._decomp import decomposition_table
-from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.elements import Elements
@@ -18,7 +17,8 @@ from stp_fx.analysis.flow import FlowNode, flow_of
 from stp_fx.errors import TraceError
 from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.provenance import example_of
-from stp_fx.ir.shapes import fetch, meta_twin
+from stp_fx.ir.runner import run_node
+from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 from stp_fx.rules import FIXED, Dim, Dims, Factor, fixed_dim, fixed_dims, has_ids, is_pointwise, pointwise, rule_for, tensors_in
 from stp_fx.rules.literals import Policy, TensorDims, is_recurrent, policy_of
@@ -92,27 +92,11 @@ def propagate(gm: fx.GraphModule) -> Propagated:
         for node in gm.graph.nodes:
             run.enter(node)
             try:
-                env[node] = _run_node(node, env, twin, inputs, run)
+                env[node] = run_node(node, env.__getitem__, twin, inputs, run.module_of)
             except Exception as error:
                 raise TraceError(f"node '{node.name}' ({node.format_node()}) cannot run on meta tensors: {error}") from error
             run.leave(node, env[node])
     return run.result
-
-
-def _run_node(node: fx.Node, env: dict[fx.Node, Any], twin: nn.Module, inputs: Any, run: _Propagation) -> Any:
-    if node.op == "placeholder":
-        return next(inputs)
-    if node.op == "get_attr":
-        return fetch(twin, str(node.target))
-    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
-    if node.op == "output":
-        run.outputs(args[0])
-        return args[0]
-    if node.op == "call_module":
-        return run.call_module(node, args, kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 class _Propagation(TorchDispatchMode):
@@ -165,6 +149,8 @@ class _Propagation(TorchDispatchMode):
         self._policy = policy_of(node, module)
 
     def leave(self, node: fx.Node, value: Any) -> None:
+        if node.op == "output":
+            self.outputs(value)
         self.result.values[node.name] = self._described(value)
 
     def _described(self, value: Any) -> Any:
@@ -181,8 +167,10 @@ class _Propagation(TorchDispatchMode):
             for dim in self.dims(tensor):
                 self.pin(dim, "graph output")
 
-    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self._modules[str(node.target)]
+    def module_of(self, target: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._call_module(self._modules[target], args, kwargs)
+
+    def _call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         changes = bool(module._forward_pre_hooks) or is_recurrent(module)
         self._given = {id(t) for t in tensors_in((args, kwargs))} if changes else None
         if self._policy is not Policy.OPAQUE:

@@ -12,6 +12,7 @@ from torch import fx
 from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
 from stp_fx.ir.captured import KEY
+from stp_fx.ir.nested import mapped
 
 __all__ = ["Provenance", "attach_provenance", "example_of", "has_provenance", "needs_whole_tensors", "provenance_of"]
 
@@ -65,15 +66,7 @@ def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     state, now = provenance_of(gm), _floating_dtype(gm)
     if now is None or now == state.dtype:
         return state.inputs
-    return tuple(_converted(v, state.dtype, now) for v in state.inputs)
-
-
-def _converted(value: Any, old: torch.dtype | None, new: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(new) if value.dtype == old else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_converted(v, old, new) for v in value)
-    return {k: _converted(v, old, new) for k, v in value.items()} if isinstance(value, Mapping) else value
+    return mapped(torch.Tensor, lambda value: value.to(now) if value.dtype == state.dtype else value, state.inputs)
 
 
 def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:

@@ -19,8 +19,10 @@ from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.nested import holds, mapped
 from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of
+from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_like, meta_twin
 from stp_fx.ir.stored import count_batches, store_as_model
 from stp_fx.ir.tracer import ModuleTracer
@@ -233,7 +235,7 @@ def _takes_another_batch(gm: fx.GraphModule) -> bool:
         return True  # there is no one dimension to vary
     try:
         with torch.no_grad(), MetaRun():
-            fx.Interpreter(meta_twin(gm), graph=gm.graph).run(*other.values())
+            run_graph(gm.graph, meta_twin(gm), other.values())
     except Exception as error:
         _log.debug("another batch: %s", error)
         return False
@@ -332,19 +334,11 @@ def _unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
 
 
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True
-    if isinstance(value, (list, tuple)):
-        return any(_has_tensor(v) for v in value)
-    return isinstance(value, Mapping) and any(_has_tensor(v) for v in value.values())
+    return holds(torch.Tensor, value)
 
 
 def _on_meta(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return meta_like(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_meta(v) for v in value)
-    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    return mapped(torch.Tensor, meta_like, value)
 
 
 def _described(value: Any) -> str:

@@ -15,7 +15,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
@@ -25,6 +24,7 @@ from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.patches import suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
+from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 
@@ -133,15 +133,11 @@ class ModuleTracer(BaseTracer):
         if node.op == "get_attr":
             with suspended():
                 return self._meta(fetch(self.root, str(node.target)))
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+        args, kwargs = operands(node, lambda n: n.meta["val"])
         if node.op == "call_function" and node.target is getattr and args[1] == "device":
             return self._device()
         with suspended(), torch.no_grad(), self._mode:
-            if node.op == "call_module":
-                return self._twins[str(node.target)].forward(*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return call(node, args, kwargs, lambda target: self._twins[target].forward)
 
     def _meta(self, tensor: Any) -> Any:
         if not isinstance(tensor, torch.Tensor):
