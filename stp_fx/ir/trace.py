@@ -18,6 +18,7 @@ from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.export import capture_with_export
+from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import holds, mapped
 from stp_fx.ir.patches import LOCK
@@ -66,7 +67,7 @@ def trace(
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    with LOCK:
+    with LOCK, state_kept():
         gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
         provenance_of(gm).call = call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend)
     return gm
