@@ -24,6 +24,7 @@ from torch.fx.node import map_arg
 from stp_fx.errors import TraceError
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
+from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.stored import COUNTER, count_batches, store_as_model
@@ -102,7 +103,7 @@ def _is_arithmetic(node: fx.Node) -> bool:
 
 def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx.GraphModule:
     try:
-        with modes_kept(model):
+        with modes_kept(model), containers_kept(model, []):
             if training != model.training:
                 model.train(training)
             given = dict(arguments)

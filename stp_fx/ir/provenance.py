@@ -12,6 +12,7 @@ from torch import fx
 from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
 from stp_fx.ir.captured import KEY
+from stp_fx.ir.nested import mapped
 
 __all__ = [
     "MASK_PREFIX",
@@ -118,15 +119,7 @@ def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     known, now = provenance_of(gm), _floating_dtype(gm)
     if now is None or now == known.dtype:
         return known.inputs
-    return tuple(_converted(v, known.dtype, now) for v in known.inputs)
-
-
-def _converted(value: Any, old: torch.dtype | None, new: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(new) if value.dtype == old else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_converted(v, old, new) for v in value)
-    return {k: _converted(v, old, new) for k, v in value.items()} if isinstance(value, Mapping) else value
+    return mapped(torch.Tensor, lambda value: value.to(now) if value.dtype == known.dtype else value, known.inputs)
 
 
 def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:

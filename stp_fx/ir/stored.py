@@ -54,11 +54,19 @@ def _owner(gm: nn.Module, name: str) -> nn.Module:
 def _keep_persistence(gm: nn.Module, model: nn.Module) -> None:
     """A buffer is in the graph's state_dict if it is in the model's; constants that were lifted out of code are not."""
     shared = {id(module) for module in model.modules()}
-    saved = model.state_dict(keep_vars=True).keys()
-    for prefix, module in gm.named_modules(remove_duplicate=False):
-        if id(module) not in shared:
-            names = {f"{prefix}.{key}" if prefix else key: key for key in module._buffers}
-            module._non_persistent_buffers_set = {key for name, key in names.items() if name not in saved}
+    owners = {name: module for name, module in gm.named_modules(remove_duplicate=False) if module._buffers}
+    for name, owner in owners.items():
+        if id(owner) not in shared:
+            theirs = _module(model, name)
+            kept = set() if theirs is None else theirs._buffers.keys() - theirs._non_persistent_buffers_set
+            owner._non_persistent_buffers_set = owner._buffers.keys() - kept
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def count_batches(gm: CapturedGraph, model: nn.Module, training: bool) -> tuple[str, ...]:

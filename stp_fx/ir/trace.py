@@ -18,9 +18,12 @@ from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.export import capture_with_export
+from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.nested import holds, mapped
 from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
+from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_like, meta_twin
 from stp_fx.ir.stored import count_batches, store_as_model
 from stp_fx.ir.tracer import ModuleTracer
@@ -64,7 +67,7 @@ def trace(
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    with LOCK:
+    with LOCK, state_kept():
         gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
     return with_provenance(gm, call=call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend))
 
@@ -230,7 +233,7 @@ def _takes_another_batch(gm: fx.GraphModule) -> bool:
         return True  # there is no one dimension to vary
     try:
         with torch.no_grad(), MetaRun():
-            fx.Interpreter(meta_twin(gm), graph=gm.graph).run(*other.values())
+            run_graph(gm.graph, meta_twin(gm), other.values())
     except Exception as error:
         _log.debug("another batch: %s", error)
         return False
@@ -329,19 +332,11 @@ def _unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
 
 
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True
-    if isinstance(value, (list, tuple)):
-        return any(_has_tensor(v) for v in value)
-    return isinstance(value, Mapping) and any(_has_tensor(v) for v in value.values())
+    return holds(torch.Tensor, value)
 
 
 def _on_meta(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return meta_like(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_meta(v) for v in value)
-    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    return mapped(torch.Tensor, meta_like, value)
 
 
 def _described(value: Any) -> str:

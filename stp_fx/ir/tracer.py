@@ -8,29 +8,31 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
 from stp_fx.ir.batch import BATCH
+from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.patches import suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
+from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
 
 _LEAF = "_stp_fx_call_"
+_OWN = ("_tensor_constant", _LEAF)
+"""What tracing itself puts on the model, until the graph is made: see :meth:`ModuleTracer.forget_constants`."""
 
 
 class ModuleTracer(BaseTracer):
@@ -133,15 +135,11 @@ class ModuleTracer(BaseTracer):
         if node.op == "get_attr":
             with suspended():
                 return self._meta(fetch(self.root, str(node.target)))
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+        args, kwargs = operands(node, lambda n: n.meta["val"])
         if node.op == "call_function" and node.target is getattr and args[1] == "device":
             return self._device()
         with suspended(), torch.no_grad(), self._mode:
-            if node.op == "call_module":
-                return self._twins[str(node.target)].forward(*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return call(node, args, kwargs, lambda target: self._twins[target].forward)
 
     def _meta(self, tensor: Any) -> Any:
         if not isinstance(tensor, torch.Tensor):
@@ -237,7 +235,7 @@ class ModuleTracer(BaseTracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with _attributes_kept(root, self.assigned):
+            with containers_kept(root, self.assigned, _OWN):
                 graph = super().trace(root, concrete_args)
         except BaseException:
             self.forget_constants(before)
@@ -273,7 +271,7 @@ class ModuleTracer(BaseTracer):
 
     def _lifted_names(self, before: set[str]) -> list[str]:
         stores = (self.root.__dict__, self.root._buffers, self.root._modules)  # type: ignore[union-attr]
-        return [k for store in stores for k in store if k not in before and k.startswith(("_tensor_constant", _LEAF))]
+        return [k for store in stores for k in store if k not in before and k.startswith(_OWN)]
 
     def forget_constants(self, before: set[str] | None = None) -> None:
         """Takes back the attributes under which constants were stored on the module that was traced."""
@@ -307,26 +305,3 @@ def _is_switchable(function: Any) -> bool:
 def _takes_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """A function of weights has structure to find; one that only asks whether it trains (stochastic depth) stays a node."""
     return any(isinstance(a, fx.Proxy) and a.node.op == "get_attr" for a in (*args, *kwargs.values()))
-
-
-@contextmanager
-def _attributes_kept(root: nn.Module, assigned: list[str]) -> Iterator[None]:
-    """What a forward leaves on its modules (a cache of positions, say) would be a proxy here: it is taken back, and named."""
-    stores = ("__dict__", "_buffers", "_parameters")
-    before = [(name, m, [(key, dict(_store(m, key))) for key in stores]) for name, m in root.named_modules()]
-    try:
-        yield
-    finally:
-        for name, module, kept in before:
-            for key, attributes in kept:
-                now = _store(module, key)
-                new = [k for k in now if k not in attributes and not k.startswith(("_tensor_constant", _LEAF))]
-                changed = [k for k, v in attributes.items() if now.get(k) is not v]
-                assigned += [f"{name}.{k}" if name else k for k in changed]
-                for each in new:
-                    del now[each]
-                now.update({k: attributes[k] for k in changed})
-
-
-def _store(module: nn.Module, key: str) -> dict[str, Any]:
-    return module.__dict__ if key == "__dict__" else module.__dict__[key]

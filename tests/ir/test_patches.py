@@ -46,6 +46,9 @@ def same(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and all(a is b or a == b for a, b in zip(first, second, strict=True))
 
 
+_INNER: list[Any] = []
+
+
 class Positions(nn.Module):
     """Uses most of what is patched: factories, sizes in methods of new tensors, limits of dtypes, ``math``, ``isinstance``."""
 
@@ -84,11 +87,11 @@ def test_nothing_stays_patched() -> None:
 
 
 def test_a_trace_within_a_trace() -> None:
-    before, inner = patched_state(), []
-    x = torch.randn(2, 5, 6)
-    outer = stp_fx.trace(Positions(lambda: inner.append(stp_fx.trace(Positions(), x)) if not inner else None), x)
-    assert inner[0].code == stp_fx.trace(Positions(), x).code == outer.code
+    before, x = patched_state(), torch.randn(2, 5, 6)
+    outer = stp_fx.trace(Positions(lambda: _INNER.append(stp_fx.trace(Positions(), x))), x)
+    assert _INNER.pop().code == stp_fx.trace(Positions(), x).code == outer.code
     assert same(patched_state(), before)
+    _INNER.clear()
 
 
 def test_other_threads_see_torch_as_it_is() -> None:
