@@ -185,12 +185,16 @@ class _Propagation(TorchDispatchMode):
                 self.pin(dim, "graph output")
 
     def node(self, node: fx.Node, env: Mapping[fx.Node, Any], inputs: Iterator[Any]) -> Any:
-        """Runs one node; its operands are what a mask can make zero."""
+        """Runs one node."""
         if node.op in ("placeholder", "get_attr"):
             return run_node(node, env.__getitem__, self._twin, inputs)
         args, kwargs = operands(node, env.__getitem__)
-        self._zero = {id(t): t for t in tensors_in((args, kwargs))}
+        self.mask(args, kwargs)
         return call(node, args, kwargs, self._module_of)
+
+    def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The operands of the node at hand are what a mask can make zero."""
+        self._zero = {id(t): t for t in tensors_in((args, kwargs))}
 
     def _module_of(self, target: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._call_module(self._modules[target], args, kwargs)

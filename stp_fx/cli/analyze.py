@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.text import Text
-
 from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.unit_costs import contraction_macs, group_costs, parameter_elements
@@ -14,6 +12,7 @@ from stp_fx.api import ChannelGraph, analyze, cost
 from stp_fx.cli.arguments import add_command, captured
 from stp_fx.cli.output import Output
 from stp_fx.report.tables import plain_table
+from stp_fx.terminal import Text
 
 __all__ = ["add"]
 

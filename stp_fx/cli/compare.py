@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 import torch
-from rich.text import Text
 
 from stp_fx.api import compare
 from stp_fx.cli.arguments import add_command, captured
@@ -15,6 +14,7 @@ from stp_fx.cli.inputs import named_ratio
 from stp_fx.cli.output import Output
 from stp_fx.errors import InputError
 from stp_fx.io import load
+from stp_fx.terminal import Text
 
 __all__ = ["add"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.text import Text
-
 from stp_fx.api import analyze
 from stp_fx.cli.arguments import add_command, captured
 from stp_fx.cli.output import Output, checked_output
+from stp_fx.terminal import Text
 
 __all__ = ["add"]
 

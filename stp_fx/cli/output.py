@@ -12,10 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.text import Text
-
 from stp_fx.errors import InputError
+from stp_fx.terminal import Console, RenderableType, Text
 
 __all__ = ["Output", "checked_output"]
 

@@ -30,8 +30,7 @@ def batches(
     if calibration is None:
         raise InputError(f"{what} needs calibration data: give `calibration`, an iterable of batches (a DataLoader)")
     calibration = reiterable(calibration)
-    from rich.console import Console
-    from rich.progress import Progress
+    from stp_fx.terminal import Console, Progress
 
     device = device_of(gm)
     total = _length(calibration)

@@ -48,8 +48,7 @@ class MeanCheck:
         return max((c.mean for c in self.consumers), default=0.0)
 
     def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
+        from stp_fx.terminal import Console, Table
 
         out = io.StringIO()
         table = Table(title="outputs of consumers, after over before")

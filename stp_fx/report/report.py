@@ -13,7 +13,7 @@ from stp_fx.text import ROWS, html_table
 from stp_fx.views import chart
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from stp_fx.terminal import RenderableType
 
 __all__ = ["GroupChange", "Report"]
 

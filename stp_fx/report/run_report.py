@@ -15,7 +15,7 @@ from stp_fx.selection.choice import Choice
 from stp_fx.text import ROWS, html_table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from stp_fx.terminal import RenderableType
 
 __all__ = ["GroupRun", "RunReport", "run_report"]
 
@@ -86,8 +86,8 @@ class RunReport:
         return html_table(self.line("Remove"), ("group", "removed", "scores"), rows, len(changed))
 
     def __rich__(self) -> RenderableType:
-        from rich.console import Group as RichGroup
-        from rich.text import Text
+        from stp_fx.terminal import Group as RichGroup
+        from stp_fx.terminal import Text
 
         rows = [
             (

@@ -29,7 +29,7 @@ from stp_fx.text import ROWS, html_table, listed
 from stp_fx.views import chart
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from stp_fx.terminal import RenderableType
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
 
@@ -145,7 +145,7 @@ class Sensitivity:
         return sorted(self.losses.items(), key=lambda item: -max(item[1]))
 
     def __rich__(self) -> RenderableType:
-        from rich.console import Group as RichGroup
+        from stp_fx.terminal import Group as RichGroup
 
         rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in self._sorted()]
         table = plain_table(("group", *(f"{ratio:g}" for ratio in self.ratios)), rows)
@@ -195,8 +195,7 @@ def sensitivity(
     ignored = entries_of(ignore, "ignore")
     groups = prunable_groups(gm, analyze(gm), ignored)
     scores = score(gm, chosen, measure(gm, needs_of(chosen), held, loss), ignore=ignored)
-    from rich.console import Console
-    from rich.progress import Progress
+    from stp_fx.terminal import Console, Progress
 
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}

@@ -7,10 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
     from stp_fx.report.report import Report
+    from stp_fx.terminal import RenderableType, Table
 
 __all__ = ["as_markdown", "as_rich", "as_text", "bytes_text", "plain_table", "seconds_text"]
 
@@ -25,8 +23,7 @@ _NOTE = (
 
 
 def as_rich(report: Report) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
+    from stp_fx.terminal import Group, Text
 
     parts: list[RenderableType] = [plain_table(_TOTALS, _totals(report))]
     if report.groups:
@@ -46,7 +43,7 @@ def as_markdown(report: Report) -> str:
 
 def as_text(shown: RenderableType, width: int = 120) -> str:
     """What a table reads like without colour."""
-    from rich.console import Console
+    from stp_fx.terminal import Console
 
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, force_terminal=False).print(shown)
@@ -56,9 +53,7 @@ def as_text(shown: RenderableType, width: int = 120) -> str:
 def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> Table:
     """A table without walls; columns flush right but for the first and those in ``left``, which wrap where it is too narrow.
     Names in the first column stay in one piece, unless they would take half of a terminal."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    from stp_fx.terminal import Table, box, escape
 
     rows = list(rows)
     names = max((len(row[0]) for row in rows), default=0)

@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 from torch import fx
 
 import stp_fx
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
-from stp_fx.analysis.liveness import removed_units
+from stp_fx.analysis.names import prunable_groups
+from stp_fx.criteria import score
 from stp_fx.errors import InputError, NothingToPruneError, TargetError
-from stp_fx.ir.provenance import provenance_of
-from stp_fx.passes import Pipeline, ScoreUnits, SelectUnits
-from stp_fx.passes.planning import SCORES, planned, prunable_groups, reported
-from stp_fx.report.run_report import RunReport
+from stp_fx.report.run_report import RunReport, run_report
+from stp_fx.selection import Selection, choose
 from stp_fx.testing import Recipe, networks, networks_with, token_networks
 
 from .budget import shard_settings, wanted_examples
@@ -74,6 +72,7 @@ class Budgeted:
         ignored = None if budget.ignored is None else groups[budget.ignored % len(groups)]
         self.ignore = () if ignored is None else (ignored.name,)
         self.groups: list[Group] = prunable_groups(self.gm, self.graph, self.ignore)
+        self.scores = score(self.gm, stp_fx.criteria.Random(seed=budget.seed), ignore=self.ignore)
         self.ratios: dict[str, float] = {}
         if budget.own is not None:
             self.ratios[self.groups[budget.own[0] % len(self.groups)].name] = budget.own[1]
@@ -83,21 +82,20 @@ class Budgeted:
         budget = self.budget
         options = dataclasses.asdict(budget)
         options = {name: options[name] for name in ("scope", "target", "round_to", "max_ratio", "products")}
-        select = SelectUnits(ratio, **options, ratios=self.ratios or None)
-        score = ScoreUnits(stp_fx.criteria.Random(seed=budget.seed), self.ignore)
-        result = Pipeline(score, select)(self.gm).graph_module
-        return removed_units(self.graph, planned(result)), reported(result)
+        choice = choose(self.gm, self.scores, Selection(ratio, **options, ratios=self.ratios or None))
+        assert choice.plan == self.graph.plan_removing(choice.removed)
+        return choice.removed, run_report(self.gm, self.scores, choice)
 
     def cost(self, removed: np.ndarray) -> int:
-        found = cost_of(self.graph, parameter_names(self.gm), alive_classes(self.graph, removed))
-        return found.params if self.budget.target == "params" else found.macs
+        survivors = self.graph.survivors_without(removed)
+        return survivors.params if self.budget.target == "params" else survivors.macs
 
     def limit(self, ratio: float) -> float:
         return (1 - ratio) * self.cost(np.zeros(self.graph.units, dtype=bool)) * (1 + 1e-12)
 
     def one_step_less(self, removed: np.ndarray) -> Iterator[np.ndarray]:
         """The plans that give back the best up to ``round_to`` units of one group without a ratio of its own."""
-        for group, scores in zip(*provenance_of(self.gm).cache[SCORES], strict=True):
+        for group, scores in zip(self.scores.groups, self.scores.values, strict=True):
             best_first = [int(u) for u in group.units[np.argsort(-scores.numpy(), kind="stable")] if removed[u]]
             for count in range(1, 1 + min(self.budget.round_to, len(best_first)) if group.name not in self.ratios else 0):
                 less = removed.copy()
