@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import stp_fx
-from stp_fx.analysis.explain import pin_reasons
 from stp_fx.ir.provenance import provenance_of
 
 BATCH, OTHER_BATCH, RATIO = 2, 3, 0.5
@@ -253,9 +252,9 @@ def pinned_axes(graph: stp_fx.ChannelGraph) -> dict[str, int]:
     """How many axes of parameters and buffers cannot lose an index, by the first reason that the analysis gives."""
     touched = {member.axis.name for group in graph.groups for member in group.members}
     counts: collections.Counter[str] = collections.Counter()
-    for axis in graph.found.axes:
-        if f"{axis.tensor}:{axis.dim}" not in touched:
-            reason = pin_reasons(graph, graph.solution.label[axis.ids])[0]
+    for axis in graph.axes:
+        if axis.name not in touched:
+            reason = graph.pin_reasons(axis.name)[0]
             counts[re.sub(r" \(node '.*?'\)", "", reason)] += 1
     return dict(counts.most_common())
 

@@ -24,9 +24,6 @@ from rich.table import Table
 from torch import fx
 
 import stp_fx
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import alive_classes
-from stp_fx.analysis.liveness import removed_units
 from stp_fx.testing.measure import count_macs
 
 NETWORKS = (
@@ -57,11 +54,11 @@ def measure(gm: fx.GraphModule, target: float) -> dict[str, Any]:
 
 def units_over(gm: fx.GraphModule, plan: stp_fx.PrunePlan, limit: float) -> float:
     """By how many units more was removed than asked for: MACs below the limit, over those of the plan's costliest unit."""
-    graph, names = stp_fx.analyze(gm), parameter_names(gm)
-    gone = removed_units(graph, plan)
+    graph = stp_fx.analyze(gm)
+    gone = ~graph.survivors(plan).units
 
     def macs(removed: np.ndarray) -> int:
-        return cost_of(graph, names, alive_classes(graph, removed)).macs
+        return graph.survivors_without(removed).macs
 
     left = macs(gone)
     given_back = []

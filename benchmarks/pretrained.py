@@ -33,7 +33,7 @@ from torch import Tensor, fx, nn
 
 import stp_fx
 from stp_fx.criteria import CostAware, Criterion, Magnitude, Reconstruction, Variance
-from stp_fx.passes import CollectStatistics, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
+from stp_fx.passes import Artifacts, CollectStatistics, Pipeline, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
 
 # Across groups the scores are divided by their group's mean, as torch-pruning does by default.
 METHODS: dict[str, tuple[Criterion, str]] = {
@@ -84,18 +84,26 @@ def ranking(scores: Scores) -> float:
     return next(iter(scores.values()))
 
 
-def ours(name: str, network: Network, gm: fx.GraphModule, target: float, methods: dict[str, tuple[Criterion, str]]) -> Found:
+def ours(
+    name: str,
+    network: Network,
+    gm: fx.GraphModule,
+    measured: Artifacts,
+    target: float,
+    methods: dict[str, tuple[Criterion, str]],
+) -> Found:
     found = Found()
     for part, options in PARTS[name].items():
         for method, (criterion, scope) in methods.items():
             if scope not in SCOPES[name.partition("-")[0]]:
                 continue
-            ScoreUnits(criterion, options.get("ignore", ()))(gm)
-            SelectUnits(target, scope, "macs", products=options.get("products", "auto"))(gm)
+            select = SelectUnits(target, scope=scope, target="macs", products=options.get("products", "auto"))
+            selected = Pipeline(ScoreUnits(criterion, options.get("ignore", ())), select)(gm, measured).artifacts
             for how, (compensate, recalibrate) in COMPENSATIONS.items():
                 if recalibrate and not has_batchnorm(gm):
                     continue
-                pruned = RemoveChannels()(gm if compensate is None else compensate(gm).graph_module).graph_module
+                repair = () if compensate is None else (compensate,)
+                pruned = Pipeline(*repair, RemoveChannels())(gm, selected).graph_module
                 if recalibrate:
                     pruned = RecalibrateBatchNorm(network.calibration)(pruned).graph_module
                 found.add(f"{part}, {method}, {how}", network.scores(pruned), pruned)
@@ -248,12 +256,13 @@ def cells(
     if not missing:
         return
     gm = stp_fx.trace(network.model, network.example)
-    seconds, _ = timed(lambda: CollectStatistics(network.calibration, covariance=True, maps=True, patches=PATCHES)(gm))
+    collect = CollectStatistics(network.calibration, covariance=True, maps=True, patches=PATCHES)
+    seconds, collected = timed(lambda: collect(gm))
     print(f"{name}: statistics in {seconds:.0f} s", flush=True)
     whole, macs = network.scores(network.model), stp_fx.cost(gm).macs
     for target in missing:
         methods = {key: method for key, method in METHODS.items() if key.partition(",")[0] in criteria}
-        mine = ours(name, network, gm, target, methods)
+        mine = ours(name, network, gm, collected.artifacts, target, methods)
         theirs = peer(name, network, target)
         modules = {"unpruned": network.model, "ours": mine.module, "peer": theirs.module}
         modules = {key: module for key, module in modules.items() if module is not None}

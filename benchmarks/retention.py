@@ -32,6 +32,7 @@ from stp_fx.passes import (
     CompensateLeastSquares,
     CompensateMean,
     GraphPass,
+    Pipeline,
     RecalibrateBatchNorm,
     RemoveChannels,
     ScoreUnits,
@@ -55,17 +56,18 @@ def ours(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
     """Accuracy by "criterion, scope, compensation"."""
     batches = data.calibration(CALIBRATION)
     gm = stp_fx.trace(model, data.test_x[:1])
-    CollectStatistics(batches, covariance=True, maps=True, patches=1200)(gm)
-    CollectGradients(batches)(gm)
+    collect = Pipeline(CollectStatistics(batches, covariance=True, maps=True, patches=1200), CollectGradients(batches))
+    measured = collect(gm).artifacts
     found = {}
     for criterion in CRITERIA:
-        ScoreUnits(criterion)(gm)
+        scored = ScoreUnits(criterion)(gm, measured).artifacts
         for scope in SCOPES:
-            SelectUnits(target, scope, "macs")(gm)
+            selected = SelectUnits(target, scope=scope, target="macs")(gm, scored).artifacts
             for name, (compensate, recalibrate) in COMPENSATIONS.items():
                 if recalibrate and not has_batchnorm(model):
                     continue
-                pruned = RemoveChannels()(gm if compensate is None else compensate(gm).graph_module).graph_module
+                repair = () if compensate is None else (compensate,)
+                pruned = Pipeline(*repair, RemoveChannels())(gm, selected).graph_module
                 if recalibrate:
                     pruned = RecalibrateBatchNorm(batches)(pruned).graph_module
                 found[f"{criterion}, {scope}, {name}"] = data.accuracy(pruned)

@@ -68,7 +68,9 @@ class Registry(Generic[T]):
             names = sorted(map(str, self._values))
             close = difflib.get_close_matches(str(key), names, n=2)
             guess = f", did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise InputError(f"unknown {self._what} {key!r}{guess or ';'} known: {', '.join(names)}{'. ' * bool(hint)}{hint}")
+            raise InputError(
+                f"unknown {self._what} {key!r}{guess or ';'} known names: {', '.join(names)}{'. ' * bool(hint)}{hint}"
+            )
         return self._values[key]
 
     def names(self) -> tuple[str, ...]:

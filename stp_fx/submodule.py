@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from typing_extensions import Unpack
 
 from stp_fx.api import prune_graph, trace
 from stp_fx.criteria import Criterion
 from stp_fx.errors import InputError
+from stp_fx.measure.calibration import reiterable
+from stp_fx.measure.gradients import Loss
+from stp_fx.passes.compensations import CompensationName
+from stp_fx.selection.selection import SelectionOptions, takes_selection
 
 __all__ = ["prune_submodule"]
 
@@ -20,6 +25,7 @@ class _Arrived(Exception):
     """The submodule has been called: there is no need to run the rest of the model."""
 
 
+@takes_selection("ratio")
 def prune_submodule(
     model: nn.Module,
     name: str,
@@ -28,8 +34,13 @@ def prune_submodule(
     ratio: float = 0.5,
     *,
     kwargs: Mapping[str, Any] | None = None,
+    frontend: str = "auto",
     calibration: Iterable[Any] | None = None,
-    **options: Any,
+    compensation: CompensationName | None = None,
+    recalibrate: int | bool | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    **options: Unpack[SelectionOptions],
 ) -> nn.Module:
     """A copy of ``model`` in which the submodule ``name`` is a pruned GraphModule; ``model`` stays as it was.
 
@@ -41,7 +52,9 @@ def prune_submodule(
         name: as in ``model.get_submodule``.
         example_inputs: what the *model* takes: one argument, or a tuple of them; ``kwargs`` the named ones.
         calibration: what the model takes, once a batch, for criteria and compensation that read data.
-        options: further arguments of :func:`stp_fx.prune_graph`.
+        frontend: as for :func:`stp_fx.trace`.
+        compensation, recalibrate, loss, seed: as for :func:`stp_fx.prune_graph`.
+        options: the fields of :class:`stp_fx.Selection` but for ``ratio``.
 
     Raises:
         InputError: no such submodule, or the model does not call it on the example.
@@ -54,9 +67,19 @@ def prune_submodule(
     positional, named = _given(model, name, example_inputs, kwargs or {})
     submodule = model.get_submodule(name)
     flags = {module: module.training for module in submodule.modules()}
-    graph = trace(submodule, positional, kwargs=named)
-    batches = None if calibration is None else _Inside(model, name, calibration, graph)
-    pruned = prune_graph(graph, criterion, ratio, calibration=batches, **options)
+    graph = trace(submodule, positional, kwargs=named, frontend=frontend)
+    batches = None if calibration is None else _Inside(model, name, reiterable(calibration), graph)
+    pruned = prune_graph(
+        graph,
+        criterion,
+        ratio,
+        calibration=batches,
+        compensation=compensation,
+        recalibrate=recalibrate,
+        loss=loss,
+        seed=seed,
+        **options,
+    )
     for module, training in flags.items():
         module.training = training
     result = copy.deepcopy(model, {id(submodule): pruned})

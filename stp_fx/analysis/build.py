@@ -12,13 +12,13 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
 from stp_fx.analysis.solve import Solution, SolvedProduct, solve
+from stp_fx.analysis.solved import Solved
 from stp_fx.analysis.touched import Touched
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.memo import remembered
+from stp_fx.ir.provenance import structure_of
 from stp_fx.rules import Factor
 
 __all__ = ["analyze"]
-
-_CACHE = "channel_graph"
 
 
 def analyze(gm: fx.GraphModule) -> ChannelGraph:
@@ -28,19 +28,19 @@ def analyze(gm: fx.GraphModule) -> ChannelGraph:
         InputError: ``gm`` carries no recorded example inputs.
         TraceError: the graph cannot run on meta tensors.
     """
-    cache = provenance_of(gm).cache
-    key = (gm.code, tuple(t.shape for t in (*gm.parameters(), *gm.buffers())))
-    if _CACHE not in cache or cache[_CACHE][0] != key:
-        found = propagate(gm)
+    return remembered(gm, "channel graph", structure_of(gm), lambda: _analyzed(gm))
+
+
+def _analyzed(gm: fx.GraphModule) -> ChannelGraph:
+    found = propagate(gm)
+    solution = solve(found.elements)
+    if _pin_what_no_parameter_has(found, solution):
         solution = solve(found.elements)
-        if _pin_what_no_parameter_has(found, solution):
-            solution = solve(found.elements)
-        cache[_CACHE] = (key, build(found, solution))
-    return cache[_CACHE][1]
+    return build(found, solution, tuple(name for name, _ in gm.named_parameters()))
 
 
-def build(found: Propagated, solution: Solution) -> ChannelGraph:
-    """Groups the units of a solved run."""
+def build(found: Propagated, solution: Solution, parameters: tuple[str, ...]) -> ChannelGraph:
+    """Groups the units of a solved run; ``parameters`` names the graph's parameters, tied ones once."""
     signature = _signatures(found.axes, solution)
     is_unit = ~solution.pinned & ~solution.derived & (signature != 0)
     classes, first = np.unique(solution.label, return_index=True)
@@ -55,7 +55,7 @@ def build(found: Propagated, solution: Solution) -> ChannelGraph:
     groups = _groups(found.axes, members, group_of, number, notes)
     axes = tuple(Axis(a.tensor, a.dim, len(a.ids), a.role, a.side) for a in found.axes)
     products = _products(solution, unit_of, group_of)
-    return ChannelGraph(tuple(groups), len(unit_class), products, axes, found.unknown, solution, found, unit_class, touched)
+    return ChannelGraph(Solved(tuple(groups), products, axes, parameters, found, solution, unit_class, touched))
 
 
 def _pin_what_no_parameter_has(found: Propagated, solution: Solution) -> bool:

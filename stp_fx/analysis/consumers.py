@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from stp_fx.analysis.sites import Site, find_sites
+from stp_fx.ir.runner import run_node
 from stp_fx.ir.shapes import fetch
 
 __all__ = ["Consumer", "find_consumers"]
@@ -192,11 +192,4 @@ def _is_stored(node: fx.Node) -> bool:
 
 def _value(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     """The value of a weight that the graph computes from stored tensors."""
-    if node.op == "get_attr":
-        return fetch(gm, str(node.target))
-    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: _value(gm, n))
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "call_module":
-        return fetch(gm, str(node.target))(*args, **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return run_node(node, lambda n: _value(gm, n), gm)

@@ -6,10 +6,12 @@ import dataclasses
 
 import numpy as np
 
+from stp_fx.text import ROWS, clipped, html_table, listed, runs
+
 __all__ = ["Axis", "Group", "Member", "Product"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Axis:
     """One dimension of a parameter or buffer.
 
@@ -29,8 +31,15 @@ class Axis:
     def name(self) -> str:
         return f"{self.tensor}:{self.dim}"
 
+    def __repr__(self) -> str:
+        return f"Axis({clipped(self.name)!r}, {self.size} positions, {self.role}{' ' * bool(self.side)}{self.side})"
 
-@dataclasses.dataclass(frozen=True, eq=False)
+    def _repr_html_(self) -> str:
+        row = (self.tensor, self.dim, self.size, self.role, self.side)
+        return html_table(self.name, ("tensor", "dim", "positions", "role", "side"), [row])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Member:
     """One axis as a group touches it: position ``index[k]`` along the axis belongs to unit ``unit[k]`` of the group.
 
@@ -42,8 +51,17 @@ class Member:
     index: np.ndarray
     unit: np.ndarray
 
+    def __repr__(self) -> str:
+        units = len(np.unique(self.unit))
+        return f"Member({clipped(self.axis.name)!r}, {len(self.index)} of {self.axis.size} positions in {units} units)"
 
-@dataclasses.dataclass(frozen=True, eq=False)
+    def _repr_html_(self) -> str:
+        units = np.unique(self.unit)
+        rows = [(unit, runs(self.index[self.unit == unit])) for unit in units[:ROWS].tolist()]
+        return html_table(repr(self), ("unit", "positions"), rows, len(units))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Group:
     """Units that touch the same axes in the same way; scored and compared together.
 
@@ -62,8 +80,16 @@ class Group:
     def size(self) -> int:
         return len(self.units)
 
+    def __repr__(self) -> str:
+        note = "" if self.exact else "; masking is not removing"
+        return f"Group({self.index}, {clipped(self.name)!r}, {self.size} units on {len(self.members)} axes{note})"
 
-@dataclasses.dataclass(frozen=True)
+    def _repr_html_(self) -> str:
+        rows = [(m.axis.name, f"{m.axis.role} {m.axis.side}", f"{len(m.index)}/{m.axis.size}") for m in self.members]
+        return html_table(repr(self), ("axis", "role", "positions"), rows)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Product:
     """An axis split into factors (outer to inner): an index survives if and only if all its factors survive.
 
@@ -74,3 +100,15 @@ class Product:
     axis: str
     sizes: tuple[int, ...]
     factors: tuple[tuple[int, ...], ...]
+
+    def __repr__(self) -> str:
+        sizes = " x ".join(map(str, self.sizes))
+        return f"Product({clipped(self.axis)!r}, {sizes}, groups {' x '.join(_groups(factor) for factor in self.factors)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(size, _groups(factor)) for size, factor in zip(self.sizes, self.factors, strict=True)]
+        return html_table(f"product at {self.axis}", ("size", "groups"), rows)
+
+
+def _groups(factor: tuple[int, ...]) -> str:
+    return listed(factor) if factor else "pinned"

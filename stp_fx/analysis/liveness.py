@@ -1,4 +1,4 @@
-"""From a plan to what lives: the plan's indices, checked against the coupling that the analysis found."""
+"""From a plan to the units that it removes: the plan's indices, checked against the coupling that the analysis found."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Protocol
 
 import numpy as np
 
-from stp_fx.analysis.graph import ChannelGraph, alive_classes, removed_axes
+from stp_fx.analysis.pins import pin_reasons
+from stp_fx.analysis.solved import Solved, alive_classes, kept_axes
 from stp_fx.errors import PlanError
+from stp_fx.ir.provenance import is_mask_buffer
 
-__all__ = ["Cut", "alive_under", "removed_units"]
+__all__ = ["Cut", "alive_under", "flag_whole_factors", "removed_units"]
 
 
 class Cut(Protocol):
-    """What a plan says: ``kept[name, dim]`` are the positions that stay, ``sizes[name, dim]`` how long the axis was."""
+    """What a plan holds: ``kept[name, dim]`` are the positions that are kept, ``sizes[name, dim]`` the length of the axis."""
 
     @property
     def kept(self) -> Mapping[tuple[str, int], np.ndarray]: ...
@@ -23,78 +25,96 @@ class Cut(Protocol):
     def sizes(self) -> Mapping[tuple[str, int], int]: ...
 
 
-def alive_under(graph: ChannelGraph, plan: Cut, *, partial: bool = False) -> np.ndarray:
-    """Which classes live under ``plan`` (bool, one per class).
+def alive_under(solved: Solved, plan: Cut, *, partial: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Which units are kept under ``plan`` (bool, one per unit), and which classes survive (bool, one per class).
 
-    ``partial`` accepts a plan that does not speak of every coupled axis (a masked graph has gained mask buffers since).
+    ``partial`` accepts a plan without an entry for every coupled axis (a masked graph has gained mask buffers since).
 
     Raises:
         PlanError: unknown tensor, wrong size, a pinned position, or coupled axes that disagree; names the axis.
     """
-    removed = removed_units(graph, plan)
-    alive = alive_classes(graph, removed)
-    found = removed_axes(graph, alive)
+    removed = removed_units(solved, plan)
+    alive = alive_classes(solved, removed)
+    found = kept_axes(solved, alive)
     for key, kept in plan.kept.items():
-        actual = found.get(_canonical(graph, key))
+        actual = found.get(_first(solved, key))
         if actual is None or not np.array_equal(actual, kept):
-            raise PlanError(_disagreement(graph, key, kept, actual))
+            raise PlanError(_disagreement(key, kept, actual))
     if not partial:
-        spoken = {_canonical(graph, key) for key in plan.kept}
-        missing = [key for key in found if key not in spoken]
+        given = {_first(solved, key) for key in plan.kept}
+        missing = [key for key in found if key not in given]
         if missing:
-            name, dim = missing[0]
-            raise PlanError(f"the plan removes units that also shorten '{name}' dim {dim}, of which it does not speak")
-    return alive
+            raise PlanError(
+                f"incomplete plan: no entry for {_named(missing[0])}, which these channels also shorten. "
+                "ChannelGraph.plan_for gives a plan with every axis"
+            )
+    return ~removed, alive
 
 
-def removed_units(graph: ChannelGraph, plan: Cut) -> np.ndarray:
-    """The units that ``plan`` removes (bool, one per unit): those whose every position is gone."""
-    label = graph.solution.label
-    axes = {(axis.tensor, axis.dim): axis.ids for axis in graph.found.axes}
-    dead = np.zeros(graph.solution.count, dtype=bool)
-    living = np.zeros(graph.solution.count, dtype=bool)
+def removed_units(solved: Solved, plan: Cut) -> np.ndarray:
+    """The units that ``plan`` removes (bool, one per unit): those of which every position is removed."""
+    solution, label = solved.solution, solved.label
+    dead = np.zeros(solution.count, dtype=bool)
+    living = np.zeros(solution.count, dtype=bool)
     for key, kept in plan.kept.items():
-        ids = axes.get(_canonical(graph, key))
+        ids = solved.elements_of.get(_first(solved, key))
         if ids is None:
-            raise PlanError(f"the plan shortens '{key[0]}' dim {key[1]}, which the graph does not have")
+            raise PlanError(f"the plan shortens {_named(key)}, but the graph has no such axis")
         if len(ids) != plan.sizes[key]:
-            raise PlanError(f"'{key[0]}' dim {key[1]} has {len(ids)} positions, the plan was made for {plan.sizes[key]}")
+            raise PlanError(f"{_named(key)} has {len(ids)} positions; the plan is for an axis of {plan.sizes[key]}")
         gone = np.ones(len(ids), dtype=bool)
         gone[kept] = False
         dead[label[ids[gone]]] = True
         living[label[ids[~gone]]] = True
-        pinned = graph.solution.pinned[label[ids]] & gone
+        pinned = solution.pinned[label[ids]] & gone
         if pinned.any():
-            raise PlanError(f"the plan removes pinned position {int(np.flatnonzero(pinned)[0])} of '{key[0]}' dim {key[1]}")
-    if (dead & living & ~graph.solution.derived).any():
-        raise PlanError(_first_conflict(graph, plan, dead & living))
-    seen = np.zeros(graph.solution.count, dtype=bool)  # classes of which some tensor tells whether they live
-    for ids in axes.values():
+            at = int(np.flatnonzero(pinned)[0])
+            reasons = "; ".join(pin_reasons(solved, label[ids[[at]]]))
+            raise PlanError(f"the plan removes pinned position {at} of {_named(key)}; it is pinned: {reasons}")
+    if (dead & living & ~solution.derived).any():
+        raise PlanError(_first_conflict(solved, plan, dead & living))
+    given = {_first(solved, key) for key in plan.kept}
+    seen = np.zeros(solution.count, dtype=bool)
+    for key, ids in solved.elements_of.items():
         seen[label[ids]] = True
-    for product in reversed(graph.solution.products):
+        if key not in given and not is_mask_buffer(key[0]):
+            living[label[ids]] = True
+    flag_whole_factors(solved, dead, seen, living & ~dead)
+    return dead[solved.unit_class]
+
+
+def flag_whole_factors(solved: Solved, dead: np.ndarray, seen: np.ndarray, living: np.ndarray) -> None:
+    """Extends ``dead`` in place to every factor of a product of which all ``seen`` positions are dead.
+
+    ``seen`` flags the classes of which it is known whether they are removed; it is extended too. The ``living`` are known to be
+    kept: of 2 x 4 positions of which a slice took seven, all positions of the last column may be dead with a row.
+    """
+    for product in reversed(solved.solution.products):
         told, gone = seen[product.classes], dead[product.classes]
         for k, factor in enumerate(product.factors):
             others = tuple(j for j in range(gone.ndim) if j != k)
-            dead[factor[(gone | ~told).all(axis=others) & told.any(axis=others)]] = True
+            whole = (gone | ~told).all(axis=others) & told.any(axis=others)
+            dead[factor[whole & ~living[factor]]] = True
             seen[factor[told.any(axis=others)]] = True
-    return dead[graph.unit_class]
 
 
-def _canonical(graph: ChannelGraph, key: tuple[str, int]) -> tuple[str, int]:
-    return graph.found.aliases.get(key[0], key[0]), key[1]
+def _first(solved: Solved, key: tuple[str, int]) -> tuple[str, int]:
+    return solved.first_name(key[0]), key[1]
 
 
-def _first_conflict(graph: ChannelGraph, plan: Cut, both: np.ndarray) -> str:
-    label = graph.solution.label
-    axes = {(axis.tensor, axis.dim): axis.ids for axis in graph.found.axes}
-    touching = [key for key in plan.kept if both[label[axes[_canonical(graph, key)]]].any()]
-    names = " and ".join(f"'{name}' dim {dim}" for name, dim in touching[:2])
+def _named(key: tuple[str, int]) -> str:
+    return f"'{key[0]}' dim {key[1]}"
+
+
+def _first_conflict(solved: Solved, plan: Cut, both: np.ndarray) -> str:
+    touching = [key for key in plan.kept if both[solved.label[solved.elements_of[_first(solved, key)]]].any()]
+    names = " and ".join(map(_named, touching[:2]))
     return f"coupled axes disagree: {names} must keep the same units, and the plan keeps different ones"
 
 
-def _disagreement(graph: ChannelGraph, key: tuple[str, int], kept: np.ndarray, actual: np.ndarray | None) -> str:
+def _disagreement(key: tuple[str, int], kept: np.ndarray, actual: np.ndarray | None) -> str:
     size = "all" if actual is None else str(len(actual))
     return (
-        f"'{key[0]}' dim {key[1]}: the plan keeps {len(kept)} positions, but what it says of the coupled axes keeps {size}; "
+        f"{_named(key)}: the plan keeps {len(kept)} positions here, but its entries for the coupled axes keep {size}; "
         "coupled axes must lose the same units (see ChannelGraph.explain)"
     )

@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.solved import Solved
+from stp_fx.text import listed
 
 __all__ = ["pin_reasons", "pinned_axes"]
 
 _SHOWN = 4
 
 
-def pinned_axes(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
+def pinned_axes(solved: Solved) -> dict[str, tuple[str, ...]]:
     """Reason to the names of the axes with a position that it pins; said of itself, not through coupling. Most axes first."""
-    label = graph.solution.label
+    label = solved.label
     by_reason: dict[str, np.ndarray] = {}
-    for note in graph.found.elements.pins:
+    for note in solved.found.elements.pins:
         if note.node:
-            by_reason.setdefault(note.reason, np.zeros(graph.solution.count, dtype=bool))[label[note.ids.ravel()]] = True
+            by_reason.setdefault(note.reason, np.zeros(solved.solution.count, dtype=bool))[label[note.ids.ravel()]] = True
     found = {
-        reason: tuple(f"{axis.tensor}:{axis.dim}" for axis in graph.found.axes if flags[label[axis.ids]].any())
+        reason: tuple(f"{axis.tensor}:{axis.dim}" for axis in solved.found.axes if flags[label[axis.ids]].any())
         for reason, flags in by_reason.items()
     }
     return {reason: axes for reason, axes in sorted(found.items(), key=lambda item: -len(item[1])) if axes}
 
 
-def pin_reasons(graph: ChannelGraph, classes: np.ndarray) -> list[str]:
+def pin_reasons(solved: Solved, classes: np.ndarray) -> list[str]:
     """Why the given classes are pinned: what was said of them, of the factors they split into, or of what they split."""
-    wanted = np.zeros(graph.solution.count, dtype=bool)
+    wanted = np.zeros(solved.solution.count, dtype=bool)
     wanted[classes] = True
-    reasons = _said(graph, wanted)
+    reasons = _said(solved, wanted)
     if reasons:
         return reasons
-    for product in graph.solution.products:
+    for product in solved.solution.products:
         if wanted[product.classes].any():
             for factor in product.factors:
                 wanted[factor] = True
         elif any(wanted[factor].any() for factor in product.factors):
             wanted[product.classes.ravel()] = True
-    reasons = _said(graph, wanted)
+    reasons = _said(solved, wanted)
     return [f"{reason}, through an axis it is a factor of" for reason in reasons] or [
         "coupled to positions that cannot be removed"
     ]
 
 
-def _said(graph: ChannelGraph, wanted: np.ndarray) -> list[str]:
+def _said(solved: Solved, wanted: np.ndarray) -> list[str]:
     """What was said of the flagged classes, with the nodes that said it; the first few."""
     nodes: dict[str, dict[str, None]] = {}
-    for note in graph.found.elements.pins:
-        if note.node and wanted[graph.solution.label[note.ids.ravel()]].any():
+    for note in solved.found.elements.pins:
+        if note.node and wanted[solved.label[note.ids.ravel()]].any():
             nodes.setdefault(note.reason, {})[note.node] = None
     return [f"{reason} ({_nodes(list(names))})" for reason, names in list(nodes.items())[:_SHOWN]]
 
 
 def _nodes(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"node{'s' if len(names) > 1 else ''} {shown}{more}"
+    return f"node{'s' if len(names) > 1 else ''} {listed(map(repr, names))}"

@@ -10,13 +10,14 @@ import numpy as np
 
 from stp_fx.analysis.plan_json import decode_plan, encode_plan
 from stp_fx.errors import PlanError
+from stp_fx.text import html_table
 
 __all__ = ["PrunePlan"]
 
 AxisKey = tuple[str, int]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PrunePlan:
     """Which indices stay, for every axis that a plan shortens.
 
@@ -108,18 +109,28 @@ class PrunePlan:
     def from_json(cls, text: str | bytes, axes: Mapping[AxisKey, int] | None = None) -> PrunePlan:
         """Read what :meth:`to_json` wrote. Raises :class:`PlanError`, naming the entry, for anything else.
 
-        ``axes``: all the axes that the plan may speak of, with their sizes; a text from elsewhere is then refused before
+        ``axes``: all the axes that the plan may have entries for, with their sizes; a text from elsewhere is then refused before
         it can ask for memory.
         """
         return cls(*decode_plan(text, axes))
 
     def summary(self) -> str:
         """One line a shortened axis, ``name:dim kept/size``, under a line of totals."""
-        gone = sum(self.sizes[key] - len(indices) for key, indices in self.kept.items())
+        entries = (f"  {_label(key)} {len(kept)}/{self.sizes[key]}" for key, kept in self.kept.items())
+        return "\n".join([self._totals(), *entries])
+
+    def _totals(self) -> str:
+        removed = sum(self.sizes[key] - len(indices) for key, indices in self.kept.items())
         tensors = len({name for name, _ in self.kept})
         total = sum(self.sizes.values())
-        head = f"{len(self.kept)} axes of {tensors} tensors shortened, {gone} of {total} indices removed"
-        return "\n".join([head, *(f"  {_label(key)} {len(kept)}/{self.sizes[key]}" for key, kept in self.kept.items())])
+        return f"{len(self.kept)} axes of {tensors} tensors shortened, {removed} of {total} indices removed"
+
+    def __repr__(self) -> str:
+        return f"PrunePlan({self._totals()})"
+
+    def _repr_html_(self) -> str:
+        rows = [(*key, f"{len(kept)}/{self.sizes[key]}") for key, kept in self.kept.items()]
+        return html_table(repr(self), ("tensor", "dim", "kept"), rows)
 
 
 def _label(key: AxisKey) -> str:

@@ -48,7 +48,7 @@ def _runs(indices: np.ndarray) -> list[Any]:
 def decode_plan(
     text: str | bytes, axes: Mapping[AxisKey, int] | None = None
 ) -> tuple[dict[AxisKey, np.ndarray], dict[AxisKey, int]]:
-    """``kept`` and ``sizes`` of a plan; of other ``axes`` than the given ones, or other sizes, it must not speak.
+    """``kept`` and ``sizes`` of a plan; entries for other axes than the given ``axes``, or of other sizes, are refused.
 
     Raises :class:`PlanError` for what :func:`encode_plan` cannot have written."""
     document = _parse(text)

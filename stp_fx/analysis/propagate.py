@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 from torch._decomp import decomposition_table
-from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.elements import Elements
@@ -18,7 +17,8 @@ from stp_fx.analysis.flow import FlowNode, flow_of
 from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.provenance import example_of
-from stp_fx.ir.shapes import fetch, meta_twin
+from stp_fx.ir.runner import call, operands, run_node
+from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 from stp_fx.rules import (
     FIXED,
@@ -108,30 +108,13 @@ def propagate(gm: fx.GraphModule) -> Propagated:
         for node in gm.graph.nodes:
             run.enter(node)
             try:
-                env[node] = _run_node(node, env, twin, inputs, run)
+                env[node] = run.node(node, env, inputs)
             except InputError:
                 raise  # a rule that does not fit its op
             except Exception as error:
                 raise TraceError(f"node '{node.name}' ({node.format_node()}) cannot run on meta tensors: {error}") from error
             run.leave(node, env[node])
     return run.result
-
-
-def _run_node(node: fx.Node, env: dict[fx.Node, Any], twin: nn.Module, inputs: Any, run: _Propagation) -> Any:
-    if node.op == "placeholder":
-        return next(inputs)
-    if node.op == "get_attr":
-        return fetch(twin, str(node.target))
-    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
-    run.mask(args, kwargs)
-    if node.op == "output":
-        run.outputs(args[0])
-        return args[0]
-    if node.op == "call_module":
-        return run.call_module(node, args, kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 class _Propagation(TorchDispatchMode):
@@ -191,6 +174,8 @@ class _Propagation(TorchDispatchMode):
         self._calls.clear()
 
     def leave(self, node: fx.Node, value: Any) -> None:
+        if node.op == "output":
+            self.outputs(value)
         self.result.values[node.name] = self._described(value)
 
     def _described(self, value: Any) -> Any:
@@ -207,8 +192,18 @@ class _Propagation(TorchDispatchMode):
             for dim in self.dims(tensor):
                 self.pin(dim, "graph output")
 
-    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self._modules[str(node.target)]
+    def node(self, node: fx.Node, env: Mapping[fx.Node, Any], inputs: Iterator[Any]) -> Any:
+        """Runs one node; its operands are what a mask can make zero."""
+        if node.op in ("placeholder", "get_attr"):
+            return run_node(node, env.__getitem__, self._twin, inputs)
+        args, kwargs = operands(node, env.__getitem__)
+        self.mask(args, kwargs)
+        return call(node, args, kwargs, self._module_of)
+
+    def _module_of(self, target: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._call_module(self._modules[target], args, kwargs)
+
+    def _call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
         hidden = module.function if isinstance(module, AutogradCall) else type(module)
@@ -305,11 +300,11 @@ class _Propagation(TorchDispatchMode):
         written = any(call.func._schema.is_mutable for call, _ in self._calls)
         if not live or (not written and any(id(t) in self._zero for t in live)):
             return True
-        for call, entry in self._calls:  # of most nodes never asked for
-            if keeps_zeros(call, entry, self._zero):
-                self._zero.update((id(t), t) for t in call.outs)
-            elif call.func._schema.is_mutable:
-                written_to = {t.untyped_storage()._cdata for t in call.outs or call.operands}
+        for made, entry in self._calls:  # of most nodes never asked for
+            if keeps_zeros(made, entry, self._zero):
+                self._zero.update((id(t), t) for t in made.outs)
+            elif made.func._schema.is_mutable:
+                written_to = {t.untyped_storage()._cdata for t in made.outs or made.operands}
                 self._zero = {k: t for k, t in self._zero.items() if t.untyped_storage()._cdata not in written_to}
         self._calls.clear()
         return any(id(t) in self._zero for t in live)

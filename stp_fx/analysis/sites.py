@@ -16,12 +16,11 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
-from stp_fx.ir.provenance import provenance_of
-from stp_fx.rules import Dim, TensorDims, dim_size
+from stp_fx.analysis.solved import Solved
+from stp_fx.ir.memo import Same, remembered
+from stp_fx.rules import TensorDims, dim_size
 
-__all__ = ["Site", "SiteMember", "Sites", "find_sites", "positions_of"]
-
-_CACHE = "sites"
+__all__ = ["Site", "SiteMember", "Sites", "find_sites"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,49 +78,26 @@ def find_sites(gm: fx.GraphModule) -> Sites:
         InputError: ``gm`` carries no recorded example inputs.
     """
     graph = analyze(gm)
-    cache = provenance_of(gm).cache
-    if _CACHE not in cache or cache[_CACHE][0] is not graph:
+
+    def found() -> Sites:
         sites = tuple(_sites(gm, graph))
-        cache[_CACHE] = (graph, Sites(sites, _by_group(graph, sites)))
-    return cache[_CACHE][1]
+        return Sites(sites, _by_group(graph, sites))
 
-
-def positions_of(graph: ChannelGraph, dim: Dim) -> tuple[np.ndarray, np.ndarray]:
-    """(position along ``dim``, unit) pairs, sorted by position; every factor of a product speaks for itself."""
-    positions, units = [], []
-    inner = dim_size(dim)
-    for factor in dim:
-        inner //= factor.size
-        if factor.ids is None:
-            continue
-        at, unit = graph.touched.of(graph.solution.label[factor.ids])
-        outer = dim_size(dim) // (factor.size * inner)
-        block = (np.arange(outer)[:, None] * factor.size + at[None, :]).ravel()
-        positions.append((block[:, None] * inner + np.arange(inner)[None, :]).ravel())
-        units.append(np.repeat(np.tile(unit, outer), inner))
-    if not positions:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    position, unit = np.concatenate(positions), np.concatenate(units)
-    order = np.lexsort((unit, position))
-    return position[order], unit[order]
+    return remembered(gm, "sites", Same(graph), found)
 
 
 def _sites(gm: fx.GraphModule, graph: ChannelGraph) -> Iterator[Site]:
-    contracted: dict[str, list[np.ndarray]] = {}
-    for entry in graph.contractions:
-        ids = [f.ids for dim in entry.contracted for f in dim if f.ids is not None]
-        if ids:
-            contracted.setdefault(entry.node, []).extend(ids)
-    weights = _weight_inputs(graph)
+    solved = graph._solved
+    weights = _weight_inputs(solved)
     stored: set[fx.Node] = set()
     summed = np.zeros(graph.units, dtype=bool)
     for node in gm.graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr" or (inputs and node.op != "output" and all(n in stored for n in inputs)):
             stored.add(node)
-        if node.name not in contracted:
+        if node.name not in solved.contracted:
             continue
-        _, units = graph.touched.of(graph.solution.label[np.concatenate(contracted[node.name])])
+        _, units = solved.touched.of(solved.label[solved.contracted[node.name]])
         summed[units] = True
         names = tuple(_weights_read(node, summed, weights))
         for source in inputs:
@@ -136,19 +112,19 @@ def _site_dims(graph: ChannelGraph, node: fx.Node, source: fx.Node, summed: np.n
         return
     shape = tuple(dim_size(dim) for dim in value.dims)
     for k, dim in enumerate(value.dims):
-        index, unit = positions_of(graph, dim)
+        index, unit = graph.units_along(dim)
         read = summed[unit]
         if read.any():
             index, unit = index[read], unit[read]
             yield Site(node.name, source.name, k, shape, index, unit, names)
 
 
-def _weight_inputs(graph: ChannelGraph) -> dict[str, np.ndarray]:
+def _weight_inputs(solved: Solved) -> dict[str, np.ndarray]:
     """Parameter to the units on its input axes."""
     found: dict[str, list[np.ndarray]] = {}
-    for axis in graph.found.axes:
+    for axis in solved.found.axes:
         if axis.role == "weight" and axis.side in ("in", "both"):
-            found.setdefault(axis.tensor, []).append(graph.touched.of(graph.solution.label[axis.ids])[1])
+            found.setdefault(axis.tensor, []).append(solved.touched.of(solved.label[axis.ids])[1])
     return {name: np.concatenate(units) for name, units in found.items()}
 
 

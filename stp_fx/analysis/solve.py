@@ -184,6 +184,7 @@ def _refine(elements: Elements, pair: tuple[int, int], p: SolvedProduct, q: Solv
 
 def _ordered(elements: Elements, products: list[SolvedProduct], pinned: np.ndarray, label: np.ndarray) -> list[SolvedProduct]:
     """Factors first. Products that would be their own factor are pinned and left out."""
+    limit = min(len(products), 32)  # no chain of products is longer; the depth of a product inside itself grows in every round
     depth = np.zeros(len(pinned), dtype=np.int64)
     for _ in range(len(products) + 1):
         before = depth.copy()
@@ -195,12 +196,12 @@ def _ordered(elements: Elements, products: list[SolvedProduct], pinned: np.ndarr
         if depth.max() > 64:
             break
     for product in products:
-        if int(depth[product.classes.ravel()].max()) > 32:
+        if int(depth[product.classes.ravel()].max()) > limit:
             pinned[product.classes.ravel()] = True
             for factor in product.factors:
                 pinned[factor] = True
             elements.pins.append(Note(np.flatnonzero(np.isin(label, product.classes)), "an axis split into itself", product.node))
-    return [p for p in products if int(depth[p.classes.ravel()].max()) <= 32]
+    return [p for p in products if int(depth[p.classes.ravel()].max()) <= limit]
 
 
 def _pin_factors(product: SolvedProduct, pinned: np.ndarray) -> None:

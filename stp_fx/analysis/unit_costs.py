@@ -45,10 +45,10 @@ def contraction_macs(graph: ChannelGraph) -> Iterator[Work]:
 def parameter_elements(graph: ChannelGraph, parameters: Iterable[str]) -> Iterator[Work]:
     """The elements of every named parameter, tied ones once."""
     axes: dict[str, list[np.ndarray]] = {}
-    for axis in graph.found.axes:
-        axes.setdefault(axis.tensor, []).append(axis.ids)
-    for name in dict.fromkeys(graph.found.aliases.get(name, name) for name in parameters):
-        yield Work(name, float(math.prod(graph.found.shapes[name])), tuple(axes.get(name, ())))
+    for (tensor, _), ids in graph._solved.elements_of.items():
+        axes.setdefault(tensor, []).append(ids)
+    for name in dict.fromkeys(map(graph.first_name, parameters)):
+        yield Work(name, float(math.prod(graph.shapes[name])), tuple(axes.get(name, ())))
 
 
 def activation_elements(graph: ChannelGraph, nodes: Iterable[str]) -> Iterator[Work]:
@@ -91,12 +91,12 @@ class _Counted:
     """Element arrays to the units in them, with the fraction of the positions that each holds; kept, as arrays recur."""
 
     def __init__(self, graph: ChannelGraph) -> None:
-        self._graph = graph
+        self._solved = graph._solved
         self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def fractions(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if id(ids) not in self._known:
-            _, unit = self._graph.touched.of(self._graph.solution.label[ids])
+            _, unit = self._solved.touched.of(self._solved.label[ids])
             units, counts = np.unique(unit, return_counts=True)
             self._known[id(ids)] = (units, counts / len(ids))
         return self._known[id(ids)]

@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import textwrap
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import fx
 
 from stp_fx.api import trace
-from stp_fx.cli.inputs import InputShape, example_of_shapes, input_shape, key_value
+from stp_fx.cli.inputs import InputShape, example_of_shapes, input_shape, key_value, named_ratio
 from stp_fx.cli.models import Loaded, load_model, load_weights
 from stp_fx.cli.objects import called, named_object
 from stp_fx.cli.output import Output
 from stp_fx.criteria import known_criteria
 from stp_fx.errors import InputError, TraceError
 from stp_fx.io import load
+from stp_fx.measure.calibration import limited
+from stp_fx.selection.selection import Selection, default_of
 
 __all__ = ["add_command", "add_data", "add_selection", "captured", "data_of", "loss_of", "selection_of"]
 
@@ -79,30 +81,38 @@ def add_command(
     return parser
 
 
-def add_selection(parser: argparse.ArgumentParser, group: Any = None) -> None:
-    """What prune and sweep choose by."""
-    group = group or parser.add_argument_group("what goes")
+def add_selection(parser: argparse.ArgumentParser, group: Any = None, *, without: Sequence[str] = ()) -> None:
+    """What prune and sweep choose by: the criterion, and the fields of :class:`stp_fx.Selection` but for ``without``."""
+    group = group or parser.add_argument_group("what is removed")
     group.add_argument(
         "--criterion", "-c", default="magnitude", metavar="NAME",
         help=f"what is unimportant (default: magnitude): {', '.join(known_criteria())}",
     )  # fmt: skip
-    group.add_argument(
-        "--scope", choices=("local", "global", "isomorphic"), default="local",
-        help="local: every group loses its share (default); global: groups are compared; isomorphic: groups of one structure are",
-    )  # fmt: skip
-    group.add_argument(
-        "--target", "-t", choices=("channels", "macs", "params", "latency"), default="channels",
-        help="what a ratio counts (default: channels); latency is predicted from measurements on this machine",
-    )  # fmt: skip
-    group.add_argument("--round-to", type=int, default=1, metavar="N", help="groups keep multiples of N channels (8, 16)")
-    group.add_argument("--max-ratio", type=float, default=1.0, metavar="R", help="no group loses a larger fraction than this")
-    group.add_argument(
-        "--ignore", action="append", default=[], metavar="NAME", help="a module, tensor or axis (conv1.weight:0) that stays whole"
-    )
-    group.add_argument(
-        "--products", choices=("auto", "outer", "inner", "both", "none"), default="auto",
-        help="of attention: outer takes whole heads, inner takes head dimensions (default: auto)",
-    )  # fmt: skip
+    for option in dataclasses.fields(Selection):
+        if option.name not in without:
+            names = [f"--{option.name.replace('_', '-')}", *_SHORT.get(option.name, ())]
+            group.add_argument(*names, dest=option.name, help=option.metadata["help"], **_parsed(option))
+
+
+_SHORT = {"ratio": ("-r",), "target": ("-t",)}
+_METAVARS = {"round_to": "N"}
+_HINTS = get_type_hints(Selection)
+
+
+def _parsed(option: dataclasses.Field[Any]) -> dict[str, Any]:
+    """How argparse reads a field, from its type and default."""
+    kind, default = _HINTS[option.name], default_of(option)
+    if option.metadata["form"] == "NAME=RATIO":
+        return {"action": "append", "type": named_ratio, "default": [], "metavar": "NAME=RATIO"}
+    if option.metadata["form"]:
+        return {"action": "append", "default": [], "metavar": option.metadata["form"]}
+    if get_args(kind):
+        return {"choices": get_args(kind), "default": default}
+    return {
+        "type": kind,
+        "default": default,
+        "metavar": _METAVARS.get(option.name, "R" if kind is float else kind.__name__.upper()),
+    }
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, help: str) -> None:
@@ -149,7 +159,7 @@ def data_of(args: argparse.Namespace, option: str) -> Iterable[Any] | None:
         raise InputError(f"--batches must be at least 1; got {args.batches}")
     if not isinstance(found, (Iterable, torch.Tensor)):
         raise InputError(f"{option}: {args.data} is a {type(found).__name__}; it has to give batches (a list, a DataLoader)")
-    return found if args.batches is None else _First(found, args.batches)
+    return found if args.batches is None else limited(found, args.batches)
 
 
 def loss_of(args: argparse.Namespace) -> Any:
@@ -163,19 +173,14 @@ def loss_of(args: argparse.Namespace) -> Any:
 
 def selection_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options of :func:`add_selection` as arguments of ``prune_graph`` and ``sweep``."""
-    names = ("criterion", "scope", "target", "round_to", "max_ratio", "products")
-    return {name: getattr(args, name) for name in names} | {"ignore": tuple(args.ignore)}
-
-
-class _First:
-    """The first batches of data, as often as it is asked."""
-
-    def __init__(self, data: Iterable[Any], number: int) -> None:
-        self._data, self._number = data, number
-
-    def __iter__(self) -> Iterator[Any]:
-        # zip asks its first argument first, so that no batch is drawn that is not used.
-        return (batch for _, batch in zip(range(self._number), self._data, strict=False))
+    found = {"criterion": args.criterion}
+    for option in dataclasses.fields(Selection):
+        if hasattr(args, option.name):
+            value = getattr(args, option.name)
+            if option.metadata["form"]:
+                value = dict(value) if option.metadata["form"] == "NAME=RATIO" else tuple(value)
+            found[option.name] = value
+    return found
 
 
 def _move(model: torch.nn.Module, device: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import fx
@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_flatten
 from stp_fx.api import compare, plan_of, prune_graph
 from stp_fx.cli.arguments import add_command, add_data, add_selection, captured, data_of, loss_of, selection_of
 from stp_fx.cli.files import CheckFailed, write_plan
-from stp_fx.cli.inputs import named_ratio
 from stp_fx.cli.output import Output, checked_output
 from stp_fx.errors import InputError
 from stp_fx.io import save
-from stp_fx.measure.calibration import evaluating
+from stp_fx.measure.calibration import eval_twin
 from stp_fx.measure.latency import example_values
+from stp_fx.passes import Pipeline
+from stp_fx.passes.compensations import CompensationName
 
 __all__ = ["add"]
 
@@ -50,17 +51,22 @@ def add(commands: Any) -> None:
         pruned = stp_fx.load("half.stp", model)
         """,
     )
-    group = parser.add_argument_group("what goes")
-    group.add_argument(
-        "--ratio", "-r", type=float, default=0.5, metavar="R", help="the fraction that goes, in [0, 1) (default: 0.5)"
-    )
+    group = parser.add_argument_group("what is removed")
     add_selection(parser, group)
     group.add_argument(
-        "--ratios", action="append", type=named_ratio, default=[], metavar="NAME=RATIO", help="a ratio of its own for a layer"
-    )
+        "--compensation", choices=get_args(CompensationName),
+        help="the kept channels make up for the removed ones; reads --calibration",
+    )  # fmt: skip
     group.add_argument(
-        "--compensation", choices=("mean", "least_squares"), help="what stays takes over what goes; reads --calibration"
-    )
+        "--recalibrate", type=int, metavar="N",
+        help="measure BatchNorm's statistics again on N batches of --calibration, after the removal",
+    )  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="for random criteria (default: 0)")
+    group.add_argument(
+        "--pipeline", metavar="TEXT",
+        help="the passes to run in place of the options above, as Python prints them: "
+        "\"ScoreUnits('magnitude'), SelectUnits(0.5), RemoveChannels()\"",
+    )  # fmt: skip
     add_data(parser, "--calibration", "batches for criteria and compensation that read data")
     files = parser.add_argument_group("what is written")
     files.add_argument(
@@ -78,12 +84,11 @@ def run(args: argparse.Namespace, output: Output) -> int:
     loaded, gm, inputs = captured(args, output)
     if loaded.random and not args.weights:
         output.note(f"note: the weights of {args.model} are random; --weights FILE loads trained ones")
-    options = selection_of(args) | {
-        "ratio": args.ratio,
-        "ratios": dict(args.ratios) or None,
-        "compensation": args.compensation,
-    }
-    if data is None:
+    options = selection_of(args) | {name: getattr(args, name) for name in ("compensation", "recalibrate", "seed")}
+    if args.pipeline is not None:
+        pipeline, options = _pipeline(args, data, loss), {"pipeline": args.pipeline}
+        pruned = pipeline(gm).graph_module
+    elif data is None:
         with output.stage("pruning"):
             pruned = prune_graph(gm, **options)
     else:
@@ -102,6 +107,22 @@ def run(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
+def _pipeline(args: argparse.Namespace, data: Any, loss: Any) -> Pipeline:
+    """The passes of ``--pipeline``, with the data of ``--calibration``.
+
+    Raises:
+        InputError: text that is no pipeline, or an option that the text decides.
+    """
+    plain = argparse.ArgumentParser()
+    add_selection(plain)
+    given = [name for name, value in vars(plain.parse_args([])).items() if getattr(args, name) != value]
+    given += [name for name in ("compensation", "recalibrate") if getattr(args, name) is not None]
+    if given:
+        raise InputError(f"--pipeline says what is run, so --{given[0].replace('_', '-')} cannot be given beside it")
+    named = {name: value for name, value in (("calibration", data), ("loss", loss)) if value is not None}
+    return Pipeline.parse(args.pipeline, **named)
+
+
 def _target(args: argparse.Namespace) -> pathlib.Path | None:
     if args.output is None and not args.dry_run:
         raise InputError("prune writes a file: give --output FILE, or --dry-run to see the report alone")
@@ -118,8 +139,8 @@ def _check_outputs(gm: fx.GraphModule, pruned: fx.GraphModule) -> None:
         CheckFailed: outputs of other shapes, or that are not finite where they were.
     """
     example = example_values(gm)
-    with torch.no_grad(), evaluating(gm), evaluating(pruned):
-        before, after = (tree_flatten(graph(*example))[0] for graph in (gm, pruned))
+    with torch.no_grad():
+        before, after = (tree_flatten(eval_twin(graph)(*example))[0] for graph in (gm, pruned))
     shapes = [[tuple(v.shape) for v in values if isinstance(v, torch.Tensor)] for values in (before, after)]
     if shapes[0] != shapes[1]:
         raise CheckFailed(f"the pruned model gives outputs of {shapes[1]}, the original of {shapes[0]}; nothing was written")

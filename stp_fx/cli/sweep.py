@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     )
     group.add_argument("--sensitivity", "-s", action="store_true", help="the loss with one group masked alone")
     group.add_argument("--plot", metavar="FILE", help="with --sensitivity: curves as .png, .svg or .pdf (needs matplotlib)")
-    add_selection(parser)
+    add_selection(parser, without=("ratio", "ratios"))
     add_data(parser, "--data", "batches for --sensitivity, and for criteria that read data")
 
 

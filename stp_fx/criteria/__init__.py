@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 from stp_fx.criteria.base import (
     Criterion,
     ScoreContext,
@@ -22,8 +25,13 @@ from stp_fx.criteria.norms import power_sums
 from stp_fx.criteria.random import Random
 from stp_fx.criteria.reconstruction import Reconstruction
 from stp_fx.criteria.reduce import NORMALIZERS, REDUCTIONS, normalize_scores, reduce_scores, sum_by_unit
+from stp_fx.criteria.scores import Scores, score
 from stp_fx.criteria.taylor import Taylor
 from stp_fx.criteria.variance import Variance
+
+# A new criterion is one file of this folder: it is found by being there.
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
 
 __all__ = [
     "NORMALIZERS",
@@ -42,6 +50,7 @@ __all__ = [
     "Random",
     "Reconstruction",
     "ScoreContext",
+    "Scores",
     "Table",
     "Taylor",
     "Variance",
@@ -54,6 +63,7 @@ __all__ = [
     "reduce_scores",
     "register",
     "resolve",
+    "score",
     "score_groups",
     "sum_by_unit",
 ]

@@ -15,14 +15,17 @@ from stp_fx.analysis.sites import SiteMember, find_sites
 from stp_fx.errors import CriterionError, InputError
 from stp_fx.measure.gradients import Gradients
 from stp_fx.measure.statistics import Statistics
+from stp_fx.registry import Registry
 
 __all__ = [
     "NEEDS",
     "Criterion",
     "ScoreContext",
     "as_criterion",
+    "known_classes",
     "known_criteria",
     "needs_of",
+    "part",
     "register",
     "resolve",
     "score_groups",
@@ -116,25 +119,41 @@ def needs_of(criterion: object) -> tuple[str, ...]:
     return needs
 
 
-_REGISTRY: dict[str, Callable[[], Criterion]] = {}
+_CRITERIA: Registry[Callable[[], Criterion]] = Registry("criterion")
+_HINT = "A callable (group, context) -> scores works as well"
+_PARTS: Registry[type] = Registry("part of a criterion")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def register(name: str) -> Callable[[F], F]:
-    """Make ``name`` stand for what the decorated class or function gives when called without arguments."""
+    """Lets ``name`` stand for what the decorated class or function gives when called without arguments.
+
+    Raises:
+        InputError: another module has registered the name.
+    """
 
     def add(factory: F) -> F:
-        if name in _REGISTRY:
-            raise ValueError(f"criterion {name!r} is registered twice")
-        _REGISTRY[name] = factory
+        _CRITERIA.add(name, factory, owner=factory.__module__)
         return factory
 
     return add
 
 
+def part(cls: type[T]) -> type[T]:
+    """Lets a textual pipeline write an argument of a criterion, such as a cost model, as ``Macs()``."""
+    _PARTS.add(cls.__name__, cls, owner=cls.__module__)
+    return cls
+
+
 def known_criteria() -> tuple[str, ...]:
     """Names that :func:`resolve` knows, sorted."""
-    return tuple(sorted(_REGISTRY))
+    return _CRITERIA.names()
+
+
+def known_classes() -> dict[str, Callable[..., Any]]:
+    """Registered criteria and their parts, by the name of the class or function."""
+    made = {factory.__name__: factory for factory in _CRITERIA.items().values()}
+    return {**made, **{str(name): cls for name, cls in _PARTS.items().items()}}
 
 
 def as_criterion(candidate: object) -> Criterion:
@@ -157,12 +176,7 @@ def resolve(criterion: str | Criterion | Callable[[Group, ScoreContext], torch.T
     """
     if not isinstance(criterion, str):
         return as_criterion(criterion)
-    if criterion not in _REGISTRY:
-        raise InputError(
-            f"unknown criterion {criterion!r}; known names: {', '.join(known_criteria())}. "
-            "A callable (group, context) -> scores works as well"
-        )
-    return _REGISTRY[criterion]()
+    return _CRITERIA.get(criterion, _HINT)()
 
 
 def score_groups(groups: Sequence[Group], criterion: Criterion, context: ScoreContext) -> list[torch.Tensor]:

@@ -13,9 +13,9 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.unit_costs import activation_elements, contraction_macs, group_costs, parameter_elements
-from stp_fx.criteria.base import ScoreContext
+from stp_fx.criteria.base import ScoreContext, part
 from stp_fx.errors import CriterionError, InputError
-from stp_fx.measure.latency import latency_work
+from stp_fx.measure.latency import latency_work, node_seconds
 
 __all__ = ["PER", "ActivationBytes", "CostModel", "Latency", "Macs", "Params", "Table"]
 
@@ -32,6 +32,7 @@ class CostModel(Protocol):
     def __call__(self, context: ScoreContext, per: str, /) -> np.ndarray: ...
 
 
+@part
 @dataclasses.dataclass(frozen=True)
 class Macs:
     """Multiply-accumulates of all contractions, for the recorded example; exact."""
@@ -41,6 +42,7 @@ class Macs:
         return group_costs(graph, contraction_macs(graph), per)
 
 
+@part
 @dataclasses.dataclass(frozen=True)
 class Params:
     """Parameter elements, tied ones once; exact."""
@@ -51,6 +53,7 @@ class Params:
         return group_costs(graph, parameter_elements(graph, parameter_names(gm)), per)
 
 
+@part
 @dataclasses.dataclass(frozen=True)
 class ActivationBytes:
     """Bytes of the tensors that the graph's nodes give for the recorded example, in the dtype of the model's parameters.
@@ -66,12 +69,13 @@ class ActivationBytes:
         return size * group_costs(graph, activation_elements(graph, nodes), per)
 
 
+@part
 @dataclasses.dataclass(frozen=True)
 class Latency:
     """Seconds, measured node by node on the machine and device at hand, in ``runs`` runs of the recorded example.
 
     A unit is charged the fraction of a node's seconds that it has of its MACs (of its output's elements where it has
-    none). Measured once for a graph; two measurements differ, so scores follow the machine's mood where units are close.
+    none). Measured once for a call of :func:`stp_fx.criteria.score`; two measurements differ, so scores of close units may swap.
     """
 
     runs: int = 5
@@ -83,9 +87,10 @@ class Latency:
     def __call__(self, context: ScoreContext, per: str) -> np.ndarray:
         gm = context.graph_module()
         graph = analyze(gm)
-        return group_costs(graph, latency_work(gm, graph, self.runs), per)
+        return group_costs(graph, latency_work(graph, node_seconds(gm, self.runs)), per)
 
 
+@part
 @dataclasses.dataclass(frozen=True)
 class Table:
     """The user's own numbers: power, bandwidth, what a vendor's tool says.

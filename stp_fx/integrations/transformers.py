@@ -73,9 +73,8 @@ class PATCallback(TrainerCallback):
     def _manage(self, model: nn.Module) -> PATPassManager:
         graph = graph_in(model, self.path)
         if self.manager is None or self.manager.model is not graph:
-            self.manager = PATPassManager(
-                graph, optimizer=(), **{"train_loader": LateBatches(lambda: self._loader), **self.options}
-            )
+            options: dict[str, Any] = {"train_loader": LateBatches(lambda: self._loader), **self.options}
+            self.manager = PATPassManager(graph, optimizer=(), **options)
         return self.manager
 
     # -- checkpoints -------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from stp_fx.io.contents import Contents, decode, is_whole
 from stp_fx.io.files import path_of, read_file
 from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
 from stp_fx.ir import has_provenance, provenance_of, retrace
-from stp_fx.passes import MaskChannels, RemoveChannels
 from stp_fx.rewrite.bias import restore_biases
+from stp_fx.rewrite.removal import mask, remove
 from stp_fx.rewrite.slicing import copied
 from stp_fx.selection import PrunePlan
 
@@ -68,10 +68,10 @@ def _rebuilt(contents: Contents, model: nn.Module) -> fx.GraphModule:
         graph = copied(graph) if contents.added else graph
         restore_biases(graph, contents.added)
         original = {(name, dim): size for name, sizes in contents.original.items() for dim, size in enumerate(sizes)}
-        result = RemoveChannels(_plan(contents.plan, original))(graph).graph_module
+        result = remove(graph, _plan(contents.plan, original))
         if contents.masked is not None:
             left = {(n, dim): size for n, s in stored_tensors(result).items() for dim, size in enumerate(s.tensor.shape)}
-            result = MaskChannels(_plan(contents.masked, left))(result).graph_module
+            result = mask(result, _plan(contents.masked, left))
     except StpFxError:
         raise
     except Exception as error:  # absurd sizes and the like, deep inside of torch

@@ -20,7 +20,7 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.errors import FileError, InputError
 from stp_fx.io.files import path_of
-from stp_fx.passes import RemoveChannels
+from stp_fx.rewrite.removal import remove
 from stp_fx.rewrite.slicing import take
 from stp_fx.selection import PrunePlan
 
@@ -88,7 +88,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _cuts(gm: fx.GraphModule, plan: PrunePlan, files: list[Path]) -> dict[str, dict[int, np.ndarray]]:
     """What stays of every tensor in the files, once their names and shapes are known to be those of the network."""
     graph = analyze(gm)
-    RemoveChannels(plan)(gm)  # the plan fits, and gives a network that runs
+    remove(gm, plan)  # the plan fits, and gives a network that runs
     tensors = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
     by_name: dict[str, dict[int, np.ndarray]] = {}
     for (name, dim), kept in plan.kept.items():
@@ -102,10 +102,9 @@ def _cuts(gm: fx.GraphModule, plan: PrunePlan, files: list[Path]) -> dict[str, d
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(tensors[name].shape):
                     raise FileError(f"{name!r} has shape {shape} in {str(path)!r}, {tuple(tensors[name].shape)} in the network")
-                if name in graph.found.renumbered and by_name:
+                if name in graph.index_buffers and by_name:
                     raise InputError(f"{name!r} holds positions along an axis, which files cannot be cut by: prune in memory")
-                canonical: str = graph.found.aliases.get(str(name), str(name))
-                found[name] = by_name.get(canonical, {})
+                found[name] = by_name.get(graph.first_name(str(name)), {})
     _all_there(gm, tensors, set(found))
     return found
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stp_fx.errors import FileError
-from stp_fx.rewrite.masks import is_mask_buffer
+from stp_fx.ir.provenance import is_mask_buffer
 
 __all__ = ["Stored", "kind_of", "order_of", "stored_tensors", "with_order"]
 

@@ -7,13 +7,15 @@ batch of one is held against the graph for several, and where they make the same
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx
-from torch.fx.node import map_arg
+from torch import fx, nn
 
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.nested import holds
+from stp_fx.ir.runner import operands, run_node
 from stp_fx.ir.shapes import meta_like, meta_twin
 
 __all__ = ["allow_one", "batch_of_one", "same_for"]
@@ -58,47 +60,41 @@ def same_for(arguments: dict[str, Any], first: fx.GraphModule, second: fx.GraphM
 
 
 def _run(gm: fx.GraphModule, arguments: dict[str, Any]) -> _Recorder:
-    recorder = _Recorder(meta_twin(gm), graph=gm.graph)
-    recorder.extra_traceback = False
-    inputs = [arguments[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder"]
+    recorder, twin = _Recorder(), meta_twin(gm)
+    inputs = iter([meta_like(arguments[str(n.target)]) for n in gm.graph.nodes if n.op == "placeholder"])
     with torch.no_grad(), MetaRun():
-        recorder.run(*(meta_like(value) for value in inputs))
+        for node in gm.graph.nodes:
+            recorder.run_node(node, twin, inputs)
     return recorder
 
 
-class _Recorder(fx.Interpreter):
-    def __init__(self, module: torch.nn.Module, graph: fx.Graph) -> None:
-        super().__init__(module, graph=graph)
+class _Recorder:
+    def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.env: dict[fx.Node, Any] = {}
         self.order: dict[fx.Node, int] = {}
         self.count = 0
         self.failing: list[fx.Node] = []
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node, twin: nn.Module, inputs: Iterator[Any]) -> None:
         if n.target is torch._assert:
             if isinstance(n.args[0], fx.Node) and not self.env[n.args[0]]:
                 self.failing.append(n)
-            return None
-        result = super().run_node(n)
+            self.env[n] = None
+            return
+        result = self.env[n] = run_node(n, self.env.__getitem__, twin, inputs)
         source = n.args[0] if n.args else None
         if n.target == "expand" and isinstance(source, fx.Node) and result.shape == self.env[source].shape:
             self.order[n] = self.order[source]  # what is left out where it changes nothing
-        elif _is_of_tensors(result):
+        elif holds(torch.Tensor, result):
             self.order[n] = self.count = self.count + 1
             if n.op in ("call_function", "call_method", "call_module"):
-                written = map_arg((n.args, dict(n.kwargs)), self._shown)
+                written = operands(n, self._shown)
                 self.calls.append((n.op, str(n.target), _plain(written), _plain(_shape(result))))
-        return result
 
     def _shown(self, node: fx.Node) -> Any:
         """A tensor by its place in the graph, a number by its value."""
         return ("value", self.order[node]) if node in self.order else self.env[node]
-
-
-def _is_of_tensors(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or (
-        isinstance(value, (list, tuple)) and any(isinstance(each, torch.Tensor) for each in value)
-    )
 
 
 def _shape(value: Any) -> Any:

@@ -23,9 +23,12 @@ from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
+from stp_fx.ir.captured import CapturedGraph
+from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
-from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, switch_modes
+from stp_fx.ir.stored import COUNTER, count_batches, store_as_model
+from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, modes_kept, switch_modes
 
 __all__ = ["capture_with_export"]
 
@@ -36,6 +39,8 @@ _DROPPED = {
     "aten.sym_constrain_range_for_size",
 }  # fmt: skip
 _EFFECTS = {torch._assert, "copy_", "add_", "fill_"}
+_COUNT = "num_batches_tracked"
+"""What a batch norm adds one to in training. Graphs that differ in that alone are alike."""
 _SAME = {"aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach_"}
 
 
@@ -82,7 +87,7 @@ def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any]) 
 
 def _alike(first: fx.Graph, second: fx.Graph) -> bool:
     """Whether two graphs make the same calls, whatever they assert of sizes and how tensors lie in memory."""
-    ignored = lambda n: _is_arithmetic(n) or n.target == "contiguous"  # noqa: E731
+    ignored = lambda n: _is_arithmetic(n) or n.target in ("contiguous", COUNTER) or _COUNT in str(n.target)  # noqa: E731
     calls = [[(n.op, n.target) for n in graph.nodes if not ignored(n)] for graph in (first, second)]
     return calls[0] == calls[1] and mode_calls(first).keys() == mode_calls(second).keys()
 
@@ -97,20 +102,17 @@ def _is_arithmetic(node: fx.Node) -> bool:
 
 
 def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx.GraphModule:
-    flags = [(module, module.training) for module in model.modules()]
     try:
-        if training != model.training:
-            model.train(training)
-        given = dict(arguments)
-        every = pytree.tree_map(_free_sizes, given)
-        program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
-        source = program.module(check_guards=False)
+        with modes_kept(model), containers_kept(model, []):
+            if training != model.training:
+                model.train(training)
+            given = dict(arguments)
+            every = pytree.tree_map(_free_sizes, given)
+            program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
+            source = program.module(check_guards=False)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
         raise TraceError(f"{type(error).__name__}: {lines[0][:300]}") from error
-    finally:
-        for module, flag in flags:
-            module.training = flag
     return _Raised(model, source, program, training).graph_module()
 
 
@@ -138,7 +140,7 @@ class _Raised:
         self._spec = program.call_spec.out_spec
         self._guards: list[str] = list(program._guards_code)
 
-    def graph_module(self) -> fx.GraphModule:
+    def graph_module(self) -> CapturedGraph:
         for node in self.source.graph.nodes:
             if node.op == "placeholder" and (node.users or isinstance(node.meta.get("val"), torch.Tensor)):
                 self.env[node] = self.graph.placeholder(str(node.target))  # constants that the example held have no users
@@ -154,8 +156,16 @@ class _Raised:
             if not node.users and node.op in ("get_attr", "call_method", "call_function") and node.target not in _EFFECTS:
                 self.graph.erase_node(node)
         self.graph.lint()
-        gm = fx.GraphModule(self.root, self.graph, class_name=type(self.model).__name__)
-        return gm.train(self.training)
+        gm = CapturedGraph(self.root, self.graph, class_name=type(self.model).__name__).train(self.training)
+        store_as_model(gm, self.model, self._called())
+        count_batches(gm, self.model, self.training)
+        return gm
+
+    def _called(self) -> list[nn.Module]:
+        """The modules of the model whose forward the exported graph went through."""
+        stacks = [node.meta.get("nn_module_stack") or {} for node in self.source.graph.nodes]
+        paths = {path.partition("@")[0] for stack in stacks for path, _ in stack.values()}
+        return [module for name, module in self.model.named_modules(remove_duplicate=False) if name in paths]
 
     def _assert_fixed_sizes(self) -> None:
         """Sizes that the model's code has settled are asserted, and that free ones are at least 2.
@@ -240,8 +250,6 @@ class _Raised:
             return None
         if packet in _SAME:
             return args[0]
-        if packet == "aten.add_" and isinstance(args[0], fx.Node) and str(args[0].target).endswith("num_batches_tracked"):
-            return args[0]  # a count that only momentum=None reads, and not in evaluation
         kwargs = self._portable(kwargs)
         if packet == "aten.scaled_dot_product_attention" and kwargs.get("scale") is None:
             kwargs["scale"] = node.args[0].meta["val"].shape[-1] ** -0.5  # type: ignore[union-attr]  # whatever is pruned

@@ -17,7 +17,7 @@ _DIRECT: dict[Any, Callable[..., Any]] = {}
 
 
 def shortcut(func: Any, shape: Callable[..., Any]) -> None:
-    """Lets ``shape`` give the results of ``func`` on meta tensors of floating point.
+    """Lets ``shape`` give the results of ``func`` on meta tensors of floating point; NotImplemented leaves a call to torch.
 
     For ops whose shapes torch works out through Python decompositions of 0.3 to 0.9 ms a call, which would be most of a meta
     forward's time. The entries of ``stp_fx.rules`` give them.
@@ -37,8 +37,12 @@ def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if "device" in kwargs or func is _aten.scalar_tensor.default:
         kwargs = {**kwargs, "device": torch.device("meta")}
     direct = _DIRECT.get(func)
-    if direct is not None and isinstance(args[0], torch.Tensor) and args[0].is_floating_point():
-        return direct(*args, **kwargs)
+    if direct is not None:
+        first = args[0][0] if isinstance(args[0], (list, tuple)) and args[0] else args[0]
+        if isinstance(first, torch.Tensor) and first.is_floating_point():
+            result = direct(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
     return func(*args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""What stp_fx keeps beside a graph: the recorded example, notes of the capture, cached analyses, the plan applied so far."""
+"""Where a graph comes from: the recorded example, how it was captured, and what passes have done to it since."""
 
 from __future__ import annotations
 
@@ -11,25 +11,37 @@ from torch import fx
 
 from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
+from stp_fx.ir.captured import KEY
+from stp_fx.ir.nested import mapped
 
-__all__ = ["Provenance", "attach_provenance", "example_of", "has_provenance", "needs_whole_tensors", "provenance_of"]
+__all__ = [
+    "MASK_PREFIX",
+    "Provenance",
+    "attach_provenance",
+    "example_of",
+    "has_provenance",
+    "is_mask_buffer",
+    "needs_whole_tensors",
+    "provenance_of",
+    "structure_of",
+    "with_provenance",
+]
 
-_KEY = "stp_fx"
-_ATTRIBUTE = "_stp_fx_provenance"
-"""The same state as an attribute: pickling a GraphModule keeps attributes but not ``meta``, copying the other way round."""
+
+MASK_PREFIX = "stp_fx_dead"
+"""How the names of mask buffers begin."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Lives in ``gm.meta["stp_fx"]``.
+    """Lives in ``gm.meta["stp_fx"]``; a value, so copies of a graph may share it.
 
     ``inputs`` holds one value per placeholder, in graph order: tensors on the meta device with the recorded example's
     shape and dtype, other values (numbers, strings, ``None``) as they were. ``plan`` is what has been removed since the
-    capture, ``masked`` the plan of what is masked now, ``report`` tells of the last run that did either, ``added`` names
-    the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it,
+    capture, ``masked`` the plan of what is masked now, ``report`` is that of the last selection that was carried out, ``added``
+    names the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it,
     ``call`` how, for another process to do the same. ``arguments`` are all arguments of the original's ``forward`` by name,
     in its order: tensors as in ``inputs``, plain values as they were; what is neither is left out and named in ``lost``.
-    ``cache`` holds analyses; it never travels with a copy, since a copy may be changed.
     """
 
     inputs: tuple[Any, ...]
@@ -43,21 +55,59 @@ class Provenance:
     call: Call | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
-    cache: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Provenance:
-        return dataclasses.replace(self, cache={})
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cache": {}}
+        return self
 
 
-def attach_provenance(gm: fx.GraphModule, state: Provenance) -> fx.GraphModule:
-    if state.dtype is None:
-        state.dtype = _floating_dtype(gm)
-    gm.meta[_KEY] = state
-    gm.__dict__[_ATTRIBUTE] = state
+def attach_provenance(gm: fx.GraphModule, provenance: Provenance) -> fx.GraphModule:
+    """Records ``provenance`` on a graph that the caller has made; returns the graph."""
+    if provenance.dtype is None:
+        provenance = dataclasses.replace(provenance, dtype=_floating_dtype(gm))
+    gm.meta[KEY] = provenance
     return gm
+
+
+def with_provenance(gm: fx.GraphModule, **changes: Any) -> fx.GraphModule:
+    """Replaces fields of the provenance of a graph that the caller has made; returns the graph."""
+    return attach_provenance(gm, dataclasses.replace(provenance_of(gm), **changes))
+
+
+def has_provenance(gm: torch.nn.Module) -> bool:
+    """Whether ``gm`` is a graph that :func:`stp_fx.trace` has captured, or one that passes made of it."""
+    return _found(gm) is not None
+
+
+def provenance_of(gm: fx.GraphModule) -> Provenance:
+    """What :func:`stp_fx.trace` recorded.
+
+    Raises:
+        InputError: the graph was not made by :func:`stp_fx.trace` and carries no example.
+    """
+    found = _found(gm)
+    if found is None:
+        raise InputError(
+            f"{type(gm).__name__} carries no recorded example inputs: it is not a graph that stp_fx.trace captured. "
+            "Capture the model with stp_fx.trace(model, example_inputs) and give what that returns"
+        )
+    return found
+
+
+def _found(gm: Any) -> Provenance | None:
+    if not isinstance(gm, fx.GraphModule):
+        return None
+    found = gm.meta.get(KEY)
+    return found if isinstance(found, Provenance) else None
+
+
+def structure_of(gm: fx.GraphModule) -> tuple[Any, ...]:
+    """What a graph computes but for its numbers: its code, and the shapes and dtypes of its tensors and recorded example.
+
+    Raises:
+        InputError: the graph carries no recorded example.
+    """
+    shapes = tuple((t.shape, t.dtype) for t in (*gm.parameters(), *gm.buffers()))
+    return gm.code, shapes, tuple(v.shape if isinstance(v, torch.Tensor) else repr(v) for v in provenance_of(gm).inputs)
 
 
 def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
@@ -66,18 +116,10 @@ def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     Raises:
         InputError: the graph carries no recorded example.
     """
-    state, now = provenance_of(gm), _floating_dtype(gm)
-    if now is None or now == state.dtype:
-        return state.inputs
-    return tuple(_converted(v, state.dtype, now) for v in state.inputs)
-
-
-def _converted(value: Any, old: torch.dtype | None, new: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(new) if value.dtype == old else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_converted(v, old, new) for v in value)
-    return {k: _converted(v, old, new) for k, v in value.items()} if isinstance(value, Mapping) else value
+    known, now = provenance_of(gm), _floating_dtype(gm)
+    if now is None or now == known.dtype:
+        return known.inputs
+    return mapped(torch.Tensor, lambda value: value.to(now) if value.dtype == known.dtype else value, known.inputs)
 
 
 def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
@@ -85,28 +127,9 @@ def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
     return next((p.dtype for p in gm.parameters() if p.is_floating_point()), None)
 
 
-def has_provenance(gm: torch.nn.Module) -> bool:
-    if not isinstance(gm, fx.GraphModule):
-        return False
-    found = gm.meta.get(_KEY, gm.__dict__.get(_ATTRIBUTE))
-    if not isinstance(found, Provenance):
-        return False
-    gm.meta[_KEY] = gm.__dict__[_ATTRIBUTE] = found
-    return True
-
-
-def provenance_of(gm: fx.GraphModule) -> Provenance:
-    """The state that ``stp_fx.trace`` recorded.
-
-    Raises:
-        InputError: the graph was not made by ``stp_fx.trace`` and carries no example.
-    """
-    if not has_provenance(gm):
-        raise InputError(
-            f"{type(gm).__name__} carries no recorded example inputs. "
-            "Pass it through stp_fx.trace(model, example_inputs), or give example_inputs to this call."
-        )
-    return gm.meta[_KEY]
+def is_mask_buffer(name: str) -> bool:
+    """Whether a tensor of this name is a mask, so no part of the network itself."""
+    return name.startswith(MASK_PREFIX)
 
 
 def needs_whole_tensors(gm: torch.nn.Module) -> None:

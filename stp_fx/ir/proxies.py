@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
 
 from stp_fx.errors import TraceError
+from stp_fx.ir.nested import holds
 
-__all__ = ["ReplayTracer", "ValueProxy", "factories_take_nodes", "holds_proxy", "user_line"]
+__all__ = ["ValueProxy", "holds_proxy", "user_line"]
 
 _PLAIN = {
     "ndim",
@@ -131,81 +131,6 @@ def user_line() -> str:
     return "an unknown line"
 
 
-_FACTORIES = (
-    "arange",
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "rand",
-    "randn",
-    "linspace",
-    "eye",
-    "tensor",
-    "randperm",
-    "randint",
-    "finfo",
-    "iinfo",
-)
-"""These take no tensor, so nodes among their sizes and dtypes do not reach ``__torch_function__``; while tracing they are
-patched."""
-
-_SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
-"""Methods of a tensor that the model's own code made; nodes among their sizes do not reach it either."""
-
-
-@contextmanager
-def factories_take_nodes(tracer: fx.Tracer) -> Iterator[None]:
-    """``torch.zeros(b, n)`` and ``made_here.expand(b, n)`` with nodes as sizes become nodes."""
-    with ExitStack() as undo:
-        for name in _FACTORIES:
-            original = getattr(torch, name)
-            setattr(torch, name, _taking_nodes(tracer, original, "call_function", original))
-            undo.callback(setattr, torch, name, original)
-        for name in _SHAPED:  # inherited, so that deleting restores them
-            setattr(torch.Tensor, name, _taking_nodes(tracer, getattr(torch.Tensor, name), "call_method", name))
-            undo.callback(delattr, torch.Tensor, name)
-        yield
-
-
-def _taking_nodes(tracer: fx.Tracer, original: Any, kind: str, target: Any) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if holds_proxy((args, kwargs)):
-            return tracer.create_proxy(kind, target, args, kwargs)
-        return original(*args, **kwargs)
-
-    return call
-
-
 def holds_proxy(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(holds_proxy(v) for v in value)
-    return any(holds_proxy(v) for v in value.values()) if isinstance(value, dict) else isinstance(value, fx.Proxy)
-
-
-class _Settable(fx.Proxy):
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-
-class ReplayTracer(fx.Tracer):
-    """Reads a pickled graph's own code back; knows what plain fx does not: writing into a slice, sizes that are nodes.
-
-    Buffers and constants are read through the graph, since what is done to them may depend on sizes.
-    """
-
-    proxy_buffer_attributes = True
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if isinstance(attr_val, torch.Tensor) and self.root.__dict__.get(attr) is attr_val:
-            if attr not in parameter_proxy_cache:
-                parameter_proxy_cache[attr] = self.create_proxy("get_attr", attr, (), {})
-            return parameter_proxy_cache[attr]
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Settable(node, self)
-
-    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        with factories_take_nodes(self):
-            return super().trace(root, concrete_args)
+    """Whether any of the values in a nested structure is a node."""
+    return holds(fx.Proxy, value)

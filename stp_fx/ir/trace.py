@@ -12,15 +12,22 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from stp_fx.errors import InputError, TraceError, VerificationError
+from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.call import Call, call_of, restored
+from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.export import capture_with_export
+from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
-from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of
+from stp_fx.ir.nested import holds, mapped
+from stp_fx.ir.patches import LOCK
+from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
+from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_like, meta_twin
-from stp_fx.ir.tracer import ModuleTracer, ReplayTracer
-from stp_fx.ir.train_eval import mode_calls, switch_modes
+from stp_fx.ir.stored import count_batches, store_as_model
+from stp_fx.ir.tracer import ModuleTracer
+from stp_fx.ir.train_eval import mode_calls, modes_kept, switch_modes
 from stp_fx.ir.verify import verify
 
 __all__ = ["bound_arguments", "retrace", "trace"]
@@ -60,9 +67,9 @@ def trace(
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
-    provenance_of(gm).call = call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend)
-    return gm
+    with LOCK, state_kept():
+        gm = _first_capture(model, bound_arguments(model, example_inputs, kwargs or {}), frontend)
+    return with_provenance(gm, call=call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend))
 
 
 def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
@@ -83,16 +90,12 @@ def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
     args, kwargs = (restored(data, torch.device(place)) for data in (call.args, call.kwargs))
     if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise InputError("a recorded call is a tuple of arguments and a dict of named ones")
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
+    with LOCK, modes_kept(model):
+        for module in model.modules():
             module.training = call.training
         for name in call.other:
             modules[name].training = not call.training
         return trace(model, args, kwargs=kwargs, frontend=call.frontend)
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _first_capture(model: nn.Module, arguments: dict[str, Any], frontend: str) -> fx.GraphModule:
@@ -152,11 +155,9 @@ def bound_arguments(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, 
 
 
 def _record_arguments(gm: fx.GraphModule, arguments: dict[str, Any]) -> fx.GraphModule:
-    state = provenance_of(gm)
     plain = {name: _has_tensor(value) or _is_plain(value) for name, value in arguments.items()}
-    state.arguments = {name: _on_meta(value) for name, value in arguments.items() if plain[name]}
-    state.lost = tuple(name for name, kept in plain.items() if not kept)
-    return gm
+    known = {name: _on_meta(value) for name, value in arguments.items() if plain[name]}
+    return with_provenance(gm, arguments=known, lost=tuple(name for name, kept in plain.items() if not kept))
 
 
 def _is_plain(value: Any) -> bool:
@@ -180,6 +181,7 @@ def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModul
     _drop_dead_numbers(tracer.graph)
     calls = _mode_dependent(tracer.graph, model, wide or values, constants)
     gm = _graph_module(tracer, model)
+    notes += count_batches(gm, model, model.training)
     if notes:
         _let_one_pass(gm, model, values, constants)
     if calls:
@@ -231,7 +233,7 @@ def _takes_another_batch(gm: fx.GraphModule) -> bool:
         return True  # there is no one dimension to vary
     try:
         with torch.no_grad(), MetaRun():
-            fx.Interpreter(meta_twin(gm), graph=gm.graph).run(*other.values())
+            run_graph(gm.graph, meta_twin(gm), other.values())
     except Exception as error:
         _log.debug("another batch: %s", error)
         return False
@@ -277,17 +279,14 @@ def _mode_dependent(graph: fx.Graph, model: nn.Module, values: dict[str, Any], c
         return {name for name, training in calls.items() if not training}
     if not any(calls.values()):
         return set()
-    flags = [(m, m.training) for m in model.modules()]
     try:
-        model.eval()
-        tracer = _capture(model, values, constants)
-        tracer.forget_constants()
-        evaluated = mode_calls(tracer.graph)
+        with modes_kept(model):
+            model.eval()
+            tracer = _capture(model, values, constants)
+            tracer.forget_constants()
+            evaluated = mode_calls(tracer.graph)
     except TraceError:
         evaluated = {}
-    finally:
-        for module, flag in flags:
-            module.training = flag
     return {name for name, training in calls.items() if training and evaluated.get(name) is False}
 
 
@@ -300,10 +299,11 @@ def _drop_dead_numbers(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _graph_module(tracer: ModuleTracer, model: nn.Module) -> fx.GraphModule:
+def _graph_module(tracer: ModuleTracer, model: nn.Module) -> CapturedGraph:
     tracer.graph.lint()
-    gm = fx.GraphModule(model, tracer.graph, class_name=type(model).__name__)
+    gm = CapturedGraph(model, tracer.graph, class_name=type(model).__name__)
     tracer.forget_constants()
+    store_as_model(gm, model, tracer.called.values())
     originals = dict(model.named_modules(remove_duplicate=False))
     for name, module in gm.named_modules():
         if name in originals:
@@ -332,19 +332,11 @@ def _unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
 
 
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True
-    if isinstance(value, (list, tuple)):
-        return any(_has_tensor(v) for v in value)
-    return isinstance(value, Mapping) and any(_has_tensor(v) for v in value.values())
+    return holds(torch.Tensor, value)
 
 
 def _on_meta(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return meta_like(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_meta(v) for v in value)
-    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    return mapped(torch.Tensor, meta_like, value)
 
 
 def _described(value: Any) -> str:

@@ -8,30 +8,34 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
+from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
 from stp_fx.ir.batch import BATCH
+from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.outputs import Rebuild, is_plain
-from stp_fx.ir.proxies import ReplayTracer, ValueProxy, factories_take_nodes, holds_proxy, user_line
+from stp_fx.ir.patches import suspended
+from stp_fx.ir.proxies import ValueProxy, user_line
+from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
 
 _LEAF = "_stp_fx_call_"
+_OWN = ("_tensor_constant", _LEAF)
+"""What tracing itself puts on the model, until the graph is made: see :meth:`ModuleTracer.forget_constants`."""
 
 
-class ModuleTracer(fx.Tracer):
+class ModuleTracer(BaseTracer):
     """Traces ``root`` with the given meta values; see :func:`stp_fx.trace`."""
 
     def __init__(self, root: nn.Module, values: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
@@ -46,12 +50,12 @@ class ModuleTracer(fx.Tracer):
         for name, tensor in named:
             self._names.setdefault(id(tensor), name)
         self._stored: dict[str, fx.Proxy] = {}
-        self._evaluating = False
         self._gradients = torch.is_grad_enabled()
         self._autocasts = _autocasts()
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
+        self.called: dict[int, nn.Module] = {}
         self.assigned: list[str] = []
         self.branches_on_batch = False
         self.root = root  # fx sets it too, but only once it traces
@@ -64,9 +68,8 @@ class ModuleTracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or _is_random(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._evaluating:
-            return forward(*args, **kwargs)
         lower = lowering_of(m)
+        self.called.setdefault(id(m), m)
         return super().call_module(m, forward if lower is None else functools.partial(lower, m), args, kwargs)
 
     def create_proxy(
@@ -105,7 +108,7 @@ class ModuleTracer(fx.Tracer):
         return ValueProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self._evaluating or not isinstance(attr_val, torch.Tensor) or isinstance(attr_val, fx.Proxy):
+        if not isinstance(attr_val, torch.Tensor) or isinstance(attr_val, fx.Proxy):
             return attr_val
         name = self._names.get(id(attr_val))
         return attr_val if name is None else self._stored_proxy(name)
@@ -130,24 +133,13 @@ class ModuleTracer(fx.Tracer):
     def _evaluate(self, node: fx.Node) -> Any:
         """Runs one node on meta tensors."""
         if node.op == "get_attr":
-            before, self._evaluating = self._evaluating, True
-            try:
+            with suspended():
                 return self._meta(fetch(self.root, str(node.target)))
-            finally:
-                self._evaluating = before
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+        args, kwargs = operands(node, lambda n: n.meta["val"])
         if node.op == "call_function" and node.target is getattr and args[1] == "device":
             return self._device()
-        before, self._evaluating = self._evaluating, True
-        try:
-            with torch.no_grad(), self._mode:
-                if node.op == "call_module":
-                    return self._twins[str(node.target)].forward(*args, **kwargs)
-                if node.op == "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return node.target(*args, **kwargs)  # type: ignore[operator]
-        finally:
-            self._evaluating = before
+        with suspended(), torch.no_grad(), self._mode:
+            return call(node, args, kwargs, lambda target: self._twins[target].forward)
 
     def _meta(self, tensor: Any) -> Any:
         if not isinstance(tensor, torch.Tensor):
@@ -166,7 +158,7 @@ class ModuleTracer(fx.Tracer):
 
         ``counted``: as the length of a loop or a list, of which the graph keeps the steps and not the number.
         """
-        if self._evaluating or not isinstance(value, (bool, int, float)):
+        if not isinstance(value, (bool, int, float)):
             return
         if self._of_batch(node):
             if not truth and not counted and value and value % BATCH == 0:
@@ -243,19 +235,28 @@ class ModuleTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with _python_sees_values(self, root), _nothing_hidden(), _attributes_kept(root, self.assigned):
+            with containers_kept(root, self.assigned, _OWN):
                 graph = super().trace(root, concrete_args)
         except BaseException:
             self.forget_constants(before)
             raise
         self._before = before
         graph._tracer_cls = ReplayTracer
-        hidden = self._hidden
-        for node in graph.nodes:
-            # fx marks what a wrapped call returned; here that may be the last node of what was traced through it.
-            if node.meta.get("is_wrapped") and node.target not in hidden and getattr(node.target, "__module__", "") != "math":
-                del node.meta["is_wrapped"]
         return graph
+
+    def scopes(self, root: nn.Module) -> Iterator[dict[str, Any]]:
+        for module in root.modules():
+            scope = getattr(type(module).forward, "__globals__", None)
+            if scope is not None:
+                yield scope
+
+    def keeps_call(self, function: Any) -> bool:
+        """Functions that ask whether they train stay calls, and those that are not Python's; others are traced through."""
+        return not isinstance(function, types.FunctionType) or _is_switchable(function)
+
+    def apply_function(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function with a backward of its own must not be traced through: its gradient would be lost."""
+        return self.create_proxy("call_module", self.leaf(AutogradCall(function)), args, kwargs)
 
     def leaf(self, module: nn.Module) -> str:
         """Puts a module of our own beside the model's, for the graph to call; it is taken back with the constants."""
@@ -270,7 +271,7 @@ class ModuleTracer(fx.Tracer):
 
     def _lifted_names(self, before: set[str]) -> list[str]:
         stores = (self.root.__dict__, self.root._buffers, self.root._modules)  # type: ignore[union-attr]
-        return [k for store in stores for k in store if k not in before and k.startswith(("_tensor_constant", _LEAF))]
+        return [k for store in stores for k in store if k not in before and k.startswith(_OWN)]
 
     def forget_constants(self, before: set[str] | None = None) -> None:
         """Takes back the attributes under which constants were stored on the module that was traced."""
@@ -291,25 +292,10 @@ def _is_random(module: nn.Module) -> bool:
     return code is not None and "training" in code.co_names
 
 
-def _hidden_functions() -> dict[Any, Any]:
-    """Python functions that were hidden with ``fx.wrap``, and where fx knows each from."""
-    found = ((scope.get(key[1]), key) for key, scope in _symbolic_trace._wrapped_fns_to_patch.items())
-    return {function: key for function, key in found if isinstance(function, types.FunctionType)}
-
-
-@contextmanager
-def _nothing_hidden() -> Iterator[None]:
-    """``fx.wrap`` forgets its functions for a while, but for those that ask whether they train: these can stay calls."""
-    table = _symbolic_trace._wrapped_fns_to_patch
-    before = dict(table)
-    for function, key in _hidden_functions().items():
-        if not _is_switchable(function):
-            del table[key]
-    try:
-        yield
-    finally:
-        table.clear()
-        table.update(before)
+def _hidden_functions() -> set[Any]:
+    """Python functions that were hidden with ``fx.wrap``."""
+    found = (scope.get(name) for (_, name), scope in list(_symbolic_trace._wrapped_fns_to_patch.items()))
+    return {function for function in found if isinstance(function, types.FunctionType)}
 
 
 def _is_switchable(function: Any) -> bool:
@@ -319,67 +305,3 @@ def _is_switchable(function: Any) -> bool:
 def _takes_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """A function of weights has structure to find; one that only asks whether it trains (stochastic depth) stays a node."""
     return any(isinstance(a, fx.Proxy) and a.node.op == "get_attr" for a in (*args, *kwargs.values()))
-
-
-@contextmanager
-def _python_sees_values(tracer: ModuleTracer, root: nn.Module) -> Iterator[None]:
-    """While tracing: factories take nodes as sizes, custom autograd functions stay calls, ``isinstance`` sees tensors."""
-    with ExitStack() as undo:
-        undo.enter_context(factories_take_nodes(tracer))
-        apply = torch.autograd.Function.__dict__["apply"]
-        torch.autograd.Function.apply = classmethod(_taking_function(tracer, apply))  # type: ignore[assignment]
-        undo.callback(setattr, torch.autograd.Function, "apply", apply)
-        for scope in {id(g): g for g in _scopes(root)}.values():
-            if "isinstance" not in scope:
-                scope["isinstance"] = _is_instance
-                undo.callback(scope.pop, "isinstance", None)
-        yield
-
-
-def _taking_function(tracer: ModuleTracer, original: Any) -> Callable[..., Any]:
-    """A function with a backward of its own must not be traced through: its gradient would be lost."""
-
-    def call(function: type, *args: Any, **kwargs: Any) -> Any:
-        if tracer._evaluating or not holds_proxy((args, kwargs)):
-            return original.__get__(None, function)(*args, **kwargs)
-        return tracer.create_proxy("call_module", tracer.leaf(AutogradCall(function)), args, kwargs)
-
-    return call
-
-
-@contextmanager
-def _attributes_kept(root: nn.Module, assigned: list[str]) -> Iterator[None]:
-    """What a forward leaves on its modules (a cache of positions, say) would be a proxy here: it is taken back, and named."""
-    stores = ("__dict__", "_buffers", "_parameters")
-    before = [(name, m, [(key, dict(_store(m, key))) for key in stores]) for name, m in root.named_modules()]
-    try:
-        yield
-    finally:
-        for name, module, kept in before:
-            for key, attributes in kept:
-                now = _store(module, key)
-                new = [k for k in now if k not in attributes and not k.startswith(("_tensor_constant", _LEAF))]
-                changed = [k for k, v in attributes.items() if now.get(k) is not v]
-                assigned += [f"{name}.{k}" if name else k for k in changed]
-                for each in new:
-                    del now[each]
-                now.update({k: attributes[k] for k in changed})
-
-
-def _store(module: nn.Module, key: str) -> dict[str, Any]:
-    return module.__dict__ if key == "__dict__" else module.__dict__[key]
-
-
-def _scopes(root: Any) -> Iterator[dict[str, Any]]:
-    """The globals that the forwards of a model's own modules read."""
-    for module in root.modules():
-        scope = getattr(type(module).forward, "__globals__", None)
-        if scope is not None and not str(scope.get("__name__", "")).startswith("torch."):
-            yield scope
-
-
-def _is_instance(value: Any, kinds: Any) -> bool:
-    """``isinstance`` as a model's forward means it: a node that stands for a tensor is one."""
-    if isinstance(value, ValueProxy):
-        return isinstance(value.value, kinds) or isinstance(value, kinds)
-    return isinstance(value, kinds)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["AutogradCall", "ModeSwitch", "attention_with_dropout", "mode_calls", "switch_modes"]
+__all__ = ["AutogradCall", "BatchCount", "ModeSwitch", "attention_with_dropout", "mode_calls", "modes_kept", "switch_modes"]
 
 
 class ModeSwitch(nn.Module):
@@ -28,6 +29,16 @@ class ModeSwitch(nn.Module):
         return f"{self.function.__module__}.{self.function.__name__}"
 
 
+class BatchCount(nn.Module):
+    """Adds one to a count, in training only: what a batch norm does to its ``num_batches_tracked``."""
+
+    _is_impure = True  # its call has no result, and passes of torch.fx must not take it for dead
+
+    def forward(self, count: torch.Tensor) -> None:
+        if self.training:
+            count.add_(1)
+
+
 class AutogradCall(nn.Module):
     """Calls a custom ``torch.autograd.Function``, so that its own backward is kept."""
 
@@ -40,6 +51,17 @@ class AutogradCall(nn.Module):
 
     def extra_repr(self) -> str:
         return self.function.__name__
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """A block after which every module of ``model`` has the train/eval flag that it had before."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 def attention_with_dropout(

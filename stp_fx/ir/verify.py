@@ -8,17 +8,10 @@ from torch import fx
 from stp_fx.errors import VerificationError
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.provenance import example_of
+from stp_fx.ir.runner import run_node
 from stp_fx.ir.shapes import meta_twin
 
 __all__ = ["verify"]
-
-
-class _NamingInterpreter(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> object:
-        try:
-            return super().run_node(n)
-        except Exception as error:
-            raise VerificationError(f"node '{n.name}' ({n.format_node()}) does not run on meta tensors: {error}") from error
 
 
 def verify(gm: fx.GraphModule) -> None:
@@ -33,7 +26,13 @@ def verify(gm: fx.GraphModule) -> None:
         gm.graph.lint()
     except Exception as error:
         raise VerificationError(f"the graph is not well formed: {error}") from error
-    runner = _NamingInterpreter(meta_twin(gm), garbage_collect_values=False, graph=gm.graph)
-    runner.extra_traceback = False
+    twin, given = meta_twin(gm).eval(), iter(inputs)
+    env: dict[fx.Node, object] = {}
     with torch.no_grad(), MetaRun():
-        runner.run(*inputs)
+        for node in gm.graph.nodes:
+            try:
+                env[node] = run_node(node, env.__getitem__, twin, given)
+            except Exception as error:
+                raise VerificationError(
+                    f"node '{node.name}' ({node.format_node()}) does not run on meta tensors: {error}"
+                ) from error

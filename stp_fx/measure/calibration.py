@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import fx, nn
 
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import example_of
 
-__all__ = ["arguments_of", "as_device", "batches", "device_of", "evaluating"]
+__all__ = ["arguments_of", "as_device", "batches", "device_of", "eval_twin", "limited", "reiterable"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def batches(
@@ -29,10 +29,10 @@ def batches(
     """
     if calibration is None:
         raise InputError(f"{what} needs calibration data: give `calibration`, an iterable of batches (a DataLoader)")
-    if isinstance(calibration, torch.Tensor):
-        calibration = [calibration]
-    if isinstance(calibration, (str, bytes, Mapping)) or not isinstance(calibration, Iterable):
-        raise InputError(f"`calibration` is a {type(calibration).__name__}; give an iterable of batches (a DataLoader, a list)")
+    calibration = reiterable(calibration)
+    from rich.console import Console
+    from rich.progress import Progress
+
     device = device_of(gm)
     total = _length(calibration)
     number = -1
@@ -83,16 +83,76 @@ def as_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-@contextmanager
-def evaluating(gm: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module gets its own flag back."""
-    flags = [(module, module.training) for module in gm.modules()]
-    gm.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def eval_twin(gm: M) -> M:
+    """The same network in eval mode: new module objects around the same parameters, buffers and hooks.
+
+    ``gm`` keeps its train/eval flags, also while the twin runs, so two threads can measure one graph at once.
+    """
+    twins: dict[int, nn.Module] = {}
+
+    def twin_of(module: nn.Module) -> nn.Module:
+        known = twins.get(id(module))
+        if known is None:
+            known = twins[id(module)] = object.__new__(type(module))
+            known.__dict__.update(module.__dict__)
+            known.__dict__["_modules"] = {name: child and twin_of(child) for name, child in module._modules.items()}
+            known.__dict__["_parameters"], known.__dict__["_buffers"] = dict(module._parameters), dict(module._buffers)
+            known.training = False
+        return known
+
+    return twin_of(gm)  # type: ignore[return-value]
+
+
+class _Replayed:
+    """A one-shot iterator that can be iterated again: batches are kept as far as they have been read."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source, self._read = source, []
+
+    def __iter__(self) -> Iterator[Any]:
+        at = 0
+        while True:
+            if at == len(self._read):
+                try:
+                    self._read.append(next(self._source))
+                except StopIteration:
+                    return
+            yield self._read[at]
+            at += 1
+
+
+class _Limited:
+    """The first batches of data, at every iteration; a batch that is not used is not drawn."""
+
+    def __init__(self, data: Iterable[Any], number: int) -> None:
+        self._data, self._number = data, number
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self._data), self._number)
+
+    def __len__(self) -> int:
+        return min(len(self._data), self._number)  # type: ignore[arg-type]
+
+
+def reiterable(calibration: Any, argument: str = "calibration") -> Iterable[Any]:
+    """``calibration`` as something that can be iterated more than once. A loader or a list is returned as it is; of a one-shot
+    iterator the batches are kept as they are read, and no more than are read.
+
+    Raises:
+        InputError: not an iterable of batches.
+    """
+    if isinstance(calibration, torch.Tensor):
+        return [calibration]
+    if isinstance(calibration, (str, bytes, Mapping)) or not isinstance(calibration, Iterable):
+        raise InputError(
+            f"`{argument}` is a {type(calibration).__name__}; give an iterable of batches (a DataLoader, a list of tensors)"
+        )
+    return _Replayed(calibration) if isinstance(calibration, Iterator) else calibration
+
+
+def limited(data: Iterable[Any], number: int | None) -> Iterable[Any]:
+    """The first ``number`` batches of ``data`` at every iteration; all for None."""
+    return data if number is None else _Limited(data, number)
 
 
 def _check(gm: fx.GraphModule, batch: Any, number: int) -> None:

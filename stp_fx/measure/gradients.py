@@ -12,7 +12,8 @@ from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stp_fx.errors import InputError
-from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.ir.stamp import Stamp, stamp_of
+from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.distributed import several_processes, summed
 
 __all__ = ["Gradients", "collect_gradients", "cross_entropy"]
@@ -20,18 +21,23 @@ __all__ = ["Gradients", "collect_gradients", "cross_entropy"]
 Loss = Callable[[fx.GraphModule, Any], torch.Tensor]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Gradients:
     """By parameter name, each of the parameter's shape, float32 or wider, on its device.
 
     ``mean``: the gradient of the loss, averaged over batches. ``fisher``: the squares of single samples' gradients,
     averaged (the diagonal of the empirical Fisher matrix). ``hessian``: Hutchinson's estimate of the Hessian's diagonal.
-    A parameter that is frozen, or that the loss does not reach, is in none.
+    A parameter that is frozen, or that the loss does not reach, is in none. ``stamp``: of the graph and weights measured.
     """
 
     mean: Mapping[str, torch.Tensor]
     fisher: Mapping[str, torch.Tensor] | None = None
     hessian: Mapping[str, torch.Tensor] | None = None
+    stamp: Stamp | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        kinds = [name for name in ("fisher", "hessian") if getattr(self, name) is not None]
+        return f"Gradients({len(self.mean)} parameters{' with ' + ' and '.join(kinds) if kinds else ''})"
 
 
 def cross_entropy(gm: fx.GraphModule, batch: Any) -> torch.Tensor:
@@ -80,21 +86,23 @@ def collect_gradients(
     squares, diagonal = _Sums(parameters), _Sums(parameters)
     signs = torch.Generator().manual_seed(seed)
     number = 0
-    with evaluating(gm), torch.enable_grad():
+    twin = eval_twin(gm)
+    with torch.enable_grad():
         for number, batch in enumerate(batches(gm, calibration, "collecting gradients"), 1):
             if hutchinson:
                 with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-                    _hutchinson(gm, batch, function, parameters, sums, diagonal, hutchinson, signs, number - 1)
+                    _hutchinson(twin, batch, function, parameters, sums, diagonal, hutchinson, signs, number - 1)
             else:
-                sums.add(_gradients(_value(gm, batch, function, number - 1), parameters))
+                sums.add(_gradients(_value(twin, batch, function, number - 1), parameters))
             if fisher:
                 for sample in _samples(batch):
                     squares.add([None if g is None else g * g for g in
-                                 _gradients(_value(gm, sample, function, number - 1), parameters)])  # fmt: skip
+                                 _gradients(_value(twin, sample, function, number - 1), parameters)])  # fmt: skip
     if several_processes():
         for each in (sums, squares, diagonal):
             each.reduce()
-    return Gradients(sums.means(names), squares.means(names) if fisher else None, diagonal.means(names) if hutchinson else None)
+    hessian = diagonal.means(names) if hutchinson else None
+    return Gradients(sums.means(names), squares.means(names) if fisher else None, hessian, stamp_of(gm))
 
 
 class _Sums:

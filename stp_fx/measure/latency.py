@@ -12,13 +12,12 @@ from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
-from stp_fx.ir.provenance import example_of, provenance_of
-from stp_fx.measure.calibration import device_of, evaluating
+from stp_fx.ir.provenance import example_of
+from stp_fx.measure.calibration import device_of, eval_twin
 from stp_fx.measure.distributed import agreed
 
 __all__ = ["example_values", "latency_work", "node_seconds", "take_turns", "whole_seconds"]
 
-_CACHE = "node_seconds"
 _COMPUTES = ("call_module", "call_function", "call_method")
 
 
@@ -26,21 +25,16 @@ def node_seconds(gm: fx.GraphModule, runs: int = 5) -> dict[str, float]:
     """Median seconds of every node that computes, over ``runs`` runs of the recorded example, after one to warm up.
 
     Runs on the graph's device, in eval mode and without gradients; random inputs, drawn without touching torch's own
-    random state. Measured once for a graph and number of runs.
+    random state. Every call measures again.
 
     Raises:
         InputError: ``gm`` carries no recorded example inputs.
     """
-    cache = provenance_of(gm).cache.setdefault(_CACHE, {})
-    key = (gm.code, str(device_of(gm)), runs, tuple(p.shape for p in gm.parameters()))
-    if key not in cache:
-        cache[key] = take_turns([gm], runs)[0]
-    return cache[key]
+    return take_turns([gm], runs)[0]
 
 
-def latency_work(gm: fx.GraphModule, graph: ChannelGraph, runs: int) -> Iterator[Work]:
-    """Each node's seconds, spread over its contractions by their MACs, or else over the elements that it gives."""
-    seconds = node_seconds(gm, runs)
+def latency_work(graph: ChannelGraph, seconds: Mapping[str, float]) -> Iterator[Work]:
+    """Each node's seconds, spread over its contractions by their MACs, or else over the elements of its value."""
     pieces: dict[str, list[Work]] = {}
     for piece in contraction_macs(graph):
         pieces.setdefault(piece.where, []).append(piece)
@@ -61,8 +55,8 @@ def take_turns(
     stopwatches = [_Stopwatch(gm, device_of(gm), clock) for gm in graphs]
     inputs = [example_values(gm) for gm in graphs]
     for turn in range(runs + 1):
-        for gm, stopwatch, arguments in zip(graphs, stopwatches, inputs, strict=True):
-            with evaluating(gm), torch.no_grad():
+        for stopwatch, arguments in zip(stopwatches, inputs, strict=True):
+            with torch.no_grad():
                 stopwatch.run(*arguments)
             if turn == 0:
                 stopwatch.seconds.clear()
@@ -73,9 +67,10 @@ def whole_seconds(graphs: Sequence[fx.GraphModule], runs: int, clock: Callable[[
     """Median seconds of a call of each graph, on its recorded example, in turns. One call each to warm up."""
     times: list[list[float]] = [[] for _ in graphs]
     inputs = [example_values(gm) for gm in graphs]
+    twins = [eval_twin(gm) for gm in graphs]
     for turn in range(runs + 1):
-        for gm, arguments, found in zip(graphs, inputs, times, strict=True):
-            with evaluating(gm), torch.no_grad():
+        for gm, arguments, found in zip(twins, inputs, times, strict=True):
+            with torch.no_grad():
                 _wait(device_of(gm))
                 start = clock()
                 gm(*arguments)
@@ -96,7 +91,7 @@ def example_values(gm: fx.GraphModule) -> tuple[Any, ...]:
 
 class _Stopwatch(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, device: torch.device, clock: Callable[[], float]) -> None:
-        super().__init__(gm)
+        super().__init__(eval_twin(gm), graph=gm.graph)
         self.extra_traceback = False
         self.seconds: dict[str, list[float]] = {}
         self._device, self._clock = device, clock

@@ -15,7 +15,8 @@ from torch import fx
 from stp_fx.analysis.consumers import Consumer, find_consumers
 from stp_fx.analysis.sites import Site, find_sites
 from stp_fx.errors import InputError
-from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.ir.stamp import Stamp, stamp_of
+from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.distributed import several_processes
 from stp_fx.measure.moments import Moments, RunningMap, RunningMoments
 
@@ -25,19 +26,24 @@ Key = tuple[str, int, int]
 """Source node, dimension, and how often the value had been written to in place when it was read."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
     """Moments of what every site reads. Sites that read one value share them.
 
     ``maps``: the mean over dimension 0 of what a site reads, position by position (float64 [1, *rest]); ``patches``: the
     moments of what one output position of a convolution reads, [in x taps], by the convolution's node. Both only where
-    they were asked for; a map is None where batches had several shapes.
+    they were asked for; a map is None where batches had several shapes. ``stamp``: of the graph and weights measured.
     """
 
     moments: Mapping[Key, Moments]
     keys: Mapping[tuple[str, str, int], Key] = dataclasses.field(repr=False)
     maps: Mapping[Key, torch.Tensor | None] = dataclasses.field(default_factory=dict, repr=False)
     patches: Mapping[str, Moments] = dataclasses.field(default_factory=dict, repr=False)
+    stamp: Stamp | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        kinds = [name for name, there in (("maps", self.maps), ("patches", self.patches)) if there]
+        return f"Statistics({len(self.moments)} values{' with ' + ' and '.join(kinds) if kinds else ''})"
 
     def of(self, site: Site) -> Moments:
         """The moments of a site, one entry for each position along its dimension.
@@ -74,7 +80,7 @@ def collect_statistics(
             site that has one.
     """
     reader = _SiteReader(gm, covariance, maps, patches)
-    with torch.no_grad(), evaluating(gm):
+    with torch.no_grad():
         for number, batch in enumerate(batches(gm, calibration, "collecting statistics")):
             reader.read(arguments_of(gm, batch), number)
     for (source, dim, _), running in reader.running.items():
@@ -88,6 +94,7 @@ def collect_statistics(
         reader.keys,
         {key: running.result() for key, running in reader.maps.items()},
         {node: running.result() for node, running in reader.patches.items()},
+        stamp_of(gm),
     )
 
 
@@ -95,7 +102,7 @@ class _SiteReader(fx.Interpreter):
     """Runs a graph and looks at what each site's reader is about to read."""
 
     def __init__(self, gm: fx.GraphModule, covariance: bool, maps: bool, patches: int) -> None:
-        super().__init__(gm)
+        super().__init__(eval_twin(gm), graph=gm.graph)
         self.extra_traceback = False
         self.running: dict[Key, RunningMoments] = {}
         self.keys: dict[tuple[str, str, int], Key] = {}

@@ -1,17 +1,31 @@
-"""Passes: analyse, collect, score, select, mask, remove. Each is a frozen dataclass, callable on a captured GraphModule."""
+"""Passes: collect, score, select, compensate, mask, remove. Each is a frozen dataclass, callable on a captured GraphModule."""
 
-from stp_fx.passes.base import GraphPass, Pipeline
-from stp_fx.passes.collect import CollectGradients, CollectStatistics
-from stp_fx.passes.compensate import CompensateLeastSquares, CompensateMean
+import importlib
+import pkgutil
+
+from stp_fx.passes.artifacts import Artifacts, Outcome
+from stp_fx.passes.base import GraphPass, known_passes
+from stp_fx.passes.collect_gradients import CollectGradients
+from stp_fx.passes.collect_statistics import CollectStatistics
+from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
+from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.passes.mask import MaskChannels
-from stp_fx.passes.recalibrate import RecalibrateBatchNorm, UpdateBatchNormVariance
+from stp_fx.passes.pipeline import Pipeline
+from stp_fx.passes.recalibrate import RecalibrateBatchNorm
 from stp_fx.passes.remove import RemoveChannels
-from stp_fx.passes.select import ScoreUnits, SelectUnits
+from stp_fx.passes.score import ScoreUnits
+from stp_fx.passes.select import SelectUnits
 from stp_fx.passes.unmask import UnmaskChannels
+from stp_fx.passes.update_variance import UpdateBatchNormVariance
 from stp_fx.report.mean_check import MeanCheck, mean_check
 from stp_fx.selection.latency_model import LatencyModel, latency_model
 
+# A new pass is one file of this folder: it is found by being there.
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
+
 __all__ = [
+    "Artifacts",
     "CollectGradients",
     "CollectStatistics",
     "CompensateLeastSquares",
@@ -20,6 +34,7 @@ __all__ = [
     "LatencyModel",
     "MaskChannels",
     "MeanCheck",
+    "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
     "RemoveChannels",
@@ -27,6 +42,7 @@ __all__ = [
     "SelectUnits",
     "UnmaskChannels",
     "UpdateBatchNormVariance",
+    "known_passes",
     "latency_model",
     "mean_check",
 ]

@@ -1,77 +1,112 @@
-"""The contract of a pass: ``requires`` / ``call`` / ``ensures``, and pipelines that are passes themselves."""
+"""The contract of a pass: ``requires`` / ``run`` / ``ensures``, and what its base checks."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar, Literal
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from stp_fx.errors import PassError, StpFxError
+from stp_fx.errors import PassError
 from stp_fx.ir.provenance import needs_whole_tensors, provenance_of
+from stp_fx.ir.unchanged import Unchanged
+from stp_fx.ir.verify import verify
+from stp_fx.passes.artifacts import Artifacts, Outcome
+from stp_fx.registry import Registry
 
-__all__ = ["GraphPass", "Pipeline"]
+__all__ = ["GraphPass", "known_passes"]
+
+_PASSES: Registry[type[GraphPass]] = Registry("pass")
+
+
+def known_passes() -> dict[str, type[GraphPass]]:
+    """Passes by the name of their class, as a textual pipeline writes them."""
+    return {str(name): each for name, each in _PASSES.items().items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphPass:
     """Base of all passes: a frozen dataclass whose fields are its printable arguments.
 
-    Calling a pass checks ``requires``, runs ``call`` and checks ``ensures`` on the *result*. It returns torch's
-    ``PassResult``, so a pass also runs inside ``torch.fx.passes.infra.pass_manager.PassManager``. A pass that rewrites
-    returns a new GraphModule and leaves its input as it was.
+    A pass overrides :meth:`call`, which gets a graph, or :meth:`run`, which also gets and returns the :class:`Artifacts` of the
+    pipeline. Calling a pass runs it alone; a :class:`Pipeline` hands artifacts on. The base checks every pass:
+
+    - ``kind`` "analysis" returns the graph that it was given, "rewrite" a new one (or the given one, unmodified);
+    - the given graph is as it was: parameters, buffers, nodes, modes, ``meta``;
+    - a rewritten graph is well formed and runs on its recorded example (:func:`stp_fx.ir.verify`).
+
+    Torch's ``PassManager`` accepts passes that rewrite, and pipelines as a whole: it hands no artifacts on.
     """
 
+    kind: ClassVar[Literal["analysis", "rewrite"]] = "rewrite"
+    repairs: ClassVar[bool] = False
+    """Whether a rewrite keeps the structure and only repairs weights, so that measurements, scores and the plan stay valid."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.__name__.startswith("_") and "<locals>" not in cls.__qualname__:
+            _PASSES.add(cls.__name__, cls, owner=cls.__module__)
+
+    def __str__(self) -> str:
+        """The pass as the call that makes it: its fields that are printed and not at their defaults."""
+        parts = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if field.repr and (field.default is dataclasses.MISSING or value != default):
+                parts.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     def requires(self, gm: fx.GraphModule) -> None:
-        """Raises if ``gm`` is not what this pass can work on."""
+        """Raises if ``gm`` is not what this pass can work on, or an argument does not fit ``gm``; runs nothing."""
         provenance_of(gm)
         needs_whole_tensors(gm)
 
     def call(self, gm: fx.GraphModule) -> PassResult:
-        raise NotImplementedError(f"{type(self).__name__} does not say what it does")
+        """The pass without artifacts."""
+        raise PassError(f"{type(self).__name__} overrides neither `call` nor `run`: a pass says what it does in one of them")
+
+    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
+        """The pass with what earlier passes made; returns what later ones may use."""
+        result = self.call(gm)
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], fx.GraphModule):
+            raise PassError(f"{type(self).__name__}.call returned a {type(result).__name__}; return PassResult(graph, modified)")
+        if not result[1] or not isinstance(result[0], fx.GraphModule):
+            return Outcome(result[0], bool(result[1]), artifacts)
+        return Outcome(result[0], True, artifacts.carried_to(result[0]) if self.repairs else Artifacts())
 
     def ensures(self, result: PassResult) -> None:
         """Raises if the result is not what this pass promises."""
+        if result.modified:
+            verify(result.graph_module)
 
-    def __call__(self, gm: fx.GraphModule) -> PassResult:
+    def __call__(self, gm: fx.GraphModule, artifacts: Artifacts | None = None) -> Outcome:
+        return self.apply(gm, artifacts)
+
+    def apply(self, gm: fx.GraphModule, artifacts: Artifacts | None = None) -> Outcome:
+        """Checks, runs the pass, and checks what it did.
+
+        Raises:
+            StpFxError: what the pass itself raises.
+            PassError: the pass broke its contract: it changed the graph that it was given, or returned the wrong kind of graph.
+        """
         self.requires(gm)
-        result = self.call(gm)
-        self.ensures(result)
-        return result
+        return self.checked(gm, artifacts or Artifacts())
 
-
-@dataclasses.dataclass(frozen=True, init=False)
-class Pipeline(GraphPass):
-    """Passes one after another; a pass itself, so pipelines nest.
-
-    >>> print(Pipeline())
-    Pipeline()
-    """
-
-    passes: tuple[GraphPass, ...]
-
-    def __init__(self, *passes: GraphPass) -> None:
-        object.__setattr__(self, "passes", tuple(passes))
-
-    def requires(self, gm: fx.GraphModule) -> None:
-        """Each pass checks what it is given."""
-
-    def call(self, gm: fx.GraphModule) -> PassResult:
-        modified = False
-        for position, each in enumerate(self.passes):
-            try:
-                result = each(gm)
-            except StpFxError as error:
-                before = ", ".join(type(p).__name__ for p in self.passes[:position]) or "none"
-                note = f"in pass {position + 1} of {len(self.passes)}, {each!r}; passes before it: {before}"
-                if not isinstance(error, PassError):
-                    error.add_note(note)
-                raise
-            except Exception as error:
-                before = ", ".join(type(p).__name__ for p in self.passes[:position]) or "none"
-                raise PassError(f"{each!r} failed: {error}; passes before it: {before}") from error
-            gm, modified = result.graph_module, modified or result.modified
-        return PassResult(gm, modified)
-
-    def __repr__(self) -> str:
-        return f"Pipeline({', '.join(map(repr, self.passes))})"
+    def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
+        """:meth:`apply` for a caller that has called :meth:`requires`; ``before`` is a look at ``gm`` that has been taken."""
+        before = before or Unchanged(gm)
+        outcome = self.run(gm, artifacts)
+        name = type(self).__name__
+        if self.kind == "analysis" and (outcome.modified or outcome.graph_module is not gm):
+            raise PassError(
+                f"{name} is an analysis and returned another graph; declare kind = 'rewrite', or return the given one"
+            )
+        if outcome.modified and outcome.graph_module is gm:
+            raise PassError(f"{name} says that it modified the graph that it was given; a rewrite returns a new GraphModule")
+        difference = before.difference()
+        if difference is not None:
+            raise PassError(f"{name} changed the graph that it was given: {difference}; change a copy (copy.deepcopy) instead")
+        self.ensures(outcome)
+        return outcome

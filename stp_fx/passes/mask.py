@@ -1,59 +1,34 @@
-"""MaskChannels: the training-time twin of removal. Same architecture, dead units read as zero by every consumer."""
+"""MaskChannels: the training-time twin of removal. Same architecture; consumers read zero from the units of a plan."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassResult
 
-from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.planning import is_partial, log_run, planned
-from stp_fx.rewrite.masks import add_masks, drop_masks
-from stp_fx.rewrite.slicing import copied
+from stp_fx.passes.reporting import reported
+from stp_fx.rewrite.removal import mask
 
 __all__ = ["MaskChannels"]
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskChannels(GraphPass):
-    """Makes the units of a plan dead in place of removing them; the input graph stays as it was.
+    """Masks the units of a plan in place of removing them.
 
-    ``plan`` defaults to the one that :class:`SelectUnits` left on the graph. A graph that is masked already has
-    the units of both plans dead.
+    ``plan`` defaults to the one that :class:`SelectUnits` made in the same pipeline. In a graph that is masked already the units
+    of both plans are masked.
 
     Raises:
         PlanError: the plan does not fit the graph.
+        PassError: no plan.
     """
 
-    plan: PrunePlan | None = None
+    plan: PrunePlan | None = dataclasses.field(default=None, repr=False)
 
-    def call(self, gm: fx.GraphModule) -> PassResult:
-        plan = planned(gm) if self.plan is None else self.plan
-        result = copied(gm)
-        state = provenance_of(result)
-        if state.masked is None:
-            together = plan
-        else:
-            alive_under(analyze(gm), plan, partial=True)  # a plan that does not fit is refused by its own names
-            together = _both(state.masked, plan)
-            drop_masks(result)
-        graph = analyze(result)
-        made = add_masks(result, graph, alive_under(graph, together, partial=is_partial(gm)))
-        state.masked = together
-        log_run(gm, result, plan, "Mask")
-        return PassResult(result, made > 0)
-
-
-def _both(first: PrunePlan, second: PrunePlan) -> PrunePlan:
-    """What two plans for one graph keep together."""
-    kept, sizes = dict(first.kept), dict(first.sizes)
-    for key, indices in second.kept.items():
-        sizes[key] = second.sizes[key]
-        kept[key] = np.intersect1d(kept[key], indices) if key in kept else indices
-    return PrunePlan(kept, sizes)
+    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
+        plan = artifacts.planned("MaskChannels") if self.plan is None else self.plan
+        return Outcome(reported(mask(gm, plan), artifacts, plan, "Mask"), True, Artifacts(plan=plan, report=artifacts.report))

@@ -1,7 +1,4 @@
-"""BatchNorm after pruning: statistics measured again, or corrected by formula where there is no data left.
-
-Report, sections 1.5.2 and 1.5.3.
-"""
+"""RecalibrateBatchNorm: running statistics measured again (report, section 1.5.3)."""
 
 from __future__ import annotations
 
@@ -9,28 +6,19 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
-from stp_fx.analysis.plan import PrunePlan
-from stp_fx.errors import InputError, PassError
-from stp_fx.measure.calibration import arguments_of, batches, evaluating
-from stp_fx.measure.statistics import Statistics
+from stp_fx.errors import InputError
+from stp_fx.measure.calibration import arguments_of, batches
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.collect import statistics_on
-from stp_fx.passes.compensate import losing_uses
-from stp_fx.passes.planning import carry_over, is_partial, planned
-from stp_fx.rewrite.bias import sole_norm
 from stp_fx.rewrite.slicing import copied
 
-__all__ = ["RecalibrateBatchNorm", "UpdateBatchNormVariance"]
+__all__ = ["RecalibrateBatchNorm"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +35,7 @@ class RecalibrateBatchNorm(GraphPass):
         InputError: no batch, one that does not fit, or one that leaves statistics that are not finite.
     """
 
+    repairs: ClassVar[bool] = True
     calibration: Iterable[Any] = dataclasses.field(repr=False)
     limit: int | None = None
 
@@ -61,7 +50,9 @@ class RecalibrateBatchNorm(GraphPass):
             _log.info("the graph has no BatchNorm with running statistics, so there is nothing to recalibrate")
             return PassResult(gm, False)
         momenta = {norm: norm.momentum for norm in norms.values()}
-        with torch.no_grad(), evaluating(result):
+        flags = [(module, module.training) for module in result.modules()]
+        result.eval()
+        with torch.no_grad():
             for norm in norms.values():
                 norm.reset_running_stats()
                 norm.train().momentum = None  # torch's cumulative average
@@ -69,60 +60,10 @@ class RecalibrateBatchNorm(GraphPass):
                 result(*arguments_of(result, batch))
         for norm, momentum in momenta.items():
             norm.momentum = momentum
+        for module, flag in flags:
+            module.training = flag
         _check_finite(norms)
-        _keep_plan(gm, result)
         return PassResult(result, True)
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdateBatchNormVariance(GraphPass):
-    """``var_i -= sum over the units j that go of W_ij^2 var_j``, for the BatchNorm behind each consumer: no data is read.
-
-    Assumes that channels are independent of each other, and positions under a kernel too (report, section 1.5.1, last
-    equation); :class:`RecalibrateBatchNorm` assumes nothing and is better wherever there is data. Variances stay at
-    least at ``floor`` times what they were. For a graph that is compensated (the means are right) and not yet masked or
-    removed; ``plan`` and ``statistics`` default to what earlier passes left on it.
-
-    Raises:
-        PassError: no plan, or no statistics.
-        PlanError: the plan does not fit.
-    """
-
-    plan: PrunePlan | None = None
-    statistics: Statistics | None = dataclasses.field(default=None, repr=False)
-    floor: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.floor, (int, float)) or not 0 < self.floor <= 1:
-            raise InputError(f"the floor of a variance is a fraction in (0, 1] of what it was; got {self.floor!r}")
-
-    def call(self, gm: fx.GraphModule) -> PassResult:
-        plan = planned(gm) if self.plan is None else self.plan
-        statistics = statistics_on(gm) if self.statistics is None else self.statistics
-        if statistics is None:
-            raise PassError("UpdateBatchNormVariance needs statistics: run CollectStatistics before it")
-        graph = analyze(gm)
-        result = copied(gm)
-        changed = 0
-        for use in losing_uses(gm, graph, alive_under(graph, plan, partial=is_partial(gm))):
-            norm = sole_norm(result, use.consumer.node)
-            if norm is None or norm.running_var is None:
-                continue
-            matrix = use.consumer.matrix(use.consumer.current(gm).detach().double().cpu())
-            lost = _lost_variance(matrix, statistics.of(use.consumer.site).variance, use.dead)
-            before = norm.running_var.double().cpu()
-            after = torch.maximum(before - lost, before * self.floor)
-            norm.running_var.copy_(after)
-            changed += 1
-        carry_over(gm, result, plan)
-        return PassResult(result, changed > 0)
-
-
-def _lost_variance(matrix: torch.Tensor, variance: torch.Tensor, dead: np.ndarray) -> torch.Tensor:
-    """``sum_j W_ij^2 var_j`` over the dead inputs and all taps: float64 [out]; ``matrix`` is [groups, out, in, taps]."""
-    weights = matrix.square().sum(-1)
-    lost = (variance * torch.from_numpy(dead)).reshape(len(matrix), -1)
-    return torch.einsum("goi,gi->go", weights, lost).reshape(-1)
 
 
 def _norms(gm: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -140,10 +81,3 @@ def _check_finite(norms: dict[str, _BatchNorm]) -> None:
                 f"recalibrating left {name!r} with statistics that are not finite: the calibration data or the weights "
                 "before it are not, or a batch had a single value a channel"
             )
-
-
-def _keep_plan(gm: fx.GraphModule, result: fx.GraphModule) -> None:
-    try:
-        carry_over(gm, result, planned(gm))
-    except PassError:
-        return

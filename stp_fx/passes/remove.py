@@ -3,63 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from stp_fx.analysis.build import analyze
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.errors import RewriteError
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.planning import is_partial, log_run, planned
-from stp_fx.rewrite.masks import drop_masks
-from stp_fx.rewrite.refit import refit
-from stp_fx.rewrite.slicing import shortened_copy
+from stp_fx.passes.reporting import reported
+from stp_fx.rewrite.removal import remove
 
 __all__ = ["RemoveChannels"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoveChannels(GraphPass):
-    """Slices parameters, buffers, gradients, module attributes and graph literals; the input graph stays as it was.
+    """Shortens parameters, buffers, gradients, module attributes and graph literals; the input graph is only read.
 
-    ``plan`` defaults to the one that :class:`SelectUnits` left on the graph.
+    ``plan`` defaults to the one that :class:`SelectUnits` made in the same pipeline.
 
     Raises:
         PlanError: the plan does not fit the graph.
         RewriteError: the result would not have the promised shapes.
+        PassError: no plan.
     """
 
-    plan: PrunePlan | None = None
+    plan: PrunePlan | None = dataclasses.field(default=None, repr=False)
 
-    def call(self, gm: fx.GraphModule) -> PassResult:
-        plan = planned(gm) if self.plan is None else self.plan
-        graph = analyze(gm)
-        alive = alive_under(graph, plan, partial=is_partial(gm))
-        result = shortened_copy(gm, graph, alive)
-        if not plan.is_empty:
-            refit(result, graph, alive)
-            drop_masks(result, idle=True)
-        before, state = provenance_of(gm).plan, provenance_of(result)
-        own = _of_original(plan, state.added)
-        state.plan = own if before is None else before.then(own)
-        masked = None if state.masked is None else state.masked.after(plan)
-        state.masked = None if masked is None or masked.is_empty else masked
-        log_run(gm, result, plan, "Prune")
-        return PassResult(result, not plan.is_empty)
+    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
+        plan = artifacts.planned("RemoveChannels") if self.plan is None else self.plan
+        result = reported(remove(gm, plan), artifacts, plan, "Prune")
+        return Outcome(result, not plan.is_empty, Artifacts(report=artifacts.report) if not plan.is_empty else artifacts)
 
     def ensures(self, result: PassResult) -> None:
-        tensors = dict(result.graph_module.named_parameters(remove_duplicate=False))
-        for (name, dim), kept in provenance_of(result.graph_module).plan.kept.items():
-            tensor = tensors.get(name)
-            if tensor is not None and tensor.shape[dim] != len(kept):
-                raise RewriteError(f"'{name}' dim {dim} has {tensor.shape[dim]} positions left, the plan keeps {len(kept)}")
-
-
-def _of_original(plan: PrunePlan, added: Collection[str]) -> PrunePlan:
-    """What a plan says of tensors that the graph had when it was captured, so that it fits the original network."""
-    kept = {key: indices for key, indices in plan.kept.items() if key[0] not in added}
-    return PrunePlan(kept, {key: plan.sizes[key] for key in kept})
+        """The rewrite has run every node of its result and compared every shape."""
+        result.graph_module.graph.lint()

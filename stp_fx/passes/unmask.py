@@ -1,4 +1,4 @@
-"""UnmaskChannels: takes the masks out again; what was dead reads as it did."""
+"""UnmaskChannels: removes the masks; masked units are read again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import dataclasses
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes.base import GraphPass
-from stp_fx.rewrite.masks import drop_masks
-from stp_fx.rewrite.slicing import copied
+from stp_fx.rewrite.removal import unmask
 
 __all__ = ["UnmaskChannels"]
 
@@ -19,13 +17,9 @@ __all__ = ["UnmaskChannels"]
 class UnmaskChannels(GraphPass):
     """The graph without any mask; weights are as they are, so training and compensation since then stay.
 
-    A graph that is not masked comes back as it is.
+    A graph that is not masked is returned as it is.
     """
 
     def call(self, gm: fx.GraphModule) -> PassResult:
-        if provenance_of(gm).masked is None:
-            return PassResult(gm, False)
-        result = copied(gm)
-        drop_masks(result)
-        provenance_of(result).masked = None
-        return PassResult(result, True)
+        result = unmask(gm)
+        return PassResult(result, result is not gm)

@@ -9,16 +9,15 @@ import numpy as np
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.cost import cost, cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
+from stp_fx.analysis.cost import cost
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
-from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.provenance import is_mask_buffer, provenance_of
 from stp_fx.report.file_size import safetensors_bytes
 from stp_fx.report.paired import paired_latency
 from stp_fx.report.report import GroupChange, Report
-from stp_fx.rewrite.masks import is_mask_buffer
 from stp_fx.selection import PrunePlan
 
 __all__ = ["compare"]
@@ -36,9 +35,8 @@ def compare(before: fx.GraphModule, after: fx.GraphModule, *, latency: Any = Fal
     graph = analyze(before)
     left = _Left(before, after)
     _check(before, after, graph, left)
-    masked = provenance_of(before).masked
-    alive = np.ones(graph.solution.count, dtype=bool) if masked is None else alive_under(graph, masked, partial=True)
-    changes = tuple(_changes(before, after, graph, left, alive))
+    unmasked = graph.survivors(provenance_of(before).masked, partial=True)
+    changes = tuple(_changes(after, graph, left, unmasked))
     measured = None
     if latency is not False:
         measured = paired_latency(before, after, None if latency is True else latency)
@@ -87,20 +85,17 @@ def _check(before: fx.GraphModule, after: fx.GraphModule, graph: ChannelGraph, l
             )
 
 
-def _changes(
-    before: fx.GraphModule, after: fx.GraphModule, graph: ChannelGraph, left: _Left, alive: np.ndarray
-) -> Iterator[GroupChange]:
+def _changes(after: fx.GraphModule, graph: ChannelGraph, left: _Left, unmasked: Survivors) -> Iterator[GroupChange]:
     """The groups that lost units, with the MACs and parameters that the loss of theirs alone saves."""
-    names, marks = parameter_names(before), _compensations(after)
-    whole = cost_of(graph, names, alive)
+    marks = _compensations(after)
     for group in graph.groups:
-        was = alive[graph.unit_class[group.units]]
+        was = unmasked.units[group.units]
         lost = was & ~_alive_units(group, left)
         if lost.any():
-            removed = np.zeros(graph.units, dtype=bool)
+            removed = ~unmasked.units
             removed[group.units[lost]] = True
-            without = cost_of(graph, names, alive & alive_classes(graph, removed))
-            saved = whole.macs - without.macs, whole.params - without.params
+            without = graph.survivors_without(removed)
+            saved = unmasked.macs - without.macs, unmasked.params - without.params
             yield GroupChange(group.name, int(was.sum()), int((was & ~lost).sum()), *saved, marks.get(group.name))
 
 

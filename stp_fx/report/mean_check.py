@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import find_consumers
-from stp_fx.analysis.graph import ChannelGraph, kept_positions
-from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import provenance_of
-from stp_fx.measure.calibration import arguments_of, batches, evaluating
+from stp_fx.measure.calibration import arguments_of, batches, eval_twin, reiterable
 from stp_fx.measure.moments import Moments, RunningMoments
 from stp_fx.rewrite.bias import sole_norm
 
@@ -36,11 +33,14 @@ class ConsumerShift:
     variance: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MeanCheck:
     """All consumers, in graph order; ``str`` gives a table."""
 
     consumers: tuple[ConsumerShift, ...]
+
+    def __repr__(self) -> str:
+        return f"MeanCheck({len(self.consumers)} consumers; the largest shift of a mean is {self.worst:.3g} standard deviations)"
 
     @property
     def worst(self) -> float:
@@ -48,6 +48,9 @@ class MeanCheck:
         return max((c.mean for c in self.consumers), default=0.0)
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         out = io.StringIO()
         table = Table(title="outputs of consumers, after over before")
         table.add_column("consumer")
@@ -69,8 +72,8 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
     Raises:
         InputError: ``after`` does not come from ``before``, or the data does not fit.
     """
-    data = calibration if isinstance(calibration, (list, tuple)) else list(calibration)
-    alive = _alive(before, after)
+    data = reiterable(calibration)
+    survivors = _survivors(before, after)
     nodes = [c.node for c in find_consumers(before)]
     dims = {c.node: c.channel for c in find_consumers(before)}
     pairs = {n: (_looked_at(before, n), _looked_at(after, n)) for n in nodes if _has(before, n) and _has(after, n)}
@@ -80,16 +83,15 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
     removed = provenance_of(after).masked is None
     rows = []
     for name, (place, _) in pairs.items():
-        keep = _kept(graph, place, dims[name], alive)
+        keep = survivors.flags(graph.value(place).dims[dims[name]])
         rows.append(_compared(name, old[name], new[name], keep, keep[keep] if removed else keep))
     return MeanCheck(tuple(rows))
 
 
-def _alive(before: fx.GraphModule, after: fx.GraphModule) -> np.ndarray:
+def _survivors(before: fx.GraphModule, after: fx.GraphModule) -> Survivors:
     state = provenance_of(after)
     plan = state.plan if state.masked is None else state.masked
-    graph = analyze(before)
-    return np.ones(graph.solution.count, dtype=bool) if plan is None else alive_under(graph, plan, partial=True)
+    return analyze(before).survivors(plan, partial=True)
 
 
 def _has(gm: fx.GraphModule, name: str) -> bool:
@@ -108,13 +110,9 @@ def _looked_at(gm: fx.GraphModule, name: str) -> str:
     return name
 
 
-def _kept(graph: ChannelGraph, node: str, channel: int, alive: np.ndarray) -> np.ndarray:
-    return kept_positions(graph.value(node).dims[channel], alive, graph.solution.label)
-
-
 class _OutputReader(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, wanted: Mapping[str, list[tuple[str, int]]]) -> None:
-        super().__init__(gm)
+        super().__init__(eval_twin(gm), graph=gm.graph)
         self.extra_traceback = False
         self.wanted = wanted
         self.running: dict[str, RunningMoments] = {}
@@ -132,7 +130,7 @@ def _output_moments(gm: fx.GraphModule, places: Mapping[str, tuple[str, int]], d
     for name, (place, channel) in places.items():
         wanted.setdefault(place, []).append((name, channel))
     reader = _OutputReader(gm, wanted)
-    with torch.no_grad(), evaluating(gm):
+    with torch.no_grad():
         for batch in batches(gm, data, "checking means"):
             reader.run(*arguments_of(gm, batch))
     return {name: running.result() for name, running in reader.running.items()}

@@ -11,7 +11,7 @@ from torch import fx
 
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import example_of
-from stp_fx.measure.calibration import arguments_of, as_device, device_of, evaluating
+from stp_fx.measure.calibration import arguments_of, as_device, device_of, eval_twin
 from stp_fx.measure.latency import example_values
 
 __all__ = ["Latency", "paired_latency"]
@@ -57,7 +57,7 @@ def paired_latency(before: fx.GraphModule, after: fx.GraphModule, example: Any =
     calls = [_Call(gm, example) for gm in (before, after)]
     timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
     seconds: tuple[list[float], list[float]] = ([], [])
-    with evaluating(before), evaluating(after), torch.no_grad():
+    with torch.no_grad():
         for call in calls:
             call.checked()
         number = max(1, min(10_000, round(_BLOCK / max(timers[0].timeit(1).median, 1e-9))))
@@ -70,7 +70,7 @@ def paired_latency(before: fx.GraphModule, after: fx.GraphModule, example: Any =
 
 class _Call:
     def __init__(self, gm: fx.GraphModule, example: Any) -> None:
-        self._gm = gm
+        self._gm = eval_twin(gm)
         values = example_values(gm) if example is None else arguments_of(gm, as_device(example, device_of(gm)))
         if len(values) != len(example_of(gm)):
             raise InputError(f"latency: the example has {len(values)} values, the graph takes {len(example_of(gm))}")

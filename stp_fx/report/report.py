@@ -1,17 +1,19 @@
-"""What a rewrite did, as data; ``report_tables`` gives the tables."""
+"""What a rewrite did, as data; :mod:`stp_fx.report.tables` gives the tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
-
-from rich.console import RenderableType
+from typing import TYPE_CHECKING, Any
 
 from stp_fx.analysis.cost import Cost
-from stp_fx.analysis.draw import chart
 from stp_fx.report.paired import Latency
 from stp_fx.report.tables import as_markdown, as_rich, as_text
+from stp_fx.text import ROWS, html_table
+from stp_fx.views import chart
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["GroupChange", "Report"]
 
@@ -37,7 +39,7 @@ class GroupChange:
         return self.after / self.before
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """Two graphs side by side, and every group that lost units. ``str`` gives a table as plain text, rich prints it in
     colour, :meth:`to_markdown` and :meth:`to_dict` are for documents and programs.
@@ -53,6 +55,14 @@ class Report:
 
     def __str__(self) -> str:
         return as_text(self)
+
+    def __repr__(self) -> str:
+        macs, params = (f"{getattr(self.before, n):,} to {getattr(self.after, n):,}" for n in ("macs", "params"))
+        return f"Report({len(self.groups)} groups changed; MACs {macs}, parameters {params})"
+
+    def _repr_html_(self) -> str:
+        rows = [(each.name, f"{each.after}/{each.before}", f"{each.left:.0%}") for each in self.groups[:ROWS]]
+        return html_table(repr(self), ("group", "channels", "left"), rows, len(self.groups))
 
     def __rich__(self) -> RenderableType:
         return as_rich(self)

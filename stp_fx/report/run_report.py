@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from rich.console import Group as RichGroup
-from rich.console import RenderableType
-from rich.text import Text
 from torch import fx
 
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import ChannelGraph, alive_classes
-from stp_fx.analysis.groups import Group
+from stp_fx.analysis.build import analyze
+from stp_fx.criteria.scores import Scores
 from stp_fx.report.tables import as_text, plain_table
+from stp_fx.selection.choice import Choice
+from stp_fx.text import ROWS, html_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["GroupRun", "RunReport", "run_report"]
 
@@ -26,10 +24,10 @@ _log = logging.getLogger("stp_fx.report")
 
 @dataclasses.dataclass(frozen=True)
 class GroupRun:
-    """One group: how many of its units go, the range of its scores, and whether masking it is removing it.
+    """One group: how many of its units are removed, the range of its scores, and whether masking it is removing it.
 
-    ``compensation`` says how its readers were compensated for what went: "mean", "least_squares", both, with "(in part)"
-    where a reader is neither a linear layer nor a convolution; empty if none was.
+    ``compensation`` says how its consumers were compensated: "mean", "least_squares", both, with "(in part)" where a consumer is
+    neither a linear layer nor a convolution; empty if none was.
     """
 
     name: str
@@ -41,16 +39,18 @@ class GroupRun:
     compensation: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
-    """What a plan takes, and from what. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
-    ``compensation``: "mean", "least_squares" or None. ``str`` gives a table."""
+    """What a plan removes, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
+    ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked. ``str``
+    gives a table."""
 
     groups: tuple[GroupRun, ...]
     macs: tuple[int, int]
     params: tuple[int, int]
     pinned: dict[str, int]
     compensation: str | None = None
+    notes: tuple[str, ...] = ()
 
     def line(self, verb: str = "Prune") -> str:
         """One line of totals."""
@@ -76,7 +76,19 @@ class RunReport:
     def __str__(self) -> str:
         return as_text(self)
 
+    def __repr__(self) -> str:
+        notes = f"; {len(self.notes)} notes" if self.notes else ""
+        return f"RunReport({self.line('remove')}{notes})"
+
+    def _repr_html_(self) -> str:
+        changed = [g for g in self.groups if g.removed]
+        rows = [(g.name, f"{g.removed}/{g.size}", f"{g.lowest:.3g} to {g.highest:.3g}") for g in changed[:ROWS]]
+        return html_table(self.line("Remove"), ("group", "removed", "scores"), rows, len(changed))
+
     def __rich__(self) -> RenderableType:
+        from rich.console import Group as RichGroup
+        from rich.text import Text
+
         rows = [
             (
                 g.name,
@@ -87,9 +99,9 @@ class RunReport:
             )
             for g in self.groups
         ]
-        table = plain_table(("group", "pruned", "left", "scores", "masking = removing"), rows)
+        table = plain_table(("group", "removed", "kept", "scores", "masking = removing"), rows)
         lines = [f"{axes} axes pinned: {reason}" for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1])]
-        return RichGroup(table, "", *(Text(line) for line in [*lines, self.line()]))
+        return RichGroup(table, "", *(Text(line) for line in [*lines, *self.notes, self.line()]))
 
     def to_dict(self) -> dict[str, Any]:
         """Totals before and after and every group, as plain data for JSON."""
@@ -98,19 +110,17 @@ class RunReport:
             "macs": {"before": self.macs[0], "after": self.macs[1]},
             "params": {"before": self.params[0], "after": self.params[1]},
             "groups": [dataclasses.asdict(group) for group in self.groups],
+            "notes": list(self.notes),
         }
 
 
-def run_report(
-    gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], removed: np.ndarray
-) -> RunReport:
-    """The report of a selection; ``removed`` is bool, one per unit of the graph."""
-    names = parameter_names(gm)
-    before = cost_of(graph, names, np.ones(graph.solution.count, dtype=bool))
-    after = cost_of(graph, names, alive_classes(graph, removed))
+def run_report(gm: fx.GraphModule, scores: Scores, choice: Choice) -> RunReport:
+    """The report of a selection, before it is carried out."""
+    graph, removed = analyze(gm), choice.removed
+    before, after = graph.survivors().cost, graph.survivors_without(removed).cost
     rows = tuple(
         GroupRun(g.name, int(removed[g.units].sum()), g.size, float(s.min()), float(s.max()), g.exact)
-        for g, s in zip(groups, scores, strict=True)
+        for g, s in zip(scores.groups, scores.values, strict=True)
     )
     pinned = {reason: len(axes) for reason, axes in graph.pinned.items()}
-    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned)
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned, notes=choice.notes)

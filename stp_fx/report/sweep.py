@@ -6,30 +6,35 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console, RenderableType
-from rich.console import Group as RichGroup
-from rich.progress import Progress
 from torch import fx
+from typing_extensions import Unpack
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.draw import chart
-from stp_fx.criteria import Criterion, needs_of, resolve
+from stp_fx.analysis.names import entries_of, prunable_groups
+from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
-from stp_fx.measure.calibration import batches, evaluating
+from stp_fx.measure.calibration import batches, eval_twin, reiterable
 from stp_fx.measure.gradients import Loss, cross_entropy
-from stp_fx.passes.base import Pipeline
-from stp_fx.passes.collect import collectors_for
-from stp_fx.passes.mask import MaskChannels
-from stp_fx.passes.planning import planned, prunable_groups, reported
-from stp_fx.passes.select import ScoreUnits, SelectUnits
-from stp_fx.report.run_report import RunReport
+from stp_fx.measure.measured import measure
+from stp_fx.report.run_report import RunReport, run_report
 from stp_fx.report.tables import as_text, plain_table
+from stp_fx.rewrite.removal import mask
 from stp_fx.selection import PrunePlan
+from stp_fx.selection.choice import check_names, choose, latency_cost, select
+from stp_fx.selection.selection import Selection, SharedOptions, takes_selection
+from stp_fx.text import ROWS, html_table, listed
+from stp_fx.views import chart
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
+
+
+_HEADS = ("ratio", "channels", "MACs", "left", "parameters", "left")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +46,7 @@ class SweepEntry:
     report: RunReport
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
     """Entries in the order of the ratios given; ``str`` gives a table."""
 
@@ -50,23 +55,34 @@ class Sweep:
     def __str__(self) -> str:
         return as_text(self)
 
+    def __repr__(self) -> str:
+        ratios = listed((f"{entry.ratio:g}" for entry in self.entries), 8)
+        return f"Sweep({len(self.entries)} plans for the ratios {ratios})"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), _HEADS, self._rows()[:ROWS], len(self.entries))
+
     def __rich__(self) -> RenderableType:
+        return plain_table(_HEADS, self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
         rows = []
         for entry in self.entries:
             report = entry.report
-            gone, units = sum(g.removed for g in report.groups), sum(g.size for g in report.groups)
+            removed, units = sum(g.removed for g in report.groups), sum(g.size for g in report.groups)
             rows.append((
-                f"{entry.ratio:g}", f"{units - gone:,}/{units:,}",
+                f"{entry.ratio:g}", f"{units - removed:,}/{units:,}",
                 f"{report.macs[1]:,}", f"{report.macs[1] / max(report.macs[0], 1):.1%}",
                 f"{report.params[1]:,}", f"{report.params[1] / max(report.params[0], 1):.1%}",
             ))  # fmt: skip
-        return plain_table(("ratio", "channels", "MACs", "left", "parameters", "left"), rows)
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Ratios with what their plans leave, as plain data for JSON."""
         return {"entries": [{"ratio": entry.ratio, **entry.report.to_dict()} for entry in self.entries]}
 
 
+@takes_selection("ratio", "ratios")
 def sweep(
     gm: fx.GraphModule,
     ratios: Sequence[float],
@@ -74,28 +90,37 @@ def sweep(
     *,
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    ignore: Iterable[Any] = (),
-    **selection: Any,
+    seed: int = 0,
+    **options: Unpack[SharedOptions],
 ) -> Sweep:
     """Collects and scores once, then plans every ratio; nothing is removed. :func:`stp_fx.apply_plan` carries a plan out.
 
-    ``selection`` takes the arguments of :class:`SelectUnits` but for the ratios: scope, target, round_to, max_ratio, products.
+    ``options`` are the fields of :class:`stp_fx.Selection` but for ``ratio`` and ``ratios``: scope, target, ignore, round_to, ...
 
     Raises:
         InputError: no ratios, or an argument that is out of range.
     """
-    if not len(ratios):
-        raise InputError("`ratios` is empty: give the ratios to plan for")
+    selections = [Selection(ratio, **options) for ratio in _listed(ratios)]
     chosen = resolve(criterion)
-    Pipeline(*collectors_for(needs_of(chosen), calibration, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
-    entries = []
-    for ratio in ratios:
-        SelectUnits(ratio, **selection)(gm)
-        entries.append(SweepEntry(ratio, planned(gm), reported(gm)))
-    return Sweep(tuple(entries))
+    check_names(gm, selections[0])
+    measured = measure(gm, needs_of(chosen), calibration, loss)
+    scores = score(gm, chosen, measured, ignore=selections[0].ignore, seed=seed)
+    cost = latency_cost(gm) if selections[0].target == "latency" else None
+    choices = [(each.ratio, choose(gm, scores, each, cost=cost)) for each in selections]
+    return Sweep(tuple(SweepEntry(ratio, choice.plan, run_report(gm, scores, choice)) for ratio, choice in choices))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+def _listed(ratios: Any) -> list[float]:
+    """Raises :class:`InputError` unless there is at least one ratio, each in [0, 1)."""
+    if isinstance(ratios, (str, bytes)) or not isinstance(ratios, Iterable):
+        raise InputError(f"`ratios` is a list of fractions in [0, 1); got {ratios!r}")
+    found = list(ratios)
+    if not found:
+        raise InputError("`ratios` is empty: give at least one fraction in [0, 1)")
+    return [Selection(ratio).ratio for ratio in found]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity:
     """``losses[group]``: the mean loss with so much of the group masked, and nothing else, one for each of ``ratios``;
     ``baseline``: with nothing masked. ``str`` gives a table, most sensitive first."""
@@ -107,11 +132,22 @@ class Sensitivity:
     def __str__(self) -> str:
         return as_text(self)
 
+    def __repr__(self) -> str:
+        ratios = listed((f"{ratio:g}" for ratio in self.ratios), 8)
+        return f"Sensitivity({len(self.losses)} groups at the ratios {ratios}; loss {self.baseline:.4g} with none masked)"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in self._sorted()[:ROWS]]
+        return html_table(repr(self), ("group", *(f"{ratio:g}" for ratio in self.ratios)), rows, len(self.losses))
+
+    def _sorted(self) -> list[tuple[str, tuple[float, ...]]]:
+        """Most sensitive first."""
+        return sorted(self.losses.items(), key=lambda item: -max(item[1]))
+
     def __rich__(self) -> RenderableType:
-        rows = [
-            (name, *(f"{value:.4f}" for value in values))
-            for name, values in sorted(self.losses.items(), key=lambda item: -max(item[1]))
-        ]
+        from rich.console import Group as RichGroup
+
+        rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in self._sorted()]
         table = plain_table(("group", *(f"{ratio:g}" for ratio in self.ratios)), rows)
         return RichGroup(f"loss with one group masked; {self.baseline:.4f} with none", "", table)
 
@@ -127,7 +163,7 @@ class Sensitivity:
             InputError: matplotlib is not installed, or it does not know the suffix.
         """
         with chart(path, 8, 5) as axes:
-            for rank, (name, values) in enumerate(sorted(self.losses.items(), key=lambda item: -max(item[1]))):
+            for rank, (name, values) in enumerate(self._sorted()):
                 style: dict[str, Any] = {"label": name, "marker": "o"} if rank < 12 else {"color": "0.8", "zorder": 0}
                 axes.plot((0.0, *self.ratios), (self.baseline, *values), **style)
             axes.set(xlabel="fraction of the group masked", ylabel="loss")
@@ -152,13 +188,16 @@ def sensitivity(
     Raises:
         InputError: no ratios, no data, or a loss that is not a scalar.
     """
-    if not len(ratios):
-        raise InputError("`ratios` is empty: give the ratios to measure at")
+    ratios = _listed(ratios)
     function = cross_entropy if loss is None else loss
-    held = data if isinstance(data, (list, tuple)) else list(data)
+    held = reiterable(data, "data")
     chosen = resolve(criterion)
-    groups = prunable_groups(gm, analyze(gm), ignore)
-    Pipeline(*collectors_for(needs_of(chosen), held, loss), ScoreUnits(chosen, tuple(ignore)))(gm)
+    ignored = entries_of(ignore, "ignore")
+    groups = prunable_groups(gm, analyze(gm), ignored)
+    scores = score(gm, chosen, measure(gm, needs_of(chosen), held, loss), ignore=ignored)
+    from rich.console import Console
+    from rich.progress import Progress
+
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -166,18 +205,19 @@ def sensitivity(
         for group in groups:
             measured = []
             for ratio in ratios:
-                SelectUnits(0.0, ratios={group.name: ratio}, products="none")(gm)
-                measured.append(_mean_loss(MaskChannels(planned(gm))(gm).graph_module, held, function, show=False))
+                plan = select(gm, scores, Selection(0.0, ratios={group.name: ratio}, products="none"))
+                measured.append(_mean_loss(mask(gm, plan), held, function, show=False))
                 progress.advance(task)
             losses[group.name] = tuple(measured)
     return Sensitivity(tuple(ratios), baseline, losses)
 
 
-def _mean_loss(gm: fx.GraphModule, data: Sequence[Any], loss: Loss, *, show: bool = True) -> float:
+def _mean_loss(gm: fx.GraphModule, data: Iterable[Any], loss: Loss, *, show: bool = True) -> float:
     total, number = 0.0, 0
-    with torch.no_grad(), evaluating(gm):
+    twin = eval_twin(gm)
+    with torch.no_grad():
         for number, batch in enumerate(batches(gm, data, "measuring the loss", show=show), 1):
-            value = loss(gm, batch)
+            value = loss(twin, batch)
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
                 raise InputError(f"the loss of batch {number - 1} is no scalar tensor, but {type(value).__name__}")
             total += float(value)

@@ -6,13 +6,10 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
     from stp_fx.report.report import Report
 
 __all__ = ["as_markdown", "as_rich", "as_text", "bytes_text", "plain_table", "seconds_text"]
@@ -28,6 +25,9 @@ _NOTE = (
 
 
 def as_rich(report: Report) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
     parts: list[RenderableType] = [plain_table(_TOTALS, _totals(report))]
     if report.groups:
         parts += ["", plain_table(_GROUPS, _groups(report), left=(5,)), "", Text(_NOTE, style="dim")]
@@ -46,6 +46,8 @@ def as_markdown(report: Report) -> str:
 
 def as_text(shown: RenderableType, width: int = 120) -> str:
     """What a table reads like without colour."""
+    from rich.console import Console
+
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, force_terminal=False).print(shown)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
@@ -54,6 +56,10 @@ def as_text(shown: RenderableType, width: int = 120) -> str:
 def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> Table:
     """A table without walls; columns flush right but for the first and those in ``left``, which wrap where it is too narrow.
     Names in the first column stay in one piece, unless they would take half of a terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
     rows = list(rows)
     names = max((len(row[0]) for row in rows), default=0)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))

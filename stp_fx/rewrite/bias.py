@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stp_fx.analysis.consumers import Consumer, find_consumers
 from stp_fx.errors import InputError
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.shapes import fetch
 
 __all__ = ["add_to_bias", "restore_biases", "sole_norm"]
@@ -64,7 +64,7 @@ def _add_parameter(gm: fx.GraphModule, name: str, value: torch.Tensor, like: tor
     owner, _, own = name.rpartition(".")
     parameter = nn.Parameter(value.to(like), requires_grad=like.requires_grad)
     (fetch(gm, owner) if owner else gm).register_parameter(own, parameter)
-    provenance_of(gm).added = (*provenance_of(gm).added, name)
+    with_provenance(gm, added=(*provenance_of(gm).added, name))
 
 
 def restore_biases(gm: fx.GraphModule, names: Iterable[str]) -> None:

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
-from stp_fx.rules import Dim, TensorDims
+from stp_fx.analysis.survivors import Survivors
+from stp_fx.ir.provenance import MASK_PREFIX, is_mask_buffer
+from stp_fx.rules import TensorDims
 
 __all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
 
-_PREFIX = "stp_fx_dead"
 
+def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> int:
+    """Puts a mask before every contraction that sums over a unit that does not survive; returns how many.
 
-def is_mask_buffer(name: str) -> bool:
-    """Whether a tensor of this name is one of the masks, so no part of the network itself."""
-    return name.startswith(_PREFIX)
-
-
-def add_masks(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> int:
-    """Puts a mask before every contraction that sums over a dead unit; returns how many.
-
-    A mask is a bool buffer (True: dead) and a ``masked_fill`` with zero: no gradient reaches what is dead, and an overflow
+    A mask is a bool buffer (True: masked) and a ``masked_fill`` with zero: no gradient reaches a masked unit, and an overflow
     there cannot leak. Consumers read zero, not the producers' zeroed output, which a bias or a norm would revive.
     """
-    contracted: dict[str, list[np.ndarray]] = {}
-    for entry in graph.contractions:
-        ids = [f.ids for dim in entry.contracted for f in dim if f.ids is not None]
-        contracted.setdefault(entry.node, []).extend(ids)
+    contracting = {entry.node for entry in graph.contractions}
     device = next((t.device for t in gm.parameters()), torch.device("cpu"))
     made: dict[tuple[str, int, bytes], fx.Node] = {}
     for node in list(gm.graph.nodes):
-        if contracted.get(node.name):
-            _mask_operands(gm, graph, node, np.concatenate(contracted[node.name]), alive, made, device)
+        if node.name in contracting:
+            _mask_operands(gm, graph, node, survivors, made, device)
     gm.recompile()
     return len(made)
 
@@ -44,44 +34,19 @@ def _mask_operands(
     gm: fx.GraphModule,
     graph: ChannelGraph,
     node: fx.Node,
-    ids: np.ndarray,
-    alive: np.ndarray,
+    survivors: Survivors,
     made: dict[tuple[str, int, bytes], fx.Node],
     device: torch.device,
 ) -> None:
-    label = graph.solution.label
-    summed = np.zeros(graph.solution.count, dtype=bool)
-    summed[label[ids]] = True
-    for product in reversed(graph.solution.products):
-        for factor, where in zip(product.factors, np.nonzero(summed[product.classes]), strict=True):
-            summed[factor[where]] = True
-    for product in graph.solution.products:
-        for k, factor in enumerate(product.factors):
-            summed[np.moveaxis(product.classes, k, 0)[summed[factor]]] = True
     operands = [n for n in node.all_input_nodes if isinstance(graph.value(n.name), TensorDims)]
     activations = [n for n in operands if n.op != "get_attr"]
     for chosen in (activations, operands):
-        found = [(n, k, dead) for n in chosen for k, dead in _dead(graph.value(n.name), label, summed & ~alive)]
+        sources = {n.name: n for n in chosen}
+        found = survivors.removed_inputs(node.name, sources)
+        for name, k, removed in found:
+            _insert(gm, node, sources[name], k, removed, len(graph.value(name).dims), made, device)
         if found:
-            for source, k, dead in found:
-                _insert(gm, node, source, k, dead, len(graph.value(source.name).dims), made, device)
             return
-
-
-def _dead(value: TensorDims, label: np.ndarray, dead: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Dimensions of a value with dead positions."""
-    for k, dim in enumerate(value.dims):
-        flags = _any_dead(dim, label, dead)
-        if flags.any():
-            yield k, flags
-
-
-def _any_dead(dim: Dim, label: np.ndarray, dead: np.ndarray) -> np.ndarray:
-    flags = np.zeros(1, dtype=bool)
-    for factor in dim:
-        part = np.zeros(factor.size, dtype=bool) if factor.ids is None else dead[label[factor.ids]]
-        flags = (flags[:, None] | part[None, :]).reshape(-1)
-    return flags
 
 
 def _insert(
@@ -97,7 +62,7 @@ def _insert(
     key = (source.name, dim, dead.tobytes())
     current = next((n for n in node.all_input_nodes if n is source or _unmasked(n) is source), source)
     if key not in made or current is not source:
-        name = f"{_PREFIX}_{sum(1 for b in gm._buffers if b.startswith(_PREFIX))}"
+        name = f"{MASK_PREFIX}_{sum(1 for b in gm._buffers if is_mask_buffer(b))}"
         shape = [1] * rank
         shape[dim] = len(dead)
         gm.register_buffer(name, torch.from_numpy(dead.copy()).reshape(shape).to(device))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,13 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from stp_fx.analysis.graph import ChannelGraph, kept_positions
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import RewriteError
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.provenance import example_of
-from stp_fx.ir.shapes import fetch, meta_twin
+from stp_fx.ir.runner import call, operands, run_node
+from stp_fx.ir.shapes import meta_twin
 from stp_fx.rules import Dim, TensorDims, has_ids
 from stp_fx.rules.edit import Edit, Signature
 from stp_fx.rules.literals import calls_of, fixed_numbers, handler_for, module_calls_of
@@ -28,21 +29,20 @@ from stp_fx.rules.literals import calls_of, fixed_numbers, handler_for, module_c
 __all__ = ["refit"]
 
 
-def refit(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> None:
+def refit(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
     """Rewrites the literals and module attributes of ``gm`` in place; ``graph`` is the analysis of the original.
 
     Raises:
         RewriteError: a node cannot run, or gives a shape that the analysis did not promise.
     """
-    _Refit(gm, graph, alive).run()
+    _Refit(gm, graph, survivors).run()
     _drop_dead_numbers(gm)
     gm.recompile()
 
 
 class _Refit:
-    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> None:
-        self.gm, self.graph = gm, graph
-        self.alive, self.label = alive, graph.solution.label
+    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
+        self.gm, self.graph, self.survivors = gm, graph, survivors
         self.twin = meta_twin(gm).eval()
         self.env: dict[fx.Node, Any] = {}
         self.seen: set[int] = set()
@@ -51,7 +51,7 @@ class _Refit:
     def keep(self, dim: Dim) -> np.ndarray:
         key = tuple(id(f.ids) if f.ids is not None else -f.size for f in dim)
         if key not in self.positions:
-            self.positions[key] = kept_positions(dim, self.alive, self.label)
+            self.positions[key] = self.survivors.flags(dim)
         return self.positions[key]
 
     def run(self) -> None:
@@ -70,17 +70,15 @@ class _Refit:
                 self._check(node, self.env[node], self.graph.value(node.name))
 
     def _node(self, node: fx.Node, inputs: Any) -> Any:
-        if node.op == "placeholder":
-            return next(inputs)
-        if node.op == "get_attr":
-            return fetch(self.twin, str(node.target))
+        if node.op in ("placeholder", "get_attr"):
+            return run_node(node, self._now, self.twin, inputs)
         self._freeze(node)
-        args, kwargs = self._evaluated(node)
+        args, kwargs = operands(node, self._now)
         if node.op == "output":
             return args[0]
         if node.op == "call_module":
             self._renew_module(node, args, kwargs)
-            return self.twin.get_submodule(str(node.target))(*args, **kwargs)
+            return self._call(node, args, kwargs)
         if node.target is torch._assert and not args[0] and self._before_holds(node):
             self.gm.graph.erase_node(node)  # it asserted a size that has changed
             return None
@@ -88,21 +86,20 @@ class _Refit:
         handler = None if calls is None else calls.handler
         if calls is not None and handler is not None and self._touched(node):
             handler(self._edit(node, calls.signature, args, kwargs))
-            args, kwargs = self._evaluated(node)
-        return _call(node, args, kwargs)
+            args, kwargs = operands(node, self._now)
+        return self._call(node, args, kwargs)
+
+    def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        return call(node, args, kwargs, self.twin.get_submodule)
 
     def _before_holds(self, node: fx.Node) -> bool:
         condition = node.args[0]
         return bool(self._before(condition)) if isinstance(condition, fx.Node) else False
 
-    def _evaluated(self, node: fx.Node) -> Any:
-        return map_arg((node.args, dict(node.kwargs)), self._now)
-
     def _now(self, node: fx.Node) -> Any:
         """A value of the new graph; a number that a handler has just written in is computed here."""
         if node not in self.env:
-            args, kwargs = self._evaluated(node)
-            self.env[node] = _call(node, args, kwargs)
+            self.env[node] = self._call(node, *operands(node, self._now))
         return self.env[node]
 
     def _edit(self, node: fx.Node, signature: Signature, args: Any, kwargs: Any, module: nn.Module | None = None) -> Edit:
@@ -113,7 +110,7 @@ class _Refit:
             signature,
             args,
             kwargs,
-            *map_arg((node.args, dict(node.kwargs)), self._before),
+            *operands(node, self._before),
             values=self._value_of,
             before=lambda raw: self._frozen(node, raw),
             source=source,
@@ -171,7 +168,7 @@ class _Refit:
             old = {n: self._as_before(n) if self.graph.value(n.name) != self.env[n] else n for n in numbers}
             if not any(isinstance(value, fx.Node) for value in old.values()):
                 return before
-            args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: old.get(n, n))
+            args, kwargs = operands(node, lambda n: old.get(n, n))
             return self.gm.graph.create_node(node.op, node.target, args, kwargs)
         if not isinstance(before, int) or not self._follows_input(node):
             return before
@@ -222,13 +219,6 @@ def _leaves(value: Any) -> list[TensorDims]:
     if isinstance(value, dict):
         return [leaf for item in value.values() for leaf in _leaves(item)]
     return []
-
-
-def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    target: Callable[..., Any] | str = node.target
-    if node.op == "call_method":
-        return getattr(args[0], str(target))(*args[1:], **kwargs)
-    return target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _drop_dead_numbers(gm: fx.GraphModule) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from stp_fx.analysis.graph import ChannelGraph, removed_axes
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.survivors import Survivors
 
 __all__ = ["copied", "shortened_copy", "take"]
 
@@ -31,16 +32,15 @@ def take(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
     return result.contiguous()
 
 
-def shortened_copy(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> fx.GraphModule:
-    """A deep copy of ``gm`` in which every tensor has only the positions whose classes are ``alive``. Never copies what goes."""
-    kept = removed_axes(graph, alive)
+def shortened_copy(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> fx.GraphModule:
+    """A deep copy of ``gm`` in which every tensor has only the positions that survive. Never copies the others."""
     per_tensor: dict[str, dict[int, np.ndarray]] = {}
-    for (name, dim), positions in kept.items():
+    for (name, dim), positions in survivors.axes.items():
         per_tensor.setdefault(name, {})[dim] = positions
     memo: dict[int, Any] = {}
     for name, tensor in (*gm.named_parameters(), *gm.named_buffers()):
-        cuts = per_tensor.get(graph.found.aliases.get(name, name), {})
-        short = take(_renumbered(tensor, graph, name, alive), cuts)
+        cuts = per_tensor.get(graph.first_name(name), {})
+        short = take(_renumbered(tensor, survivors.indexed(name)), cuts)
         memo[id(tensor)] = _like_parameter(tensor, short, cuts) if isinstance(tensor, nn.Parameter) else short
     return copied(gm, memo)
 
@@ -68,11 +68,9 @@ def _like_parameter(old: nn.Parameter, data: torch.Tensor, cuts: Mapping[int, np
     return new
 
 
-def _renumbered(tensor: torch.Tensor, graph: ChannelGraph, name: str, alive: np.ndarray) -> torch.Tensor:
-    """An index buffer whose values are positions along an axis that got shorter."""
-    indexed = graph.found.renumbered.get(name)
-    if indexed is None:
+def _renumbered(tensor: torch.Tensor, keep: np.ndarray | None) -> torch.Tensor:
+    """A buffer whose values are positions along an axis, of which the flagged ones are kept; any other tensor as it is."""
+    if keep is None:
         return tensor
-    keep = alive[graph.solution.label[indexed]]
     rank = torch.from_numpy(np.concatenate([[0], np.cumsum(keep)])).to(tensor.device)
     return rank[tensor % len(keep)].to(tensor.dtype)

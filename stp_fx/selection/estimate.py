@@ -13,10 +13,10 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.names import prunable_groups
 from stp_fx.errors import InputError
-from stp_fx.passes.planning import prunable_groups
 from stp_fx.rules import Dim
-from stp_fx.selection import carriers
+from stp_fx.selection.products import carriers
 
 __all__ = ["MacShares", "estimate_keep_ratio", "mac_shares"]
 
@@ -57,8 +57,7 @@ def mac_shares(gm: fx.GraphModule, *, ignore: Iterable[Any] = (), products: str 
 
 
 def _is_pruned(graph: ChannelGraph, dim: Dim, pruned: np.ndarray) -> bool:
-    ids = [factor.ids for factor in dim if factor.ids is not None]
-    return any(bool(pruned[graph.touched.of(graph.solution.label[each])[1]].any()) for each in ids)
+    return bool(pruned[graph.units_along(dim)[1]].any())
 
 
 def estimate_keep_ratio(gm: fx.GraphModule, mac_target: float, *, ignore: Iterable[Any] = (), products: str = "auto") -> float:

@@ -11,37 +11,38 @@ import numpy as np
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.cost import cost_of
-from stp_fx.analysis.graph import ChannelGraph, alive_classes, kept_positions
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.names import prunable_groups
+from stp_fx.analysis.survivors import Survivors
 from stp_fx.measure.latency import take_turns, whole_seconds
-from stp_fx.passes.planning import plan_for, prunable_groups
-from stp_fx.passes.remove import RemoveChannels
-from stp_fx.rules import TensorDims
-from stp_fx.selection import carriers
+from stp_fx.rewrite.removal import remove
+from stp_fx.selection.products import carriers
 
 __all__ = ["LatencyModel", "latency_model"]
 
-_CACHE = "latency_model"
 _KEPT = (1.0, 0.5, 0.25)
 """Fractions of every group at which nodes are timed."""
 _ROUNDS = 7
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LatencyModel:
     """Seconds of every node at a few sizes: ``sizes[node]`` (fractions of its work, rising) and ``seconds[node]``."""
 
     sizes: Mapping[str, np.ndarray]
     seconds: Mapping[str, np.ndarray]
 
-    def predict(self, graph: ChannelGraph, alive: np.ndarray) -> float:
-        """Seconds of one call, when only the flagged classes are alive (bool, one per class).
+    def __repr__(self) -> str:
+        whole = sum(float(seconds[-1]) for seconds in self.seconds.values())
+        return f"LatencyModel({len(self.seconds)} nodes, {whole:.3g} s a call)"
+
+    def predict(self, survivors: Survivors) -> float:
+        """Seconds of one call of the graph with only the survivors.
 
         Each node's time is interpolated between its measurements, over the fraction of its MACs that is left (of its
         output's elements, for nodes without).
         """
-        left = work_left(graph, alive)
+        left = survivors.work_left()
         return float(sum(np.interp(left.get(name, 1.0), xs, self.seconds[name]) for name, xs in self.sizes.items()))
 
 
@@ -49,41 +50,19 @@ def latency_model(gm: fx.GraphModule, *, clock: Callable[[], float] = time.perf_
     """Times the graph node by node on its recorded example shapes, as it is and pruned uniformly to a half and a quarter.
 
     The three take turns, in eval mode on the graph's device; medians. Nodes share the time of a whole call: timed one by one
-    they take longer, by a constant each, which would look like work that no plan can save. Measured once for a graph: later
-    calls return the same model. A node's time is made monotone in its size, so that a plan that removes more is never
+    they take longer, by a constant each, which would look like work that no plan can save. Every call measures
+    again. A node's time is made monotone in its size, so that a plan that removes more is never
     predicted slower. It is a model: an op that runs fast on some sizes only is seen at the sizes that were timed.
     """
-    cache = provenance_of(gm).cache
-    graph = analyze(gm)
-    if _CACHE not in cache or cache[_CACHE][0] is not graph:
-        cache[_CACHE] = (graph, _measured(gm, graph, clock))
-    return cache[_CACHE][1]
-
-
-def work_left(graph: ChannelGraph, alive: np.ndarray) -> dict[str, float]:
-    """The fraction of each node's MACs that a plan leaves; of its output's elements, for a node without MACs."""
-    whole, left = (cost_of(graph, [], each).per_node for each in (np.ones_like(alive), alive))
-    result = {name: left[name] / macs for name, macs in whole.items() if macs}
-    known: dict[tuple[int, ...], float] = {}
-    for name, value in graph.found.values.items():
-        if name in result or not isinstance(value, TensorDims):
-            continue
-        fraction = 1.0
-        for dim in value.dims:
-            key = tuple(id(f.ids) if f.ids is not None else -f.size for f in dim)
-            if key not in known:
-                known[key] = float(kept_positions(dim, alive, graph.solution.label).mean())
-            fraction *= known[key]
-        result[name] = fraction
-    return result
+    return _measured(gm, analyze(gm), clock)
 
 
 def _measured(gm: fx.GraphModule, graph: ChannelGraph, clock: Callable[[], float]) -> LatencyModel:
     graphs, left = [], []
     for kept in _KEPT:
         removed = _first_units(gm, graph, kept)
-        graphs.append(gm if kept == 1.0 else RemoveChannels(plan_for(graph, removed))(gm).graph_module)
-        left.append(work_left(graph, alive_classes(graph, removed)))
+        graphs.append(gm if kept == 1.0 else remove(gm, graph.plan_removing(removed)))
+        left.append(graph.survivors_without(removed).work_left())
     taken = [
         {name: seconds * whole / sum(nodes.values()) for name, seconds in nodes.items()}
         for nodes, whole in zip(take_turns(graphs, _ROUNDS, clock), whole_seconds(graphs, _ROUNDS, clock), strict=True)

@@ -1,12 +1,11 @@
-"""How many units go: by count, or as few as bring a cost down to its target, under the constraints on every group.
+"""How many units to remove: by count, or as few as bring a cost down to its target, under the constraints on every group.
 
-A plan is one number a group (how many of its units go, lowest scores first), and that number comes from a prefix of one
-sequence of units. Longer prefixes never remove less, so both targets are met by bisection over the prefix length.
+Plans are prefixes of one sequence of units (:mod:`stp_fx.selection.search`). Longer prefixes never remove less, so targets are
+met by bisection over the length.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,19 +14,16 @@ import torch
 
 from stp_fx.analysis.groups import Group
 from stp_fx.errors import TargetError
-from stp_fx.selection.arguments import Cost, check_groups, check_ratios, check_request
-from stp_fx.selection.rounding import GroupLimits
-from stp_fx.selection.scope import UnitOrder, local_fraction, order_units
+from stp_fx.selection.arguments import Cost, check_groups, check_pieces, check_ratios, check_request
+from stp_fx.selection.result import Selected, Shortfall, group_notes, group_shortfalls, whole_note
+from stp_fx.selection.search import COUNT_SLACK, Search, Task, first_length, search_plans
 
-__all__ = ["select"]
-
-# ratio * n is a whole number for many ratios that binary fractions only come near to (0.29 * 100).
-_COUNT_SLACK = 1e-9
+__all__ = ["select_units"]
 
 _log = logging.getLogger(__name__)
 
 
-def select(
+def select_units(
     groups: Sequence[Group],
     scores: Sequence[torch.Tensor | np.ndarray],
     *,
@@ -42,128 +38,77 @@ def select(
     cost: Cost | None = None,
     classes: Sequence[int] | None = None,
     whole: Mapping[int, int] | None = None,
-) -> np.ndarray:
-    """Choose the units to remove: bool [total], indexed by the ids in ``Group.units``; True goes.
+    pieces: Sequence[np.ndarray] = (),
+) -> Selected:
+    """Choose the units to remove, with notes where the constraints keep the plan from what was asked.
 
-    ``target`` "channels", scope "local": each group loses ``floor(ratio * n)`` of its lowest (of each factor of a
-    product shared by k factors: the fraction that takes ``ratio`` from the product). Scope "global": the
-    ``floor(ratio * units)`` lowest of all. Scope "isomorphic": ``floor(ratio * n)`` of the lowest of each class of
-    groups (``classes`` has one number a group). "macs", "params", "latency": the shortest prefix of the order for
-    which ``cost`` is at most ``1 - ratio`` of what it is with nothing removed.
+    ``scores``: one array of shape [units] a group; the lowest are removed. ``total``: units of the graph. ``target``
+    "channels" takes ``floor(ratio * n)`` units of every group (scope "local"; ``ratio`` of a product, for its factors), of
+    all together ("global"), or of every class of groups ("isomorphic", with ``classes``: one number a group). "macs",
+    "params", "latency" take the shortest prefix of the order whose ``cost`` is at most ``1 - ratio`` of the whole.
+    ``ratios`` (by ``Group.index``) fixes groups, and the others meet the target. ``exponents`` is what :func:`carriers`
+    gave: other groups are left whole; None prunes all, with exponent 1. ``whole`` (by ``Group.index``): the units that a
+    group had before earlier removals; ratios of single groups are meant of those.
 
-    ``ratios`` (by ``Group.index``) fixes groups: they lose that fraction of their units, whatever the scope and target,
-    and the others meet the target. ``exponents`` is what :func:`carriers` gave: groups absent from it are left whole;
-    None prunes all, with exponent 1.
+    A group keeps one unit, loses at most ``floor(max_ratio * n)``, and keeps a multiple of ``round_to`` units (rounded up; all
+    of them if that is more than it has). Of each of the ``pieces`` (arrays of unit ids) one unit is kept.
 
-    ``whole`` (by ``Group.index``): how many units a group had when nothing had been removed yet. Ratios of single groups are
-    meant of that, and what went before counts.
-
-    Constraints hold in the plan itself, and a target is met with them: a group keeps at least one unit, loses at most
-    ``floor(max_ratio * n)``, and keeps a multiple of ``round_to`` units (rounded up; all of them if that is more than
-    it has). Counts rounded up may leave a "channels" target undershot, and a cost below its target, by more than a
-    unit; a log message says so.
-
-    Raises :class:`InputError` for arguments out of range, :class:`TargetError` for a cost target out of reach, with the
-    cost in reach.
+    Raises :class:`InputError` for arguments out of range, and constraints that let no group lose a unit where a removal is
+    asked for; :class:`TargetError` for a cost out of reach, with the cost in reach and the constraints that hold it.
     """
-    ratios = {} if ratios is None else ratios
-    check_ratios(groups, ratio, ratios)
+    check_ratios(groups, ratio, ratios or {})
     check_request(scope, target, cost, max_ratio, round_to)
     check_groups(groups, scores, total)
-    carried = [k for k, group in enumerate(groups) if exponents is None or exponents.get(group.index, 0) > 0]
-    groups, scores = [groups[k] for k in carried], [scores[k] for k in carried]
-    sizes = np.array([group.size for group in groups], dtype=np.int64)
-    limits = GroupLimits.of(sizes, max_ratio=max_ratio, round_to=round_to)
-    compared = None if classes is None else [classes[k] for k in carried]
-    order = order_units(groups, scores, scope=scope, exponents=exponents, classes=compared, largest=limits.largest)
-    powers = np.array([1 if exponents is None else exponents[group.index] for group in groups], dtype=np.int64)
-    own = np.array([ratios.get(group.index, -1.0) for group in groups])
-    before = order.sizes if whole is None else np.array([max(whole.get(g.index, g.size), g.size) for g in groups])
-    fixed = np.where(own >= 0, _local_counts(np.maximum(own, 0.0), powers, order.sizes, before), 0)
-    search = _Search(order, limits, fixed, _candidates(order, limits, own < 0), total)
+    check_pieces(pieces, total)
+    task = Task.of(groups, total, ratio, ratios or {}, exponents, whole, max_ratio, round_to)
+    by_group = target == "channels" and scope == "local"
+    search = search_plans(task, scores, pieces, scope=scope, classes=classes, by_group=by_group)
+    if target == "channels":
+        return _channels(search, scope)
+    assert cost is not None
+    return _cheapest(search, target, cost)
 
-    if target == "channels" and scope == "local":
-        wanted = np.where(own >= 0, fixed, _local_counts(np.full(len(groups), ratio), powers, order.sizes, before))
-        counts = limits.allowed(wanted)
-        _report_rounding("channels", int(np.minimum(wanted, limits.largest).sum()), int(counts.sum()), round_to)
-    elif target == "channels" and scope == "isomorphic":
-        length = int(np.searchsorted(order.key[search.candidates], ratio + _COUNT_SLACK, side="right"))
-        wanted = fixed + np.bincount(order.owner[search.candidates[:length]], minlength=len(groups))
-        counts = limits.allowed(wanted)
-        _report_rounding("channels", int(wanted.sum()), int(counts.sum()), round_to)
-    elif target == "channels":
-        pooled = int(order.sizes[own < 0].sum())
-        counts = _global_channels(search, int(np.floor(ratio * pooled + _COUNT_SLACK)), own < 0)
+
+def _channels(search: Search, scope: str) -> Selected:
+    """The plan for a number of units: of each group, of each class of groups, or of all free groups together."""
+    task, limits, order = search.task, search.limits, search.order
+    if scope == "global":
+        return _global_channels(search)
+    if scope == "local":
+        wanted = task.wanted
     else:
-        assert cost is not None
-        counts = _cheapest(search, target, ratio, cost)
-    return search.removed(counts)
+        taken = order.owner[(order.key <= task.ratio + COUNT_SLACK) & task.free[order.owner]]
+        wanted = task.fixed + np.bincount(taken, minlength=len(order.sizes))
+    counts = limits.allowed(wanted)
+    asked, achieved = int(wanted.sum()), int(counts.sum())
+    why = tuple(name for name, groups in limits.reasons(wanted).items() if groups[wanted > counts].any())
+    whole = Shortfall(None, asked, achieved, int(limits.sizes.sum()), why) if achieved < asked else None
+    return _selected(search, counts, wanted, whole, "channels")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Search:
-    """Plans as prefixes: counts of units to remove a group, for a prefix of ``candidates`` (positions in ``order``)."""
-
-    order: UnitOrder
-    limits: GroupLimits
-    fixed: np.ndarray
-    candidates: np.ndarray
-    total: int
-
-    def counts(self, length: int) -> np.ndarray:
-        owners = self.order.owner[self.candidates[:length]]
-        return self.limits.allowed(self.fixed + np.bincount(owners, minlength=len(self.order.sizes)))
-
-    def removed(self, counts: np.ndarray) -> np.ndarray:
-        flags = np.zeros(self.total, dtype=bool)
-        flags[self.order.unit[self.order.rank < counts[self.order.owner]]] = True
-        return flags
-
-
-def _candidates(order: UnitOrder, limits: GroupLimits, free: np.ndarray) -> np.ndarray:
-    """Positions that a prefix may take, in order: of groups without a ratio of their own, up to each group's limit."""
-    sequence = order.sequence()
-    owners = order.owner[sequence]
-    return sequence[free[owners] & (order.rank[sequence] < limits.largest[owners])]
-
-
-def _local_counts(ratio: np.ndarray, powers: np.ndarray, sizes: np.ndarray, before: np.ndarray) -> np.ndarray:
-    gone = np.floor(local_fraction(ratio, powers) * before + _COUNT_SLACK).astype(np.int64)
-    return np.maximum(gone - (before - sizes), 0)
-
-
-def _first(length: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number in 0..length that ``holds``, given that ``length`` does, and all above one that does."""
-    low, high = 0, length
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def _global_channels(search: _Search, wanted: int, free: np.ndarray) -> np.ndarray:
-    """Counts of the longest prefix that removes at most ``wanted`` units of the free groups."""
-    length = len(search.candidates)
-    too_many = _first(length + 1, lambda n: n > length or int(search.counts(n)[free].sum()) > wanted)
+def _global_channels(search: Search) -> Selected:
+    """The plan of the longest prefix that removes at most ``ratio`` of the units of the free groups."""
+    free, length = search.task.free, len(search.candidates)
+    pooled = int(search.limits.sizes[free].sum())
+    wanted = int(np.floor(search.task.ratio * pooled + COUNT_SLACK))
+    too_many = first_length(length + 1, lambda n: n > length or int(search.counts(n)[free].sum()) > wanted)
     counts = search.counts(too_many - 1)
     achieved = int(counts[free].sum())
-    if too_many > length and achieved < wanted:
-        _log.warning(
-            "asked to remove %d units, but max_ratio, round_to and one unit a group to be kept allow only %d",
-            wanted,
-            achieved,
-        )
-    else:
-        _report_rounding("channels", wanted, achieved, search.limits.round_to)
-    return counts
+    why = _binding(search) if too_many > length else ("round_to",)
+    whole = Shortfall(None, wanted, achieved, pooled, why) if achieved < wanted else None
+    return _selected(search, counts, search.task.fixed, whole, "units")
 
 
-def _cheapest(search: _Search, target: str, ratio: float, cost: Cost) -> np.ndarray:
-    """Counts of the shortest prefix whose cost is at most ``1 - ratio`` of the whole."""
-    baseline = float(cost(np.zeros(search.total, dtype=bool)))
+def _binding(search: Search) -> tuple[str, ...]:
+    """The constraints that keep free groups from losing more units."""
+    reasons = search.limits.reasons(search.limits.sizes)
+    return tuple(name for name, groups in reasons.items() if groups[search.task.free].any())
+
+
+def _cheapest(search: Search, target: str, cost: Cost) -> Selected:
+    """The plan of the shortest prefix whose cost is at most ``1 - ratio`` of the whole."""
+    task, ratio = search.task, search.task.ratio
+    baseline = float(cost(np.zeros(task.total, dtype=bool)))
     limit = (1.0 - ratio) * baseline * (1.0 + 1e-12)
 
     def meets(counts: np.ndarray) -> bool:
@@ -171,31 +116,50 @@ def _cheapest(search: _Search, target: str, ratio: float, cost: Cost) -> np.ndar
 
     length = len(search.candidates)
     if not meets(search.counts(length)):
-        smallest = float(cost(search.removed(search.counts(length))))
-        raise TargetError(
-            f"target {target!r} with ratio {ratio} asks for at most {limit:.6g} {target} of {baseline:.6g}, but the "
-            f"smallest in reach is {smallest:.6g}: lower `ratio`, raise `max_ratio`, lower `round_to`, or take names "
-            "out of `ignore` and `ratios`"
-        )
-    found = _first(length, lambda n: meets(search.counts(n)))
+        raise TargetError(_out_of_reach(search, target, limit, baseline, float(cost(search.removed(search.counts(length))))))
+    found = first_length(length, lambda n: meets(search.counts(n)))
     counts = search.counts(found)
-    if found and _gives_back_a_unit(counts, search.counts(found - 1), meets):
-        _log.warning(
-            "round_to=%d: asked to remove %.4f of the %s, the plan removes %.4f, beyond by more than one unit",
-            search.limits.round_to,
-            ratio,
-            target,
-            1.0 - float(cost(search.removed(counts))) / baseline,
-        )
-    return counts
+    before = search.counts(found - 1) if found else np.zeros_like(counts)
+    whole = None
+    if ratio > 0 and baseline > 0 and _gives_back_a_unit(counts, before, meets):
+        achieved = 1.0 - float(cost(search.removed(counts))) / baseline
+        whole = Shortfall(None, ratio, achieved, 1.0, ("round_to" if found else "ratios",))
+    return _selected(search, counts, task.fixed, whole, target)
 
 
 def _gives_back_a_unit(counts: np.ndarray, before: np.ndarray, meets: Callable[[np.ndarray], bool]) -> bool:
-    """Whether the step from ``before`` to ``counts``, which rounding made of several units, could do with one less."""
+    """Whether the step from ``before`` to ``counts``, if it is of several units, could do with one less."""
     step = counts - before
     return int(step.sum()) > 1 and meets(counts - (np.arange(len(step)) == step.argmax()))
 
 
-def _report_rounding(what: str, wanted: int, achieved: int, round_to: int) -> None:
-    if round_to > 1 and wanted - achieved > 1:
-        _log.info("round_to=%d: asked to remove %d %s, the plan removes %d", round_to, wanted, what, achieved)
+def _out_of_reach(search: Search, target: str, limit: float, baseline: float, smallest: float) -> str:
+    task = search.task
+    most = search.limits.reasons(search.limits.sizes - 1)
+    reasons = {name: int(groups[task.free].sum()) for name, groups in most.items()}
+    reasons |= {"ratios": int((~task.free).sum()), "products": task.resting}
+    held = [f"{search.limits.label(name)} ({count} group{'s' * (count > 1)})" for name, count in reasons.items() if count]
+    held += [f"ignore ({task.left_out} of {task.total} units are outside the groups)"] if task.left_out else []
+    reach = np.floor(1e4 * (1.0 - smallest / baseline)) / 1e4 if baseline else 0.0
+    return (
+        f"target {target!r} with ratio {task.ratio} asks for at most {limit:.6g} {target} of {baseline:.6g}, but the smallest in "
+        f"reach is {smallest:.6g} (ratio {reach:.4g}); what holds it: {', '.join(held) or 'every group keeps one unit'}; lower "
+        "`ratio`" + (", or relax one of these" if held else "")
+    )
+
+
+def _selected(search: Search, counts: np.ndarray, wanted: np.ndarray, whole: Shortfall | None, what: str) -> Selected:
+    """The plan with its shortfalls; ``wanted``: the units asked of each group (int64 [groups]), 0 where it is only a total."""
+    task, limits = search.task, search.limits
+    names = [group.name for group in task.groups]
+    unable = task.free & (task.ratio > 0) & (limits.sizes > 1) & (limits.allowed(limits.sizes) == 0)
+    if what == "channels":
+        unable &= wanted > 0
+    groups = group_shortfalls(names, limits, counts, wanted, unable, search.passed_over(counts))
+    notes = group_notes(groups, limits, {group.name for group, free in zip(task.groups, task.free, strict=True) if not free})
+    if whole is not None:
+        first = whole_note(whole, what, task.ratio, limits)
+        rounded_up = whole.constraints == ("round_to",) and what in ("channels", "units")
+        _log.log(logging.INFO if rounded_up else logging.WARNING, "%s", first)
+        groups, notes = (whole, *groups), (first, *notes)
+    return Selected(search.removed(counts), groups, notes)

@@ -15,8 +15,6 @@ import torch
 from torch import fx, nn
 
 import stp_fx
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import NothingToPruneError, PlanError
 from stp_fx.testing.absent import run_absent
@@ -90,7 +88,8 @@ class Case:
     def prune(self, gm: fx.GraphModule, ratio: float, seed: int = 0) -> fx.GraphModule:
         request = self.request
         criterion = self.criterion or stp_fx.criteria.Random(seed=request.seed + seed)
-        return stp_fx.prune_graph(gm, criterion, ratio, scope=request.scope, products=request.products)
+        options: Any = {"scope": request.scope, "products": request.products}
+        return stp_fx.prune_graph(gm, criterion, ratio, **options)
 
 
 def check_laws(case: Case) -> Outcome:
@@ -201,7 +200,7 @@ def _cut(tensor: torch.Tensor, name: str, plan: PrunePlan) -> torch.Tensor:
 def check_costs(case: Case) -> None:
     """Law 3: what the plan predicts, what the masked graph counts, what the result counts, and what torch counts are one."""
     found = stp_fx.cost(case.pruned)
-    predicted = cost_of(case.graph, parameter_names(case.gm), alive_under(case.graph, case.plan))
+    predicted = case.graph.survivors(case.plan).cost
     masked = stp_fx.cost(stp_fx.apply_plan(case.gm, case.plan, mask=True))
     assert predicted.params == masked.params == found.params, "predicted, masked and the result's parameters"
     degenerate = _degenerate(case, predicted, found)

@@ -6,28 +6,34 @@ how much, and puts the result into the model that the loop holds.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import Unpack
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
-from stp_fx.criteria import Criterion, needs_of, resolve
+from stp_fx.analysis.names import prunable_groups
+from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.provenance import needs_whole_tensors
-from stp_fx.passes import MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, ScoreUnits, SelectUnits
-from stp_fx.passes.collect import collectors_for
-from stp_fx.passes.compensate import COMPENSATIONS
-from stp_fx.passes.planning import planned, prunable_groups
+from stp_fx.measure.calibration import limited, reiterable
+from stp_fx.measure.measured import measure
+from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
+from stp_fx.passes.compensations import compensation_named
 from stp_fx.rewrite.bias import restore_biases
+from stp_fx.rewrite.removal import mask, remove
 from stp_fx.selection import PrunePlan
+from stp_fx.selection.choice import select
+from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
+from stp_fx.text import ROWS, html_table
 from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward
 from stp_fx.training.distributed import assert_same_plan, share_buffers
@@ -57,9 +63,9 @@ class PATPassManager:
 
     The model object and its parameters stay the same objects throughout; optimizers given here have their state cut with
     the parameters. Steps before the last mask by default (the structure, the optimizer's state and the learning-rate
-    schedule stay as they are), the last one removes. ``criterion``, ``ratio``, ``target``, ``scope``, ``ignore``, ``ratios``,
-    ``round_to``, ``max_ratio``, ``products`` and ``loss`` are those of :func:`stp_fx.prune_graph`; ``ratio`` is what is gone
-    after the last step, of the model as given.
+    schedule stay as they are), the last one removes. ``criterion``, ``ratio``, ``loss`` and ``options`` (the other fields of
+    :class:`stp_fx.Selection`) are those of :func:`stp_fx.prune_graph`; ``ratio`` is the fraction removed after the last step, of
+    the model as given.
 
     Args:
         gm: what :func:`stp_fx.trace` returned; it is changed in place (trace a copy to keep the original).
@@ -85,6 +91,7 @@ class PATPassManager:
         NothingToPruneError: no channel may be removed.
     """
 
+    @takes_selection("ratio")
     def __init__(
         self,
         gm: fx.GraphModule,
@@ -102,19 +109,14 @@ class PATPassManager:
         recalibrate: int | bool | None = None,
         train_loader: Iterable[Any] | None = None,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
-        target: str = "channels",
-        scope: str = "local",
-        ignore: Iterable[Any] = (),
-        ratios: Mapping[str, float] | None = None,
-        round_to: int = 1,
-        max_ratio: float = 1.0,
-        products: str = "auto",
         loss: Any = None,
         calibration_batches: int | None = None,
         followers: Sequence[fx.GraphModule] = (),
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         example_inputs: Any = None,
+        **options: Unpack[SelectionOptions],
     ) -> None:
+        selection = Selection(ratio, **options)
         self.model = gm if example_inputs is None else trace(gm, example_inputs)
         if not has_provenance(self.model):
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
@@ -126,26 +128,20 @@ class PATPassManager:
         self.ratios = shares.ratios(ratio, len(self.epochs))
         self.regularizer = None if regularizer is None else regularizers.resolve(regularizer)
         self.mask_until_last = mask_until_last
-        if compensation is not None and compensation not in COMPENSATIONS:
-            raise InputError(f"unknown compensation {compensation!r}; known: None, {', '.join(map(repr, COMPENSATIONS))}")
-        self._needs, self._compensate = COMPENSATIONS.get(compensation or "", ((), ()))
-        self._needs = (*needs_of(self.criterion), *self._needs)
-        self._loader, self._batches, self._loss = train_loader, calibration_batches, loss
-        self._recalibrate = recalibrate
+        self._compensation = compensation_named(compensation, train_loader, "train_loader")
+        self._needs = (*needs_of(self.criterion), *self._compensation.needs)
+        self._loader = None if train_loader is None else limited(reiterable(train_loader, "train_loader"), calibration_batches)
+        self._loss, self._recalibrate = loss, recalibrate
         if train_loader is None and (self._needs or recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
-        self._ignore = (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore)
-        self._selection = {
-            "scope": scope, "round_to": round_to, "max_ratio": max_ratio, "products": products, "target": target,
-        }  # fmt: skip
+        self._selection = selection
         self.optimizers = _listed(optimizer)
         self.followers = tuple(followers)
         self.step, self.epoch = 0, -1
         self._whole = cost(self.model)
-        self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (ratios or {}).items()}
+        self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
         self._sizes = {group.name: group.size for group in analyze(self.model).groups}
-        ScoreUnits("random", self._ignore)(self.model)  # the arguments are wrong now or never
-        self._select(len(self.epochs))(self.model)
+        self._plan_of_random_scores()
         self._groups: tuple[Any, list[Group]] | None = None
         if self.regularizer is not None and "step" in self.regularizer.forms and optimizer is None:
             raise InputError(f"{type(self.regularizer).__name__} works after each step of the optimizer: give `optimizer`")
@@ -155,6 +151,20 @@ class PATPassManager:
             self.regularizer.attach(self.model)
         self._wrap = wrap
         self.parallel: nn.Module = self.model if wrap is None else wrap(self.model)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else f"next at epoch {self.epochs[self.step]}"
+        return (
+            f"PATPassManager({type(self.model).__name__}, {self.criterion}, {self._selection}; "
+            f"step {self.step} of {len(self.epochs)}, {state})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (number, epoch, f"{ratio:.1%}", "taken" if number <= self.step else "to come")
+            for number, (epoch, ratio) in enumerate(zip(self.epochs, self.ratios, strict=True), 1)
+        ]
+        return html_table(repr(self), ("step", "epoch", "removed", ""), rows[:ROWS], len(rows))
 
     # -- the two calls of a training loop --------------------------------------------------------------------------
 
@@ -220,7 +230,7 @@ class PATPassManager:
     def _prunable(self) -> list[Group]:
         graph = analyze(self.model)
         if self._groups is None or self._groups[0] is not graph:
-            self._groups = (graph, prunable_groups(self.model, graph, self._ignore))
+            self._groups = (graph, prunable_groups(self.model, graph, self._selection.ignore))
         return self._groups[1]
 
     # -- one step --------------------------------------------------------------------------------------------------
@@ -231,28 +241,25 @@ class PATPassManager:
             self.regularizer.detach(self.model)
         masking = self.mask_until_last and not last
         share_buffers(self.model)
-        data = None if self._loader is None else _Some(self._loader, self._batches)
-        pipeline = Pipeline(
-            *collectors_for(self._needs, data if self._needs else None, self._loss),
-            ScoreUnits(self.criterion, self._ignore, seed=0),
-            self._select(step),
-            *self._compensate,
-        )
-        prepared = pipeline(self.model).graph_module
-        plan = planned(prepared)
+        measured = measure(self.model, self._needs, self._loader if self._needs else None, self._loss)
+        scores = score(self.model, self.criterion, measured, ignore=self._selection.ignore)
+        passes = Pipeline(SelectUnits(self._selection_at(step), whole=self._sizes), *self._compensation.passes)
+        prepared = passes.apply(self.model, Artifacts(measured, scores))
+        plan = prepared.artifacts.planned("PATPassManager")
         assert_same_plan(plan)
-        rewrite = MaskChannels(plan) if masking else RemoveChannels(plan)
-        result = rewrite(prepared).graph_module
+        rewrite = MaskChannels() if masking else RemoveChannels()
+        result = rewrite.apply(prepared.graph_module, prepared.artifacts).graph_module
         for each in self.followers:
-            restore_biases(each, provenance_of(prepared).added)
-        followed = [rewrite(each).graph_module for each in self.followers]
+            restore_biases(each, provenance_of(prepared.graph_module).added)
+        carried_out = mask if masking else remove
+        followed = [carried_out(each, plan) for each in self.followers]
         self._put(result, plan, shorter=not masking)
         for held, each in zip(self.followers, followed, strict=True):
             adopt(held, each)
         self.step = step
-        if last and self._recalibrate:
+        if last and self._recalibrate and self._loader is not None:
             limit = None if self._recalibrate is True else int(self._recalibrate)
-            adopt(self.model, RecalibrateBatchNorm(data or (), limit)(self.model).graph_module)
+            adopt(self.model, RecalibrateBatchNorm(self._loader, limit)(self.model).graph_module)
         now = cost(self.model)
         _log.info(
             "step %d of %d, epoch %d: %s %d axes; MACs %s of %s (%.1f%%), parameters %s of %s (%.1f%%)",
@@ -261,14 +268,20 @@ class PATPassManager:
             f"{now.params:,}", f"{self._whole.params:,}", 100 * now.params / max(self._whole.params, 1),
         )  # fmt: skip
 
-    def _select(self, step: int) -> SelectUnits:
-        """The selection of a step, for the graph as it is now: a masked one still counts all its units, a shortened one what
-        is left."""
-        ratio, target, scope = self.ratios[step - 1], self._selection["target"], self._selection["scope"]
+    def _plan_of_random_scores(self) -> None:
+        """Plans once at the final ratio, so that arguments that do not fit the model are refused now; keeps nothing."""
+        scores = score(self.model, "random", ignore=self._selection.ignore)
+        select(self.model, scores, self._selection_at(len(self.epochs)), whole=self._sizes)
+
+    def _selection_at(self, step: int) -> Selection:
+        """The selection of a step, for the graph as it is now: a masked one still counts all its units, a shortened one those
+        that are left."""
+        ratio = self.ratios[step - 1]
+        target, scope = self._selection.target, self._selection.scope
         if not self.mask_until_last and self.step and (target != "channels" or scope != "local"):
             ratio = max(0.0, 1 - (1 - ratio) / self._left(target))
         own = {name: shares[step - 1] for name, shares in self._own.items()}
-        return SelectUnits(ratio, **self._selection, ratios=own, whole=self._sizes)
+        return dataclasses.replace(self._selection, ratio=ratio, ratios=own)
 
     def _left(self, target: str) -> float:
         """The fraction that earlier steps have left of what ``target`` counts."""
@@ -339,30 +352,13 @@ class PATPassManager:
     def _restructure(self, state: Mapping[str, Any]) -> None:
         restore_biases(self.model, state["added"])
         add_to_optimizers(self.optimizers, self.model, self._new(state["added"]))
-        for kind, rewrite in (("plan", RemoveChannels), ("masked", MaskChannels)):
+        for kind, rewrite in (("plan", remove), ("masked", mask)):
             if state[kind] is None:
                 continue
             plan = PrunePlan.from_json(state[kind])
-            self._put(rewrite(plan)(self.model).graph_module, plan, shorter=kind == "plan")
+            self._put(rewrite(self.model, plan), plan, shorter=kind == "plan")
             for held in self.followers:
-                adopt(held, rewrite(plan)(held).graph_module)
-
-
-class _Some:
-    """The first batches of a loader, again at every iteration."""
-
-    def __init__(self, loader: Iterable[Any], number: int | None) -> None:
-        self._loader, self._number = loader, number
-
-    def __iter__(self) -> Any:
-        return islice(iter(self._loader), self._number)
-
-    def __contains__(self, item: object) -> bool:
-        return any(item is each for each in self)
-
-    def __len__(self) -> int:
-        length = len(self._loader)  # type: ignore[arg-type]
-        return length if self._number is None else min(length, self._number)
+                adopt(held, rewrite(held, plan))
 
 
 def _epochs(steps: int, start: int, end: int | None, rate: int) -> tuple[int, ...]:

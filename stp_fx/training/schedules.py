@@ -11,14 +11,29 @@ import itertools
 import math
 import pathlib
 from collections.abc import Callable
+from typing import TypeVar
 
-from stp_fx.analysis.draw import chart
 from stp_fx.errors import InputError
+from stp_fx.registry import Registry
+from stp_fx.views import chart
 
-__all__ = ["Cubic", "Custom", "Geometric", "Linear", "OneShot", "Schedule", "Then", "known_schedules", "resolve"]
+__all__ = ["Cubic", "Custom", "Geometric", "Linear", "OneShot", "Schedule", "Then", "known_schedules", "register", "resolve"]
 
 _SLACK = 1e-9
 """How far a schedule may be off by rounding and still be said to end at the ratio, or not to fall."""
+
+
+_SCHEDULES: Registry[Callable[[], Schedule]] = Registry("schedule")
+S = TypeVar("S", bound="Callable[[], Schedule]")
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Lets ``name`` stand for the decorated class, called without arguments.
+
+    Raises:
+        InputError: another module has registered the name.
+    """
+    return _SCHEDULES.register(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +95,7 @@ class Schedule:
         return pathlib.Path(path)
 
 
+@register("geometric")
 @dataclasses.dataclass(frozen=True)
 class Geometric(Schedule):
     """Each step keeps the same fraction of what is left: r^(t/N) is kept, with r = 1 - ratio.
@@ -92,6 +108,7 @@ class Geometric(Schedule):
         return -math.expm1(math.log1p(-ratio) * step / steps)
 
 
+@register("linear")
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
     """Each step takes the same number: ratio * t / N."""
@@ -100,6 +117,7 @@ class Linear(Schedule):
         return ratio * step / steps
 
 
+@register("one_shot")
 @dataclasses.dataclass(frozen=True)
 class OneShot(Schedule):
     """Everything at the first step; the others take nothing."""
@@ -108,6 +126,7 @@ class OneShot(Schedule):
         return ratio
 
 
+@register("cubic")
 @dataclasses.dataclass(frozen=True)
 class Cubic(Schedule):
     """Much at first, little at last: ratio * (1 - (1 - t/N)^3), gradual magnitude pruning's schedule."""
@@ -116,11 +135,14 @@ class Cubic(Schedule):
         return ratio * (1.0 - (1.0 - step / steps) ** 3)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Custom(Schedule):
     """A callable ``(step, steps, ratio) -> cumulative ratio`` as a schedule."""
 
     function: Callable[[int, int, float], float]
+
+    def __repr__(self) -> str:
+        return f"Custom({getattr(self.function, '__qualname__', type(self.function).__name__)})"
 
     def __post_init__(self) -> None:
         if isinstance(self.function, type) or not callable(self.function):
@@ -164,12 +186,9 @@ class Then(Schedule):
         return middle + left * resolve(self.second)(step - early, steps - early, (ratio - middle) / left)
 
 
-_NAMES: dict[str, Schedule] = {"cubic": Cubic(), "geometric": Geometric(), "linear": Linear(), "one_shot": OneShot()}
-
-
 def known_schedules() -> tuple[str, ...]:
     """Names that :func:`resolve` knows, sorted."""
-    return tuple(sorted(_NAMES))
+    return _SCHEDULES.names()
 
 
 def resolve(schedule: str | Schedule | Callable[[int, int, float], float]) -> Schedule:
@@ -184,9 +203,7 @@ def resolve(schedule: str | Schedule | Callable[[int, int, float], float]) -> Sc
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, str):
-        if schedule not in _NAMES:
-            raise InputError(f"unknown schedule {schedule!r}; known names: {', '.join(known_schedules())}, or give a callable")
-        return _NAMES[schedule]
+        return _SCHEDULES.get(schedule, "A callable (step, steps, ratio) -> ratio works as well")()
     if isinstance(schedule, type) and issubclass(schedule, Schedule):
         raise InputError(f"schedule {schedule.__name__} is a class; pass a value of it: {schedule.__name__}()")
     return Custom(schedule)

@@ -166,3 +166,15 @@ def test_unions_are_recorded_as_arrays(count: int) -> None:
         elements.unify(a, b)
     assert len(elements.unions) == count - 1
     assert solve(elements).count == 65
+
+
+def test_a_product_that_is_its_own_factor_is_pinned() -> None:
+    """``x[:, :2] = x.view(2, 2).amax(0)``: the columns of four positions are the first two of them."""
+    elements = Elements()
+    whole = elements.new_dim(4)
+    _, columns = elements.regroup([whole], [2, 2])
+    elements.unions.append((whole[0].ids[:2], columns[0].ids))  # type: ignore[index,arg-type]
+    solution = solve(elements)
+    assert solution.pinned[solution.label[whole[0].ids]].all()  # type: ignore[index]
+    assert solution.products == ()
+    assert "an axis split into itself" in {note.reason for note in elements.pins}

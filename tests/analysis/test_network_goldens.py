@@ -37,7 +37,7 @@ def describe(graph: stp_fx.ChannelGraph) -> list[str]:
         sizes = " x ".join(map(str, product.sizes))
         factors = " x ".join("+".join(graph.groups[k].name for k in f) or "pinned" for f in product.factors)
         lines.append(f"product {sizes} at {product.axis}: {factors}")
-    pinned = Counter(note.reason for note in graph.found.elements.pins if note.node)
+    pinned = Counter(note.reason for note in graph._solved.found.elements.pins if note.node)
     lines += [f"pinned {count} times: {reason}" for reason, count in sorted(pinned.items())]
     return lines
 

@@ -304,7 +304,7 @@ def test_nothing_is_overwritten_without_force(run: Any) -> None:
         (["net.py:make", *SHAPE], 2, "give --output FILE, or --dry-run"),
         (["net.py:make", *SHAPE, "-o", "small.onnx"], 2, "must end in .stp"),
         (["net.py:make", *SHAPE, "-o", "none/small.stp"], 2, "there is no folder 'none'"),
-        (["net.py:make", *SHAPE, "-n", "-r", "1.5"], 2, "ratio must be in [0, 1)"),
+        (["net.py:make", *SHAPE, "-n", "-r", "1.5"], 2, "`ratio` is the fraction to remove, in [0, 1)"),
         (["net.py:make", *SHAPE, "-n", "-c", "magnitud"], 2, "magnitude"),
         (["net.py:make", *SHAPE, "-n", "--ignore", "stm"], 2, "did you mean 'stem"),
         (["net.py:make", *SHAPE, "-n", "-c", "variance"], 2, "calibration"),

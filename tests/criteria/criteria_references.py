@@ -11,8 +11,6 @@ from criteria_networks import CONV_READERS, Case
 from torch import Tensor
 
 import stp_fx
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import alive_classes
 from stp_fx.analysis.groups import Group, Member
 
 Local = list[list[float]]
@@ -224,11 +222,10 @@ def reconstruction(case: Case, group: Group, reduction: str) -> list[float]:
 
 def saved_macs(case: Case, group: Group) -> float:
     """MACs that go when the group's first unit goes alone, by costing that plan."""
-    graph, names = stp_fx.analyze(case.gm), parameter_names(case.gm)
+    graph = stp_fx.analyze(case.gm)
     removed = torch.zeros(graph.units, dtype=torch.bool).numpy()
-    whole = cost_of(graph, names, alive_classes(graph, removed)).macs
     removed[group.units[0]] = True
-    return whole - cost_of(graph, names, alive_classes(graph, removed)).macs
+    return graph.survivors().macs - graph.survivors_without(removed).macs
 
 
 def cost_aware(case: Case, group: Group, reduction: str, normalizer: str) -> list[float]:

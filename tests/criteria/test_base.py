@@ -52,8 +52,13 @@ def test_names_are_registered_once():
     assert known_criteria() == (
         "bn_scale", "fpgm", "hessian", "lamp", "mac_aware", "magnitude", "random", "reconstruction", "taylor", "variance",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="twice"):
-        register("magnitude")(Magnitude)
+    register("magnitude")(Magnitude)  # a notebook's cell that is run again
+
+    def stranger() -> Magnitude:
+        return Magnitude()
+
+    with pytest.raises(InputError, match=r"criterion 'magnitude' is already registered by"):
+        register("magnitude")(stranger)
 
 
 def test_plain_functions_score(group, tensors):

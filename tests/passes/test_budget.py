@@ -14,12 +14,10 @@ import torchvision
 from torch import fx, nn
 
 import stp_fx
-from stp_fx.analysis.cost import cost_of, parameter_names
-from stp_fx.analysis.graph import alive_classes
 from stp_fx.analysis.isomorphism import isomorphism_classes
 from stp_fx.errors import InputError
-from stp_fx.ir.provenance import provenance_of
 from stp_fx.passes import (
+    CollectStatistics,
     CompensateMean,
     LatencyModel,
     MaskChannels,
@@ -29,9 +27,7 @@ from stp_fx.passes import (
     SelectUnits,
     latency_model,
 )
-from stp_fx.passes.collect import CollectStatistics
 from stp_fx.selection.estimate import mac_shares
-from stp_fx.selection.latency_model import work_left
 
 
 class Net(nn.Module):
@@ -65,7 +61,7 @@ def _vision(name: str) -> fx.GraphModule:
 
 def test_groups_of_one_structure_are_one_class(gm: fx.GraphModule) -> None:
     graph = stp_fx.analyze(gm)
-    classes = dict(zip([g.name for g in graph.groups], isomorphism_classes(graph.groups, graph.found.shapes), strict=True))
+    classes = dict(zip([g.name for g in graph.groups], isomorphism_classes(graph.groups, graph.shapes), strict=True))
     assert classes["up.0.weight:0"] == classes["up.1.weight:0"]
     assert len(set(classes.values())) == len(classes) - 1
 
@@ -101,14 +97,12 @@ def test_costs_are_met_within_one_unit(gm: fx.GraphModule, scope: str, target: s
     for unit in np.flatnonzero(gone):
         less = gone.copy()
         less[unit] = False
-        closest.append(getattr(cost_of(graph, parameter_names(gm), alive_classes(graph, less)), target))
+        closest.append(getattr(graph.survivors_without(less), target))
     assert max(closest) > 0.6 * before  # giving back a unit would miss it
 
 
 def _removed(gm: fx.GraphModule, plan: stp_fx.PrunePlan) -> np.ndarray:
-    from stp_fx.analysis.liveness import removed_units
-
-    return removed_units(stp_fx.analyze(gm), plan)
+    return ~stp_fx.analyze(gm).survivors(plan).units
 
 
 def test_rounding_keeps_the_best_of_what_is_left() -> None:
@@ -118,6 +112,41 @@ def test_rounding_keeps_the_best_of_what_is_left() -> None:
         net[2].weight.fill_(1e-3)
     pruned = stp_fx.prune_graph(net, ratio=0.5, round_to=8, example_inputs=torch.randn(1, 4))
     assert stp_fx.plan_of(pruned).kept["0.weight", 0].tolist() == list(range(4, 20))
+
+
+class Chunked(nn.Module):
+    """16 channels in four pieces of four, put together in reverse; the last four have the best scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+        with torch.no_grad():
+            self.wide.weight.mul_(torch.tensor([1e-3, 1e-2, 1e-1, 1.0]).repeat_interleave(4)[:, None, None, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pieces = torch.relu(self.wide(x)).chunk(4, 1)
+        return self.head(torch.cat(pieces[::-1], 1).mean((2, 3)))
+
+
+def test_pieces_keep_a_position_within_round_to_and_the_budget() -> None:
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Chunked().eval(), torch.randn(1, 3, 8, 8))
+    pruned = stp_fx.prune_graph(gm, ratio=0.75, target="macs", round_to=4)
+    assert pruned.get_parameter("wide.weight").shape[0] == 4
+    assert {position // 4 for position in stp_fx.plan_of(pruned).kept["wide.weight", 0].tolist()} == {0, 1, 2, 3}
+    assert stp_fx.cost(pruned).macs <= 0.25 * stp_fx.cost(gm).macs
+    report = stp_fx.report_of(pruned)
+    assert report is not None
+    assert any("the last unit of a piece of a tensor is kept" in each and "'wide.weight:0'" in each for each in report.notes)
+    assert all(each[:60] in str(report) for each in report.notes)
+    assert report.to_dict()["notes"] == list(report.notes)
+
+
+def test_two_ratios_for_one_group_are_an_error(gm: fx.GraphModule) -> None:
+    with pytest.raises(InputError, match=r"'stem' the ratio 0\.5 and 'back' the ratio 0\.25, but both are of the group"):
+        stp_fx.prune_graph(gm, ratios={"stem": 0.5, "back": 0.25})
+    pruned = stp_fx.prune_graph(gm, ratio=0, ratios={"stem": 0.5, "back": 0.5})
+    assert pruned.get_parameter("back.weight").shape[0] == 4
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("resnet18", 0.03), ("vgg11", 0.03), ("mobilenet_v2", 0.05)])
@@ -144,13 +173,13 @@ def test_latency_target_meets_what_the_model_predicts(gm: fx.GraphModule) -> Non
     graph = stp_fx.analyze(gm)
     names = [n.name for n in gm.graph.nodes if n.op == "call_module"]
     linear = LatencyModel({n: np.array([0.0, 1.0]) for n in names}, {n: np.array([0.0, 1.0]) for n in names})
-    provenance_of(gm).cache["latency_model"] = (graph, linear)
-    pruned = stp_fx.prune_graph(gm, ratio=0.5, target="latency")
-    alive = alive_classes(graph, _removed(gm, stp_fx.plan_of(pruned)))
-    whole, left = linear.predict(graph, np.ones_like(alive)), linear.predict(graph, alive)
+    select = SelectUnits(0.5, target="latency", cost=lambda removed: linear.predict(graph.survivors_without(removed)))
+    pruned = Pipeline(ScoreUnits(), select, RemoveChannels())(gm).graph_module
+    survivors = graph.survivors(stp_fx.plan_of(pruned))
+    whole, left = linear.predict(graph.survivors()), linear.predict(survivors)
     assert whole == len(names)
     assert 0.4 * whole < left <= 0.5 * whole
-    assert left == pytest.approx(sum(work_left(graph, alive)[n] for n in names))
+    assert left == pytest.approx(sum(survivors.work_left()[n] for n in names))
 
 
 def test_latency_is_measured_and_smaller_for_less(gm: fx.GraphModule) -> None:
@@ -159,15 +188,14 @@ def test_latency_is_measured_and_smaller_for_less(gm: fx.GraphModule) -> None:
     ticks = iter(range(10**6))
     model = latency_model(gm, clock=lambda: float(next(ticks)))
     graph = stp_fx.analyze(gm)
-    assert model.predict(graph, np.ones(graph.solution.count, dtype=bool)) == pytest.approx(1.0)  # one tick a call
-    assert latency_model(gm) is model
+    assert model.predict(graph.survivors()) == pytest.approx(1.0)  # one tick a call
     assert all(torch.equal(before[k], v) for k, v in gm.state_dict().items())
     assert [m.training for m in gm.modules()] == flags
     wide = stp_fx.trace(nn.Sequential(nn.Linear(256, 2048), nn.ReLU(), nn.Linear(2048, 256)), torch.randn(64, 256))
     graph, timed = stp_fx.analyze(wide), latency_model(wide)
     gone = np.zeros(graph.units, dtype=bool)
     gone[: graph.units * 3 // 4] = True
-    full, quarter = (timed.predict(graph, alive_classes(graph, g)) for g in (np.zeros_like(gone), gone))
+    full, quarter = (timed.predict(graph.survivors_without(g)) for g in (np.zeros_like(gone), gone))
     assert quarter < 0.8 * full
 
 

@@ -12,8 +12,6 @@ from torch import fx, nn
 
 import stp_fx
 from stp_fx.analysis.consumers import Consumer, find_consumers
-from stp_fx.analysis.graph import kept_positions
-from stp_fx.analysis.liveness import alive_under
 from stp_fx.criteria import Magnitude
 from stp_fx.errors import InputError, PassError
 from stp_fx.passes import (
@@ -26,7 +24,6 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
-from stp_fx.passes.planning import planned
 
 
 class Convolutions(nn.Module):
@@ -116,15 +113,16 @@ class Setting:
         self.batches = [torch.randn(shape, dtype=torch.float64) + 0.3 for _ in range(3)]
         self.gm = stp_fx.trace(net, self.batches[0])
         collect = CollectStatistics(self.batches, covariance=True, maps=True, patches=2000)
-        Pipeline(collect, ScoreUnits("random"), SelectUnits(ratio, products="inner"))(self.gm)
-        self.plan = planned(self.gm)
+        self.made = Pipeline(collect, ScoreUnits("random"), SelectUnits(ratio, products="inner"))(self.gm).artifacts
+        assert self.made.plan is not None
+        self.plan = self.made.plan
         graph = stp_fx.analyze(self.gm)
-        alive = alive_under(graph, self.plan)
+        survivors = graph.survivors(self.plan)
         self.values = self._values()
         self.losing: list[tuple[Consumer, torch.Tensor]] = []
         for consumer in find_consumers(self.gm):
             site = consumer.site
-            dead = ~kept_positions(graph.value(site.source).dims[site.dim], alive, graph.solution.label)
+            dead = ~survivors.flags(graph.value(site.source).dims[site.dim])
             if dead.any():
                 self.losing.append((consumer, torch.from_numpy(np.flatnonzero(dead))))
 
@@ -179,7 +177,7 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 def test_mean_restores_every_consumers_mean(setting: Setting) -> None:
     before = _errors(setting, setting.gm)
-    after = _errors(setting, CompensateMean()(setting.gm).graph_module)
+    after = _errors(setting, CompensateMean()(setting.gm, setting.made).graph_module)
     shared = {"shared", "shared_1"}  # one bias for two uses: only their average can be right
     assert len(after) >= 2
     for node, (shift, _) in after.items():
@@ -189,8 +187,8 @@ def test_mean_restores_every_consumers_mean(setting: Setting) -> None:
 
 def test_least_squares_is_never_worse_than_the_mean_nor_that_than_none(setting: Setting) -> None:
     none = _errors(setting, setting.gm)
-    mean = _errors(setting, CompensateMean()(setting.gm).graph_module)
-    best = _errors(setting, CompensateLeastSquares(ridge=1e-6)(setting.gm).graph_module)
+    mean = _errors(setting, CompensateMean()(setting.gm, setting.made).graph_module)
+    best = _errors(setting, CompensateLeastSquares(ridge=1e-6)(setting.gm, setting.made).graph_module)
     for node, (shift, error) in best.items():
         if node in {"shared", "shared_1"}:
             continue
@@ -203,7 +201,7 @@ def test_least_squares_is_never_worse_than_the_mean_nor_that_than_none(setting: 
 def test_shared_weights_are_right_on_average() -> None:
     setting = Setting("tokens")
     for correction in (CompensateMean(), CompensateLeastSquares()):
-        gm = correction(setting.gm).graph_module
+        gm = correction(setting.gm, setting.made).graph_module
         pairs = [setting.outputs(gm, c, dead) for c, dead in setting.losing if c.node in {"shared", "shared_1"}]
         total = sum((now - before).mean((0, 1)) for now, before in pairs)
         assert float(total.abs().max()) < 1e-9
@@ -211,8 +209,8 @@ def test_shared_weights_are_right_on_average() -> None:
 
 @pytest.mark.parametrize("correction", [CompensateMean(), CompensateLeastSquares()])
 def test_masking_and_removing_are_one_after_compensation(setting: Setting, correction: CompensateMean) -> None:
-    gm = correction(setting.gm).graph_module
-    removed, masked = RemoveChannels()(gm).graph_module, MaskChannels()(gm).graph_module
+    gm = correction(setting.gm, setting.made).graph_module
+    removed, masked = RemoveChannels(setting.plan)(gm).graph_module, MaskChannels(setting.plan)(gm).graph_module
     x = setting.batches[0]
     assert torch.allclose(removed(x), masked(x), rtol=1e-9, atol=1e-12)
     again = RemoveChannels(setting.plan)(masked).graph_module
@@ -222,7 +220,7 @@ def test_masking_and_removing_are_one_after_compensation(setting: Setting, corre
 
 def test_the_input_graph_is_untouched(setting: Setting) -> None:
     before = {k: v.clone() for k, v in setting.gm.state_dict().items()}
-    CompensateLeastSquares()(setting.gm)
+    CompensateLeastSquares()(setting.gm, setting.made)
     after = setting.gm.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -230,7 +228,7 @@ def test_the_input_graph_is_untouched(setting: Setting) -> None:
 
 def test_the_shift_goes_into_the_norm_where_there_is_one_and_else_into_a_bias() -> None:
     setting = Setting("convolutions")
-    gm = CompensateMean()(setting.gm).graph_module
+    gm = CompensateMean()(setting.gm, setting.made).graph_module
     assert gm.get_submodule("b").bias is None
     assert not torch.equal(gm.get_buffer("n.running_mean"), setting.gm.get_buffer("n.running_mean"))
     assert gm.get_parameter("f.bias").shape == (10,)
@@ -248,8 +246,8 @@ def test_a_constant_channel_is_compensated_exactly_at_the_borders_mean() -> None
         {("0.weight", 0): [0], ("0.bias", 0): [0], ("1.weight", 1): [0]},
         {("0.weight", 0): 2, ("0.bias", 0): 2, ("1.weight", 1): 2},
     )
-    CollectStatistics([x])(gm)  # without maps: a constant channel needs none
-    pruned = RemoveChannels()(CompensateMean(plan)(gm).graph_module).graph_module
+    # without maps: a constant channel needs none
+    pruned = Pipeline(CollectStatistics([x]), CompensateMean(plan), RemoveChannels())(gm).graph_module
     assert torch.allclose(pruned(x).mean((0, 2, 3)), net(x).mean((0, 2, 3)), rtol=1e-12)
 
 
@@ -334,9 +332,9 @@ def test_errors() -> None:
     fresh = stp_fx.trace(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(2, 4))
     with pytest.raises(PassError, match="plan"):
         CompensateMean()(fresh)
-    Pipeline(ScoreUnits(), SelectUnits())(fresh)
+    selected = Pipeline(ScoreUnits(), SelectUnits())(fresh).artifacts
     with pytest.raises(PassError, match="CollectStatistics"):
-        CompensateMean()(fresh)
-    CollectStatistics([torch.randn(3, 4)])(fresh)
-    with pytest.raises(PassError, match="covariance=True"):
-        CompensateLeastSquares()(fresh)
+        CompensateMean()(fresh, selected)
+    measured = CollectStatistics([torch.randn(3, 4)])(fresh, selected).artifacts
+    with pytest.raises(InputError, match="covariance=True"):
+        CompensateLeastSquares()(fresh, measured)

@@ -182,13 +182,15 @@ def test_never_the_last_unit(gm: fx.GraphModule) -> None:
 
 
 def test_passes_compose_with_torchs_pass_manager(gm: fx.GraphModule) -> None:
-    from stp_fx.passes import RemoveChannels, ScoreUnits, SelectUnits
+    from stp_fx.passes import Pipeline, RemoveChannels, ScoreUnits, SelectUnits
 
-    manager = PassManager(passes=[ScoreUnits("magnitude"), SelectUnits(ratio=0.5), RemoveChannels()])
-    result = manager(gm)
+    expected = stp_fx.prune_graph(gm, ratio=0.5)
     x = torch.randn(2, 3, 6, 6)
-    assert torch.equal(result.graph_module(x), stp_fx.prune_graph(gm, ratio=0.5)(x))
-    assert result.modified
+    pipeline = Pipeline(ScoreUnits("magnitude"), SelectUnits(ratio=0.5), RemoveChannels())
+    for passes in ([pipeline], [RemoveChannels(stp_fx.plan_of(expected))]):
+        result = PassManager(passes=passes)(gm)
+        assert torch.equal(result.graph_module(x), expected(x))
+        assert result.modified
 
 
 def test_a_pipeline_prints_itself_and_names_the_pass_that_failed(gm: fx.GraphModule) -> None:
@@ -198,7 +200,7 @@ def test_a_pipeline_prints_itself_and_names_the_pass_that_failed(gm: fx.GraphMod
     assert repr(pipeline).startswith("Pipeline(ScoreUnits(criterion='random'")
     with pytest.raises(PassError) as caught:
         pipeline(stp_fx.trace(gm, torch.randn(2, 3, 6, 6)))
-    assert "no plan on the graph" in str(caught.value)
+    assert "RemoveChannels needs a plan" in str(caught.value)
 
 
 @pytest.mark.parametrize(

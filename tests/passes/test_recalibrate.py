@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import stp_fx
+from stp_fx import PrunePlan
 from stp_fx.errors import InputError, PassError
 from stp_fx.passes import (
+    Artifacts,
     CollectStatistics,
     CompensateMean,
     MaskChannels,
@@ -22,7 +24,6 @@ from stp_fx.passes import (
     UpdateBatchNormVariance,
     mean_check,
 )
-from stp_fx.passes.planning import planned
 
 
 class Net(nn.Module):
@@ -50,13 +51,24 @@ def gm(batches: list[torch.Tensor]) -> torch.fx.GraphModule:
     torch.manual_seed(0)
     net = Net().double()
     net(batches[0])
-    traced = stp_fx.trace(net.train(), batches[0])
-    Pipeline(CollectStatistics(batches, maps=True), ScoreUnits("random"), SelectUnits(0.5))(traced)
-    return traced
+    return stp_fx.trace(net.train(), batches[0])
 
 
-def test_recalibrated_statistics_are_the_average_over_batches(gm: torch.fx.GraphModule, batches: list[torch.Tensor]) -> None:
-    pruned = RemoveChannels()(gm).graph_module
+@pytest.fixture
+def made(gm: torch.fx.GraphModule, batches: list[torch.Tensor]) -> Artifacts:
+    return Pipeline(CollectStatistics(batches, maps=True), ScoreUnits("random"), SelectUnits(0.5))(gm).artifacts
+
+
+@pytest.fixture
+def plan(made: Artifacts) -> PrunePlan:
+    assert made.plan is not None
+    return made.plan
+
+
+def test_recalibrated_statistics_are_the_average_over_batches(
+    gm: torch.fx.GraphModule, plan: PrunePlan, batches: list[torch.Tensor]
+) -> None:
+    pruned = RemoveChannels(plan)(gm).graph_module
     result = RecalibrateBatchNorm(batches)(pruned).graph_module
     norm, conv = result.get_submodule("na"), result.get_submodule("a")
     with torch.no_grad():
@@ -89,9 +101,10 @@ def test_recalibration_says_what_is_wrong(gm: torch.fx.GraphModule, batches: lis
     assert not RecalibrateBatchNorm([torch.randn(2, 2)])(without).modified
 
 
-def test_variance_is_corrected_by_the_reports_formula(gm: torch.fx.GraphModule, batches: list[torch.Tensor]) -> None:
-    plan = planned(gm)
-    result = UpdateBatchNormVariance()(CompensateMean()(gm).graph_module).graph_module
+def test_variance_is_corrected_by_the_reports_formula(
+    gm: torch.fx.GraphModule, made: Artifacts, plan: PrunePlan, batches: list[torch.Tensor]
+) -> None:
+    result = Pipeline(CompensateMean(), UpdateBatchNormVariance())(gm, made).graph_module
     gone = sorted(set(range(16)) - set(plan.kept["b.weight", 1].tolist()))
     gm.eval()
     with torch.no_grad():
@@ -109,12 +122,14 @@ def test_variance_is_corrected_by_the_reports_formula(gm: torch.fx.GraphModule, 
         UpdateBatchNormVariance()(stp_fx.trace(Net().double(), batches[0]))
 
 
-def test_mean_check_sees_what_compensation_mends(gm: torch.fx.GraphModule, batches: list[torch.Tensor]) -> None:
-    compensated = CompensateMean()(gm).graph_module
+def test_mean_check_sees_what_compensation_mends(
+    gm: torch.fx.GraphModule, made: Artifacts, plan: PrunePlan, batches: list[torch.Tensor]
+) -> None:
+    compensated = CompensateMean()(gm, made).graph_module
     worst = {
-        "none": mean_check(gm, RemoveChannels()(gm).graph_module, batches),
-        "mean": mean_check(gm, RemoveChannels()(compensated).graph_module, batches),
-        "masked": mean_check(gm, MaskChannels()(compensated).graph_module, batches),
+        "none": mean_check(gm, RemoveChannels(plan)(gm).graph_module, batches),
+        "mean": mean_check(gm, RemoveChannels(plan)(compensated).graph_module, batches),
+        "masked": mean_check(gm, MaskChannels(plan)(compensated).graph_module, batches),
         "same": mean_check(gm, gm, batches),
     }
     first = {name: check.consumers[0] for name, check in worst.items()}
@@ -129,9 +144,9 @@ def test_mean_check_sees_what_compensation_mends(gm: torch.fx.GraphModule, batch
     assert "shift of the mean" in str(worst["none"])
 
 
-def test_unmasking_gives_the_graph_back(gm: torch.fx.GraphModule, batches: list[torch.Tensor]) -> None:
+def test_unmasking_gives_the_graph_back(gm: torch.fx.GraphModule, plan: PrunePlan, batches: list[torch.Tensor]) -> None:
     gm.eval()
-    masked = MaskChannels()(gm).graph_module
+    masked = MaskChannels(plan)(gm).graph_module
     assert stp_fx.cost(masked).macs < stp_fx.cost(gm).macs
     back = UnmaskChannels()(masked).graph_module
     assert torch.equal(back(batches[0]), gm(batches[0]))
@@ -140,8 +155,7 @@ def test_unmasking_gives_the_graph_back(gm: torch.fx.GraphModule, batches: list[
     assert not UnmaskChannels()(back).modified
 
 
-def test_removing_what_is_masked_leaves_no_mask(gm: torch.fx.GraphModule, batches: list[torch.Tensor]) -> None:
-    plan = planned(gm)
+def test_removing_what_is_masked_leaves_no_mask(gm: torch.fx.GraphModule, plan: PrunePlan, batches: list[torch.Tensor]) -> None:
     gm.eval()
     removed = RemoveChannels(plan)(gm).graph_module
     later = RemoveChannels(plan)(MaskChannels(plan)(gm).graph_module).graph_module
@@ -152,8 +166,7 @@ def test_removing_what_is_masked_leaves_no_mask(gm: torch.fx.GraphModule, batche
     assert again(batches[0]).shape == (8, 4)
 
 
-def test_training_does_not_revive_what_is_masked(gm: torch.fx.GraphModule, batches: list[torch.Tensor]) -> None:
-    plan = planned(gm)
+def test_training_does_not_revive_what_is_masked(gm: torch.fx.GraphModule, plan: PrunePlan, batches: list[torch.Tensor]) -> None:
     masked = MaskChannels(plan)(gm).graph_module.train()
     optimizer = torch.optim.AdamW(masked.parameters(), lr=0.05, weight_decay=0.1)
     for x in batches * 3:

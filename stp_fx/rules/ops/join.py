@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,27 @@ __all__: list[str] = []
 aten = torch.ops.aten
 
 
+def _cat_shape(tensors: Sequence[torch.Tensor], dim: int = 0) -> Any:
+    """The plain case of many tensors, which torch looks at one by one in Python; all else is torch's."""
+    first = tensors[0]
+    rest = [size for k, size in enumerate(first.shape) if k != dim % max(first.dim(), 1)]
+    total = 0
+    for tensor in tensors:
+        sizes = list(tensor.shape)
+        if tensor.dim() != first.dim() or not sizes or tensor.dtype != first.dtype or not tensor.is_contiguous():
+            return NotImplemented
+        total += sizes.pop(dim)
+        if sizes != rest:
+            return NotImplemented
+    rest.insert(dim % first.dim(), total)
+    return first.new_empty(rest)
+
+
 @rule(
     aten.cat.default,
     calls=[keeps(torch.cat, torch.concat, torch.hstack, torch.vstack, torch.dstack)],
     samples=lambda t: arguments([t(2, 3), t(2, 5)], 1),
+    shape=_cat_shape,
     keeps_zero=True,
 )
 def _cat(call: OpCall) -> None:

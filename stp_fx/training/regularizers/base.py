@@ -11,6 +11,7 @@ from torch import fx
 
 from stp_fx.analysis.groups import Group
 from stp_fx.errors import InputError
+from stp_fx.registry import Registry
 
 __all__ = ["BaseRegularizer", "Regularizer", "check_keys", "check_number", "known_regularizers", "register", "resolve"]
 
@@ -76,25 +77,22 @@ def check_keys(regularizer: Any, state: Mapping[str, Any], keys: tuple[str, ...]
         raise InputError(f"the state of a {type(regularizer).__name__} has the keys {', '.join(map(repr, keys))}; got {found}")
 
 
-_REGISTRY: dict[str, Callable[..., Regularizer]] = {}
+_REGULARIZERS: Registry[Callable[..., Regularizer]] = Registry("regularizer")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def register(name: str) -> Callable[[F], F]:
-    """Make ``name`` stand for the decorated class."""
+    """Lets ``name`` stand for the decorated class.
 
-    def add(factory: F) -> F:
-        if name in _REGISTRY:
-            raise ValueError(f"regularizer {name!r} is registered twice")
-        _REGISTRY[name] = factory
-        return factory
-
-    return add
+    Raises:
+        InputError: another module has registered the name.
+    """
+    return _REGULARIZERS.register(name)
 
 
 def known_regularizers() -> tuple[str, ...]:
     """Names that :func:`resolve` knows, sorted."""
-    return tuple(sorted(_REGISTRY))
+    return _REGULARIZERS.names()
 
 
 def resolve(regularizer: str | Regularizer, *arguments: Any) -> Regularizer:
@@ -104,9 +102,7 @@ def resolve(regularizer: str | Regularizer, *arguments: Any) -> Regularizer:
         InputError: an unknown name, a class in place of a value, or something without the hooks.
     """
     if isinstance(regularizer, str):
-        if regularizer not in _REGISTRY:
-            raise InputError(f"unknown regularizer {regularizer!r}; known names: {', '.join(known_regularizers())}")
-        return _REGISTRY[regularizer](*arguments)
+        return _REGULARIZERS.get(regularizer)(*arguments)
     if isinstance(regularizer, type):
         raise InputError(f"regularizer {regularizer.__name__} is a class; pass a value of it: {regularizer.__name__}(...)")
     if not isinstance(regularizer, Regularizer):

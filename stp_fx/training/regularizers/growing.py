@@ -10,13 +10,13 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
-from stp_fx.analysis.liveness import removed_units
 from stp_fx.criteria import Criterion
 from stp_fx.criteria import resolve as resolve_criterion
+from stp_fx.criteria.scores import score
 from stp_fx.errors import InputError
-from stp_fx.passes import ScoreUnits, SelectUnits
-from stp_fx.passes.planning import planned
 from stp_fx.selection import PrunePlan
+from stp_fx.selection.choice import select
+from stp_fx.selection.selection import Selection
 from stp_fx.training.regularizers.base import BaseRegularizer, Groups, check_keys, check_number, register
 from stp_fx.training.regularizers.sums import RowNorms, chosen, rows_of
 
@@ -74,9 +74,8 @@ class GrowingReg(BaseRegularizer):
         if self._plan is None or any(sizes.get(key) != size for key, size in self._plan.sizes.items()):
             may_go = {group.index for group in chosen(graph, groups)}
             held = tuple(group.name for group in graph.groups if group.index not in may_go)
-            scored = ScoreUnits(self.criterion, held)(gm).graph_module
-            self._plan = planned(SelectUnits(self.ratio)(scored).graph_module)
-        picked = removed_units(graph, self._plan)
+            self._plan = select(gm, score(gm, self.criterion, ignore=held), Selection(self.ratio))
+        picked = ~graph.survivors(self._plan, partial=True).units
         rows = rows_of(gm, graph, graph.groups, lambda axis: True)
         device = next(iter(rows.by_tensor.values()))[0].index.device
         parameters = dict(gm.named_parameters(remove_duplicate=False))

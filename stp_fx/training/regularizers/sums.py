@@ -11,15 +11,14 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.analysis.graph import ChannelGraph, removed_axes
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group
-from stp_fx.analysis.liveness import alive_under, removed_units
 from stp_fx.errors import InputError, NothingToPruneError
+from stp_fx.ir.memo import Same, remembered
 from stp_fx.ir.provenance import provenance_of
 
 __all__ = ["RowNorms", "Rows", "cached", "chosen", "kept_positions", "living", "rows_of"]
 
-_CACHE = "regularizers"
 T = TypeVar("T")
 Kept = Mapping[tuple[str, int], torch.Tensor]
 
@@ -148,16 +147,14 @@ def rows_of(
     return RowNorms(entries, count, alive)
 
 
-def kept_positions(gm: fx.GraphModule, graph: ChannelGraph) -> dict[tuple[str, int], np.ndarray]:
+def kept_positions(gm: fx.GraphModule, graph: ChannelGraph) -> Mapping[tuple[str, int], np.ndarray]:
     """By tensor and dimension: the positions that live (int64, sorted), where a mask has made others dead."""
-    masked = provenance_of(gm).masked
-    return {} if masked is None else removed_axes(graph, alive_under(graph, masked, partial=True))
+    return graph.survivors(provenance_of(gm).masked, partial=True).axes
 
 
 def living(gm: fx.GraphModule, graph: ChannelGraph) -> np.ndarray:
     """Units that no mask has made dead (bool, one per unit)."""
-    masked = provenance_of(gm).masked
-    return np.ones(graph.units, dtype=bool) if masked is None else ~removed_units(graph, masked)
+    return graph.survivors(provenance_of(gm).masked, partial=True).units
 
 
 def chosen(graph: ChannelGraph, groups: Iterable[Group] | None) -> tuple[Group, ...]:
@@ -183,13 +180,11 @@ def cached(
     build: Callable[[ChannelGraph, tuple[Group, ...]], T],
 ) -> T:
     """``build(graph, groups)``, kept on the graph until its analysis, its masks or its device change."""
-    graph, state = analyze(gm), provenance_of(gm)
+    graph, masked = analyze(gm), provenance_of(gm).masked
     groups = chosen(graph, groups)
     device = next((str(p.device) for p in gm.parameters()), None)
+    kinds: dict[Hashable, T] = remembered(gm, "regularizers", (Same(graph), Same(masked)), dict)
     key = (kind, tuple(group.index for group in groups), device)
-    known = state.cache.get(_CACHE)
-    if known is None or known[0] is not graph or known[1] is not state.masked:
-        known = state.cache[_CACHE] = (graph, state.masked, {})
-    if key not in known[2]:
-        known[2][key] = build(graph, groups)
-    return known[2][key]
+    if key not in kinds:
+        kinds[key] = build(graph, groups)
+    return kinds[key]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
-import numpy as np
-
 from stp_fx.errors import InputError
-from stp_fx.rules import TensorDims
+from stp_fx.views.drawing import Call, Drawing
 
 if TYPE_CHECKING:
-    from stp_fx.analysis.flow import FlowNode
-    from stp_fx.analysis.graph import ChannelGraph
+    import networkx as nx  # at run time only where a picture is made
 
 __all__ = ["KINDS", "network"]
 
@@ -34,7 +30,7 @@ _PAGE = 60
 _CALLS_SHOWN = 3
 
 
-def network(graph: ChannelGraph, fold: int | None = None) -> nx.MultiDiGraph:
+def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph:
     """Nodes carry ``label``, ``kind`` (a key of ``KINDS``), ``groups`` (all that its value or parameters touch) and ``home``
     (the one group that its value carries, or None); edges ``relation``:
 
@@ -43,14 +39,12 @@ def network(graph: ChannelGraph, fold: int | None = None) -> nx.MultiDiGraph:
     - ``"forced"``: a third node (``by``) reads both and holds their channels to one shape, as an addition does. Matches inside
       a folded module are not drawn.
 
-    Calls that pass no tensor on (sizes, indices) are not drawn.
-
     Raises:
         InputError: ``fold`` is negative.
     """
     if fold is not None and fold < 0:
         raise InputError(f"`fold` is a depth of modules, 0 for no folding; got {fold}")
-    view = _Calls(graph)
+    view = _Calls(drawing)
     if fold is not None:
         return view.network(view.folded(fold))
     deepest = max((len(call.scopes) for call in view.calls), default=0)
@@ -65,14 +59,9 @@ def network(graph: ChannelGraph, fold: int | None = None) -> nx.MultiDiGraph:
 class _Calls:
     """The calls that pass tensors on, with the groups that they touch."""
 
-    def __init__(self, graph: ChannelGraph) -> None:
-        self._graph = graph
-        passing = {name for name, value in graph.found.values.items() if any(True for _ in _tensors(value))}
-        self.calls = [call for call in graph.found.flow if call.name in passing or not call.op.startswith(("call", "get"))]
-        group_of = np.zeros(graph.units, dtype=np.int64)
-        for group in graph.groups:
-            group_of[group.units] = group.index
-        self._carried = {call.name: _carried(graph, group_of, call.name) for call in self.calls}
+    def __init__(self, drawing: Drawing) -> None:
+        self.calls = drawing.calls
+        self._carried = {call.name: call.carried for call in self.calls}
         self._made = {call.name for call in self.calls if call.op.startswith("call")}
         self._inputs = {call.name: tuple(s for s in call.inputs if s in self._carried) for call in self.calls}
         self._readers: dict[str, list[str]] = {call.name: [] for call in self.calls}
@@ -85,7 +74,7 @@ class _Calls:
         place = {call.name: call.name for call in self.calls}
         if not depth:
             return place
-        inside: dict[str, list[FlowNode]] = {}
+        inside: dict[str, list[Call]] = {}
         for call in self.calls:
             if len(call.scopes) >= depth:
                 inside.setdefault(call.scopes[depth - 1], []).append(call)
@@ -100,7 +89,7 @@ class _Calls:
                 place[call.name] = readers[0]
         return place
 
-    def _continues(self, call: FlowNode, place: Mapping[str, str]) -> bool:
+    def _continues(self, call: Call, place: Mapping[str, str]) -> bool:
         """Whether the call only carries on what one other has made, as the norm and the activation after a convolution."""
         sources = self._inputs[call.name]
         if len(sources) != 1 or not call.op.startswith("call") or _kind(call) in ("convolution", "linear or matmul"):
@@ -114,85 +103,62 @@ class _Calls:
         )
 
     def network(self, place: Mapping[str, str]) -> nx.MultiDiGraph:
+        import networkx as nx
+
         result = nx.MultiDiGraph()
-        stored = {call.name: self._stored(call) for call in self.calls}
         for at, members in _together(self.calls, place).items():
-            touched = [self._carried[c.name] | stored[c.name] for c in members]
+            touched = [c.carried | c.stored for c in members]
             home = self._carried[members[-1].name]
-            looks: dict[str, Any] = {"groups": set().union(*touched), "home": min(home) if len(home) == 1 else None}
+            looks: dict[str, Any] = {"groups": frozenset().union(*touched), "home": min(home) if len(home) == 1 else None}
             result.add_node(at, kind=_kind_of(at, members), label=_label(at, members), **looks)
         for call in self.calls:
-            self._connect_inputs(result, place, call, self._carried[call.name] | stored[call.name])
+            self._connect_inputs(result, place, call)
         return result
 
-    def _connect_inputs(self, result: nx.MultiDiGraph, place: Mapping[str, str], call: FlowNode, touched: set[int]) -> None:
-        sources = self._inputs[call.name]
+    def _connect_inputs(self, result: nx.MultiDiGraph, place: Mapping[str, str], call: Call) -> None:
+        sources, touched = self._inputs[call.name], call.carried | call.stored
         for source in sources:
-            _connect(result, place[source], place[call.name], "flow", set())
+            _connect(result, place[source], place[call.name], "flow", frozenset())
             if shared := self._carried[source] & touched:
                 _connect(result, place[source], place[call.name], "direct", shared)
         for one, other in itertools.combinations(sources, 2):
             if forced := self._carried[one] & self._carried[other]:
                 _connect(result, place[one], place[other], "forced", forced, place[call.name])
 
-    def _stored(self, call: FlowNode) -> set[int]:
-        """The groups that cut a parameter of the module called."""
-        if call.op != "call_module":
-            return set()
-        return {g.index for g in self._graph.groups if any(m.axis.tensor.startswith(call.path + ".") for m in g.members)}
-
 
 _FOLDED = "module "
 
 
-def _together(calls: list[FlowNode], place: Mapping[str, str]) -> dict[str, list[FlowNode]]:
-    result: dict[str, list[FlowNode]] = {}
+def _together(calls: Iterable[Call], place: Mapping[str, str]) -> dict[str, list[Call]]:
+    result: dict[str, list[Call]] = {}
     for call in calls:
         result.setdefault(place[call.name], []).append(call)
     return result
 
 
-def _connect(result: nx.MultiDiGraph, source: str, target: str, relation: str, groups: set[int], by: str = "") -> None:
+def _connect(result: nx.MultiDiGraph, source: str, target: str, relation: str, groups: frozenset[int], by: str = "") -> None:
     if source in (target, by) or target == by or (relation == "forced" and result.has_edge(target, source, relation)):
         return
     data: dict[str, Any] = result.get_edge_data(source, target, relation) or {}
-    result.add_edge(source, target, key=relation, relation=relation, groups=data.get("groups", set()) | groups, by=by)
+    result.add_edge(source, target, key=relation, relation=relation, groups=data.get("groups", frozenset()) | groups, by=by)
 
 
-def _tensors(value: Any) -> Iterator[TensorDims]:
-    if isinstance(value, TensorDims):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
-
-
-def _carried(graph: ChannelGraph, group_of: np.ndarray, name: str) -> set[int]:
-    """The groups whose units the node's value holds."""
-    dims = [dim for tensor in _tensors(graph.found.values.get(name)) for dim in tensor.dims]
-    ids = [f.ids[f.ids >= 0] for dim in dims for f in dim if f.ids is not None]
-    if not ids:
-        return set()
-    _, units = graph.touched.of(np.unique(graph.solution.label[np.concatenate([i.ravel() for i in ids])]))
-    return set(group_of[units].tolist())
-
-
-def _kind(call: FlowNode) -> str:
+def _kind(call: Call) -> str:
     if not call.op.startswith("call"):
         return "input, output, parameter"
     lower = call.call.lower().strip("_")
     return next((kind for kind, (_, words) in KINDS.items() if any(word in lower for word in words)), "other")
 
 
-def _kind_of(at: str, members: list[FlowNode]) -> str:
+def _kind_of(at: str, members: list[Call]) -> str:
     return "module (folded)" if at.startswith(_FOLDED) else _kind(_first(at, members))
 
 
-def _first(at: str, members: list[FlowNode]) -> FlowNode:
+def _first(at: str, members: list[Call]) -> Call:
     return next((call for call in members if call.name == at), members[0])
 
 
-def _label(at: str, members: list[FlowNode]) -> str:
+def _label(at: str, members: list[Call]) -> str:
     if at.startswith(_FOLDED):
         path, _, again = at.removeprefix(_FOLDED).partition("@")
         return f"{path}\ncall {int(again) + 1}" if again else path

@@ -13,14 +13,13 @@ import subprocess
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
-import pydot
-
-from stp_fx.analysis.draw.network import KINDS, network
 from stp_fx.errors import InputError
+from stp_fx.views.drawing import Drawing
+from stp_fx.views.network import KINDS, network
 
 if TYPE_CHECKING:
-    from stp_fx.analysis.graph import ChannelGraph
+    import networkx as nx  # at run time only where a picture is made
+    import pydot
 
 __all__ = ["dot_text", "draw", "quoted", "svg"]
 
@@ -34,13 +33,13 @@ _EDGES: dict[str, dict[str, Any]] = {
 _MEANING = {"flow": "data flow", "direct": "direct coupling", "forced": "forced shape match (dashed)"}
 
 
-def draw(graph: ChannelGraph, path: str | pathlib.Path, view: str = "dependency", fold: int | None = None) -> pathlib.Path:
+def draw(drawing: Drawing, path: str | pathlib.Path, view: str = "dependency", fold: int | None = None) -> pathlib.Path:
     """See :meth:`ChannelGraph.draw`."""
     path = pathlib.Path(path)
     suffix = path.suffix.lstrip(".")
     if suffix not in _SUFFIXES:
         raise InputError(f"cannot draw {path.name!r}: the suffix must be .dot, .png, .svg or .pdf")
-    text = dot_text(graph, view, fold)
+    text = dot_text(drawing, view, fold)
     if suffix != "dot" and shutil.which("dot") is not None:
         path.write_bytes(_run(text, suffix))
         return path
@@ -54,12 +53,12 @@ def draw(graph: ChannelGraph, path: str | pathlib.Path, view: str = "dependency"
     return path.with_suffix(".dot")
 
 
-def svg(graph: ChannelGraph) -> str | None:
+def svg(drawing: Drawing) -> str | None:
     """The dependency view as SVG; None without Graphviz."""
-    return None if shutil.which("dot") is None else _run(dot_text(graph, "dependency"), "svg").decode()
+    return None if shutil.which("dot") is None else _run(dot_text(drawing, "dependency"), "svg").decode()
 
 
-def dot_text(graph: ChannelGraph, view: str = "dependency", fold: int | None = None) -> str:
+def dot_text(drawing: Drawing, view: str = "dependency", fold: int | None = None) -> str:
     """The picture as DOT.
 
     Raises:
@@ -67,7 +66,10 @@ def dot_text(graph: ChannelGraph, view: str = "dependency", fold: int | None = N
     """
     if view not in _VIEWS:
         raise InputError(f"unknown view {view!r}; known: {', '.join(map(repr, _VIEWS))}")
-    nodes = network(graph, fold)
+    import networkx as nx
+    import pydot
+
+    nodes = network(drawing, fold)
     shown = _VIEWS[view]
     picture = pydot.Dot("channels", graph_type="digraph", fontname="Helvetica", nodesep="0.3", ranksep="0.3", newrank="true")
     picture.set("label", _legend(nodes, shown))
@@ -80,17 +82,17 @@ def dot_text(graph: ChannelGraph, view: str = "dependency", fold: int | None = N
     for home, names in homes.items():
         inner: Any = picture
         if home is not None and len(names) > 1:
-            group = graph.groups[home]
+            group, units = drawing.groups[home]
             # Edges come in through the caption's line: the caption stands between two of them, or right of one, with as much
             # room to its left as it takes itself.
             entries = [name for name in names if not nx.ancestors(flow, name) & set(names)]
-            room = "\u00a0" * len(group.name) if len(entries) < 2 else ""
-            caption = quoted(f"{room}{group.name}\n{room}{group.size} units")
+            room = "\u00a0" * len(group) if len(entries) < 2 else ""
+            caption = quoted(f"{room}{group}\n{room}{units} units")
             look: dict[str, Any] = {"color": "#999999", "style": "rounded", "fontsize": "10", "fontname": "Helvetica"}
             inner = pydot.Cluster(f"group{home}", label=caption, labeljust="r" if len(entries) < 2 else "c", **look)
             picture.add_subgraph(inner)
         for name in names:
-            inner.add_node(_node(graph, handles[name], nodes.nodes[name]))
+            inner.add_node(_node(drawing, handles[name], nodes.nodes[name]))
     for source, target, data in nodes.edges(data=True):
         style = _EDGES[data["relation"]] | ({} if data["relation"] in shown else {"style": "invis"})
         look = {key: quoted(str(value)) for key, value in style.items()}
@@ -98,8 +100,10 @@ def dot_text(graph: ChannelGraph, view: str = "dependency", fold: int | None = N
     return picture.to_string()
 
 
-def _node(graph: ChannelGraph, handle: str, data: dict[str, Any]) -> pydot.Node:
-    names = ", ".join(graph.groups[k].name for k in sorted(data["groups"]))
+def _node(drawing: Drawing, handle: str, data: dict[str, Any]) -> pydot.Node:
+    import pydot
+
+    names = ", ".join(drawing.groups[k][0] for k in sorted(data["groups"]))
     several = "2" if len(data["groups"]) > 1 else "1"
     look: dict[str, Any] = {
         "shape": "box",

@@ -13,11 +13,17 @@ import torchvision
 from torch import nn
 
 import stp_fx
-from stp_fx.analysis.draw import dot_text, network
-from stp_fx.analysis.draw.picture import quoted
+from stp_fx.analysis.drawing import drawing
 from stp_fx.errors import InputError
+from stp_fx.views import dot_text
+from stp_fx.views import network as network_of
+from stp_fx.views.picture import quoted
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
+
+
+def network(graph: stp_fx.ChannelGraph, fold: int | None = None) -> nx.MultiDiGraph:
+    return network_of(drawing(graph._solved), fold)
 
 
 class Residual(nn.Module):
@@ -118,7 +124,7 @@ def test_quotes_and_backslashes_do_not_end_a_label() -> None:
 
 
 def test_clusters_are_the_groups_and_the_legend_names_what_is_there(graph: stp_fx.ChannelGraph) -> None:
-    text = dot_text(graph, "combined")
+    text = dot_text(drawing(graph._solved), "combined")
     cluster = text[text.index("subgraph") : text.index("}", text.index("subgraph"))].replace("\N{NO-BREAK SPACE}", "")
     assert "stem.weight:0\\n8 units" in cluster
     assert text.count("subgraph") == 1
@@ -144,7 +150,9 @@ def test_a_call_that_touches_two_groups_is_marked() -> None:
 def test_all_views_place_every_node_alike_and_show_their_own_edges(graph: stp_fx.ChannelGraph) -> None:
     places, shown = [], []
     for view in ("computational", "dependency", "combined"):
-        out = subprocess.run(["dot", "-Tjson"], input=dot_text(graph, view).encode(), capture_output=True, check=True).stdout
+        out = subprocess.run(
+            ["dot", "-Tjson"], input=dot_text(drawing(graph._solved), view).encode(), capture_output=True, check=True
+        ).stdout
         laid = json.loads(out)
         places.append({o["name"]: o["pos"] for o in laid["objects"] if "pos" in o})
         shown.append(sum(e.get("style") != "invis" for e in laid["edges"]))
@@ -164,7 +172,7 @@ def test_without_dot_the_text_and_how_to_install_it(graph: stp_fx.ChannelGraph, 
     with pytest.warns(UserWarning, match="apt-get install graphviz"):
         written = graph.draw(tmp_path / "g.svg", "combined")
     assert written == tmp_path / "g.dot"
-    assert written.read_text() == dot_text(graph, "combined")
+    assert written.read_text() == dot_text(drawing(graph._solved), "combined")
     assert graph._repr_svg_() is None
 
 

@@ -9,94 +9,77 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import Consumer, find_consumers
-from stp_fx.analysis.graph import ChannelGraph, kept_positions
-from stp_fx.analysis.liveness import alive_under
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.sites import find_sites
-from stp_fx.errors import InputError, PassError
+from stp_fx.analysis.survivors import Survivors
+from stp_fx.errors import InputError
 from stp_fx.measure.statistics import Statistics
-from stp_fx.passes.base import GraphPass
-from stp_fx.passes.collect import statistics_on
-from stp_fx.passes.planning import carry_over, is_partial, planned
 from stp_fx.rewrite.bias import add_to_bias
 from stp_fx.rewrite.least_squares import reconstruction
+from stp_fx.rewrite.removal import is_partial
 from stp_fx.rewrite.slicing import copied
 
-__all__ = ["COMPENSATIONS", "CompensateLeastSquares", "CompensateMean", "Use", "losing_uses"]
+__all__ = ["LeastSquares", "MeanShift", "Method", "Use", "compensate", "losing_uses", "mean_output"]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class CompensateMean(GraphPass):
-    """``b += sum over the units that go of W mu``: the consumers' expected output stays what it was.
+class Method(Protocol):
+    """How consumers are compensated: the shift of a bias, after a change of the weight if need be."""
 
-    For linear layers, convolutions (grouped, strided, dilated, transposed, of 1 to 3 dimensions), attention projections and
-    computed weights. With zero padding a tap does not lie inside everywhere; where :class:`CollectStatistics` kept
-    ``maps``, the shift is the exact mean over all output positions, else that of a constant channel. A consumer without
-    bias gets one, unless its only reader is a BatchNorm: then the shift goes into the running mean, which costs nothing.
-    A weight that is used several times gets the mean of its uses' shifts.
-
-    ``plan`` and ``statistics`` default to what earlier passes left on the graph. The result has the input's shapes, and
-    the plan and statistics on it, for :class:`MaskChannels` or :class:`RemoveChannels`.
-
-    Raises:
-        PassError: no plan, or no statistics.
-        PlanError: the plan does not fit.
-    """
-
-    name: ClassVar[str] = "mean"
-    plan: PrunePlan | None = None
-    statistics: Statistics | None = dataclasses.field(default=None, repr=False)
-
-    def call(self, gm: fx.GraphModule) -> PassResult:
-        plan = planned(gm) if self.plan is None else self.plan
-        statistics = statistics_on(gm) if self.statistics is None else self.statistics
-        if statistics is None:
-            raise PassError(f"{type(self).__name__} needs statistics: run CollectStatistics before it")
-        graph = analyze(gm)
-        losing = _by_weight(graph, losing_uses(gm, graph, alive_under(graph, plan, partial=is_partial(gm))))
-        result = copied(gm)
-        with torch.no_grad():
-            for uses in losing:
-                add_to_bias(result, [use.consumer for use in uses], self.shift(gm, result, statistics, uses))
-        result.recompile()
-        carry_over(gm, result, plan, self.name, _by_group(gm, graph, result, losing))
-        return PassResult(result, bool(losing))
+    name: ClassVar[str]
 
     def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
         """What the bias of a weight's uses has to gain, float64 [out]; may change the weight in ``result`` first."""
+        ...
+
+
+def compensate(
+    gm: fx.GraphModule, plan: PrunePlan, statistics: Statistics, method: Method
+) -> tuple[fx.GraphModule, dict[str, str]]:
+    """A copy of ``gm`` whose consumers make up for the inputs that ``plan`` removes, and by group how they were compensated.
+
+    The shapes are those of ``gm``; a copy that is equal in every number is returned where no consumer loses an input.
+
+    Raises:
+        PlanError: the plan does not fit.
+    """
+    graph = analyze(gm)
+    losing = _by_weight(graph, losing_uses(gm, graph, graph.survivors(plan, partial=is_partial(gm))))
+    result = copied(gm)
+    with torch.no_grad():
+        for uses in losing:
+            add_to_bias(result, [use.consumer for use in uses], method.shift(gm, result, statistics, uses))
+    result.recompile()
+    return result, _by_group(gm, graph, result, losing)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanShift:
+    """``b += sum over the removed units of W mu``: the consumers' expected output stays what it was."""
+
+    name: ClassVar[str] = "mean"
+
+    def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
         return _average(statistics, uses, lambda use: mean_output(use.consumer, statistics, use.consumer.current(gm), use.dead))
 
 
 @dataclasses.dataclass(frozen=True)
-class CompensateLeastSquares(CompensateMean):
-    """The kept channels' weights absorb what the others carried: ``W_K += W_P S_PK (S_KK + ridge)^-1``, with the mean exact.
-
-    The consumer's output is then the best linear reconstruction of what it was, on the calibration data. Convolutions with
-    several taps: over all taps where :class:`CollectStatistics` kept their ``patches``, else channel by channel with one
-    matrix for every tap (best for each tap alone). Needs ``covariance``. Where a system is too ill-conditioned, for
-    weights computed from others and for transposed convolutions whose outputs overlap, the mean is compensated alone,
-    and a log message says so.
-
-    ``ridge`` is relative to each channel's variance.
-    """
+class LeastSquares(MeanShift):
+    """The kept channels' weights absorb what the others carried, with the mean exact; see
+    :class:`stp_fx.passes.CompensateLeastSquares`."""
 
     name: ClassVar[str] = "least_squares"
     ridge: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.ridge, (int, float)) or not 0 <= self.ridge < 1:
-            raise InputError(f"the ridge is a number in [0, 1), relative to the variance; got {self.ridge!r}")
 
     def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
         consumer = uses[0].consumer
@@ -183,13 +166,13 @@ def mean_output(consumer: Consumer, statistics: Statistics, weight: torch.Tensor
     return out.movedim(consumer.channel, 0).reshape(out.shape[consumer.channel], -1).mean(1)
 
 
-def losing_uses(gm: fx.GraphModule, graph: ChannelGraph, alive: np.ndarray) -> list[Use]:
+def losing_uses(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> list[Use]:
     """The consumers that lose inputs, in graph order; says in the log which reader of weights is none."""
     found: list[Use] = []
     known = set()
     for consumer in find_consumers(gm):
         site = consumer.site
-        dead = ~kept_positions(graph.value(site.source).dims[site.dim], alive, graph.solution.label)
+        dead = ~survivors.flags(graph.value(site.source).dims[site.dim])
         known.add((site.reader, site.source, site.dim))
         if dead.any():
             found.append(Use(consumer, dead))
@@ -220,7 +203,7 @@ def _by_weight(graph: ChannelGraph, uses: Sequence[Use]) -> list[list[Use]]:
     found: dict[str, list[Use]] = {}
     for use in uses:
         name = use.consumer.weight
-        key = use.consumer.node if name is None else graph.found.aliases.get(name, name)
+        key = use.consumer.node if name is None else graph.first_name(name)
         found.setdefault(key, []).append(use)
     return list(found.values())
 
@@ -233,7 +216,7 @@ def _covariance(statistics: Statistics, uses: Sequence[Use], with_taps: bool) ->
     result = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     for each in moments:
         if each.covariance is None:
-            raise PassError("CompensateLeastSquares needs second moments: run CollectStatistics with covariance=True before it")
+            raise InputError("CompensateLeastSquares needs second moments: run CollectStatistics with covariance=True before it")
         delta = each.mean - mean
         result += (each.covariance + torch.outer(delta, delta)) * (each.count / total)
     return result
@@ -243,10 +226,3 @@ def _average(statistics: Statistics, uses: Sequence[Use], shift: Callable[[Use],
     """The mean of the uses' shifts, by how often each was seen."""
     counts = [statistics.of(use.consumer.site).count for use in uses]
     return torch.stack([shift(use) * (n / sum(counts)) for use, n in zip(uses, counts, strict=True)]).sum(0)
-
-
-COMPENSATIONS: dict[str, tuple[tuple[str, ...], tuple[GraphPass, ...]]] = {
-    "mean": (("maps",), (CompensateMean(),)),
-    "least_squares": (("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
-}
-"""Name to what has to be measured (see :func:`stp_fx.passes.collect.collectors_for`), and the passes."""

@@ -1,0 +1,55 @@
+"""The solved analysis as plain data for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from stp_fx.analysis.flow import FlowNode
+from stp_fx.analysis.solved import Solved
+from stp_fx.rules import TensorDims
+from stp_fx.views.drawing import Call, Drawing
+
+__all__ = ["drawing"]
+
+
+def drawing(solved: Solved) -> Drawing:
+    """Calls that pass no tensor on (sizes, indices) are left out."""
+    passing = {name for name, value in solved.found.values.items() if any(True for _ in _tensors(value))}
+    group_of = np.zeros(solved.units, dtype=np.int64)
+    for group in solved.groups:
+        group_of[group.units] = group.index
+    calls = tuple(
+        Call(n.name, n.op, n.call, n.path, n.inputs, n.scopes, _carried(solved, group_of, n.name), _stored(solved, n))
+        for n in solved.found.flow
+        if n.name in passing or not n.op.startswith(("call", "get"))
+    )
+    return Drawing(calls, tuple((group.name, group.size) for group in solved.groups))
+
+
+def _tensors(value: Any) -> Iterator[TensorDims]:
+    if isinstance(value, TensorDims):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _carried(solved: Solved, group_of: np.ndarray, name: str) -> frozenset[int]:
+    """The groups whose units the node's value holds."""
+    dims = [dim for tensor in _tensors(solved.found.values.get(name)) for dim in tensor.dims]
+    ids = [f.ids[f.ids >= 0] for dim in dims for f in dim if f.ids is not None]
+    if not ids:
+        return frozenset()
+    _, units = solved.touched.of(np.unique(solved.label[np.concatenate([i.ravel() for i in ids])]))
+    return frozenset(group_of[units].tolist())
+
+
+def _stored(solved: Solved, node: FlowNode) -> frozenset[int]:
+    """The groups that cut a parameter of the module called."""
+    if node.op != "call_module":
+        return frozenset()
+    inside = f"{node.path}."
+    return frozenset(g.index for g in solved.groups if any(m.axis.tensor.startswith(inside) for m in g.members))

@@ -1,0 +1,85 @@
+"""``score``: the scores of every unit that may be removed, as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.groups import Group
+from stp_fx.analysis.names import prunable_groups
+from stp_fx.criteria.base import Criterion, ScoreContext, resolve, score_groups
+from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.stamp import Stamp, check_stamp, stamp_of
+from stp_fx.measure.measured import Measured
+
+__all__ = ["Scores", "score"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """``values[k]``: float64 [units], one score a unit of ``groups[k]``, higher for more important. ``stamp``: of the graph and
+    the weights that were scored."""
+
+    groups: tuple[Group, ...]
+    values: tuple[torch.Tensor, ...]
+    stamp: Stamp | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Scores({sum(group.size for group in self.groups):,} units of {len(self.groups)} groups)"
+
+
+def score(
+    gm: fx.GraphModule,
+    criterion: str | Criterion | Callable[[Group, ScoreContext], torch.Tensor] = "magnitude",
+    measured: Measured | None = None,
+    *,
+    ignore: Any = (),
+    seed: int = 0,
+) -> Scores:
+    """Scores every unit that may be removed with ``criterion`` (a name or a Criterion); ``gm`` is only read.
+
+    Units that are masked score below all others, so that a plan for a masked graph removes them first.
+
+    Args:
+        measured: what :func:`stp_fx.measure.measured.measure` gave for this graph, for criteria that read data.
+        ignore: parameters, modules or groups whose channels are kept; they are not scored.
+        seed: for random criteria.
+
+    Raises:
+        InputError: a name that matches nothing, or measurements of other weights.
+        CriterionError: weights that cannot be scored.
+        NothingToPruneError: the graph has no unit that may be removed.
+    """
+    chosen = resolve(criterion)
+    known = measured or Measured()
+    for each, what in ((known.statistics, "the statistics"), (known.gradients, "the gradients")):
+        if each is not None:
+            check_stamp(gm, each.stamp, what, "collect them again on this graph")
+    graph = analyze(gm)
+    groups = prunable_groups(gm, graph, ignore)
+    tensors = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
+    with torch.no_grad():
+        context = ScoreContext(tensors, seed, gm, known.statistics, known.gradients)
+        values = score_groups(groups, chosen, context)
+    masked = provenance_of(gm).masked
+    if masked is not None:
+        values = _masked_first(graph, groups, values, ~graph.survivors(masked, partial=True).units)
+    return Scores(tuple(groups), tuple(values), stamp_of(gm))
+
+
+def _masked_first(
+    graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], masked: np.ndarray
+) -> list[torch.Tensor]:
+    """What is masked stays so: below every other unit, whatever its weights are by now."""
+    lowest = min((float(each.min()) for each in scores if len(each)), default=0.0) - 1.0
+    return [
+        torch.where(torch.from_numpy(masked[group.units]), torch.full_like(each, lowest), each)
+        for group, each in zip(groups, scores, strict=True)
+    ]

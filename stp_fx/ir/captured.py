@@ -1,0 +1,77 @@
+"""A graph that keeps what belongs to it: however it is copied, pickled or packaged, ``meta[KEY]`` comes along.
+
+``fx.GraphModule`` loses its ``meta`` when it is pickled, its class name when it is copied deeply, and stored tensors that no
+node reads when it is copied shallowly. Here all three survive, in any order of copies.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch.fx import graph_module
+from torch.package import Importer, PackageExporter, PackageImporter, sys_importer
+
+from stp_fx.ir.patches import LOCK
+
+__all__ = ["KEY", "CapturedGraph"]
+
+KEY = "stp_fx"
+"""Under which of a graph's ``meta`` the library keeps its own value. Copies get it by ``copy.deepcopy`` of the value."""
+
+
+class CapturedGraph(fx.GraphModule):
+    """What :func:`stp_fx.trace` returns: a ``GraphModule`` named as the model's class is.
+
+    A shallow copy shares modules, tensors and the graph; it has a ``meta`` of its own, with the same values.
+    """
+
+    def __copy__(self) -> CapturedGraph:
+        body = graph_module._CodeOnlyModule({**self.__dict__, "_modules": dict(self._modules)})
+        result = CapturedGraph(body, self.graph, class_name=type(self).__name__)
+        self.graph.owning_module = self
+        result.meta = dict(self.meta)
+        return result
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        return functools.partial(CapturedGraph.__init__, class_name=type(self).__name__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self).__name__, self._body(), self._source(sys_importer))
+
+    def __reduce_package__(self, exporter: PackageExporter) -> tuple[Any, ...]:
+        name = f"fx-generated._{exporter.get_unique_id()}"
+        exporter.save_source_string(name, self._source(exporter.importer))
+        return _unpackaged, (type(self).__name__, self._body(), name)
+
+    def _source(self, importer: Importer) -> str:
+        """The graph as Python. (``GraphModule`` recompiles itself for that, which replaces ``forward``.)"""
+        code = self.graph.python_code("self")
+        return graph_module._format_import_block(code.globals, importer) + code.src
+
+    def _body(self) -> dict[str, Any]:
+        """What is pickled beside the source: all attributes, and of ``meta`` only what is the library's."""
+        traces = {node.name: node.meta["stack_trace"] for node in self.graph.nodes if "stack_trace" in node.meta}
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("_graph", "_code", "_lineno_map", "meta")}
+        kept["meta"] = {KEY: self.meta[KEY]} if KEY in self.meta else {}
+        return {**kept, "_graphmodule_graph_node_meta_stack_trace": traces}
+
+
+def _unpickled(name: str, body: dict[str, Any], source: str) -> CapturedGraph:
+    return _rebuilt(name, body, graph_module._forward_from_src(source, {}))
+
+
+def _unpackaged(importer: PackageImporter, name: str, body: dict[str, Any], module: str) -> CapturedGraph:
+    return _rebuilt(name, body, importer.import_module(module).forward)  # type: ignore[attr-defined]
+
+
+def _rebuilt(name: str, body: dict[str, Any], forward: Callable[..., Any]) -> CapturedGraph:
+    """The graph that ``forward`` is the code of. torch traces it, and keeps ``forward`` on a class that all threads share."""
+    body = {**body, "_graphmodule_cls_name": name}
+    meta = body.pop("meta")
+    with LOCK:
+        gm: Any = graph_module._deserialize_graph_module(forward, body, CapturedGraph)
+    gm.meta.update(meta)
+    return gm

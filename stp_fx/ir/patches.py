@@ -1,0 +1,309 @@
+"""All that is patched while a model's Python is traced, and by whom it is seen.
+
+Python calls much that a proxy cannot answer: factories whose sizes are proxies, ``isinstance``, functions of ``math``, a custom
+``autograd.Function``. While :func:`tracing` is active in a thread, these lead to its tracer. All other threads, and every module
+that is imported meanwhile, read and call the originals:
+
+- attributes of ``torch`` and ``math`` are answered by a subclass of the module's type; their dictionaries stay as they are;
+- methods of ``torch.Tensor`` and ``Function.apply`` are descriptors that give the original to other threads;
+- ``nn.Module.__call__`` and ``__getattr__`` ask which tracer is active in their thread;
+- names in the globals of the model's own forwards become functions that do as the originals where no proxy is given.
+
+One process-wide lock is held from the first patch to the last; it is re-entrant, so a forward may itself trace a model.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import math
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.fx import _symbolic_trace
+
+from stp_fx.ir.proxies import ValueProxy, holds_proxy
+
+__all__ = ["LOCK", "PatchedTracer", "active", "suspended", "tracing"]
+
+LOCK = threading.RLock()
+"""Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
+
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "rand", "randn", "linspace", "eye", "tensor", "randperm", "randint")
+"""These take no tensor, so proxies among their sizes and dtypes do not reach ``__torch_function__``."""
+
+_SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
+"""Methods of a tensor that the model's own code made; proxies among their sizes do not reach it either."""
+
+
+_OURS = "_stp_fx_takes_proxies"
+"""Marks functions that a trace has put into globals, so that a trace within it leaves them."""
+
+
+class PatchedTracer(Protocol):
+    """What the patches ask of a tracer."""
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any: ...
+
+    def apply_function(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def keeps_call(self, function: Any) -> bool: ...
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.tracers: list[PatchedTracer | None] = []
+        self.depth = 0
+
+
+_HERE = _Here()
+"""The tracers of each thread, the innermost last; ``None`` while it is suspended."""
+
+
+def active() -> PatchedTracer | None:
+    """The tracer to which patched calls of this thread lead now."""
+    tracers = _HERE.tracers
+    return tracers[-1] if tracers else None
+
+
+class suspended:
+    """A block in which this thread sees everything unpatched: values are computed, a module is imported."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        _HERE.tracers.append(None)
+
+    def __exit__(self, *_: object) -> None:
+        _HERE.tracers.pop()
+
+
+@contextmanager
+def tracing(tracer: PatchedTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """A block in which this thread's calls lead to ``tracer``; ``scopes`` are the globals of the forwards that it traces."""
+    with LOCK, ExitStack() as undo:
+        if _HERE.depth == 0:
+            _install(undo)
+        _patch_wrapped(tracer, undo)
+        for scope in {id(each): each for each in scopes}.values():
+            _patch_scope(scope, undo)
+        undo.enter_context(_symbolic_trace._is_fx_tracing_context(True))
+        undo.callback(_leave)
+        _HERE.tracers.append(tracer)
+        _HERE.depth += 1
+        yield
+
+
+def _leave() -> None:
+    _HERE.depth -= 1
+    _HERE.tracers.pop()
+
+
+# -- what is patched once, however many traces are nested --------------------------------------------------------------
+
+
+def _install(undo: ExitStack) -> None:
+    for module, kind in _module_types().items():
+        undo.callback(setattr, module, "__class__", module.__class__)
+        module.__class__ = kind
+    for name in _SHAPED:
+        original = _inherited(torch.Tensor, name)
+        _set(torch.Tensor, name, _ForThread(original, _taking_proxies(original, "call_method", name)), undo)
+    apply = _inherited(torch.autograd.Function, "apply")
+    _set(torch.autograd.Function, "apply", _ForThread(apply, _applying(apply)), undo)
+    for name, patch in (("__call__", _calling), ("__getattr__", _reading)):
+        method = vars(nn.Module)[name]
+        _set(nn.Module, name, _ForThread(method, patch(method)), undo)
+    bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
+    _set(bootstrap, "_find_and_load", _importing(bootstrap._find_and_load), undo)
+
+
+def _set(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
+    if name in vars(owner):
+        undo.callback(setattr, owner, name, vars(owner)[name])
+    else:
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
+def _inherited(owner: type, name: str) -> Any:
+    return next(vars(kind)[name] for kind in owner.__mro__ if name in vars(kind))
+
+
+class _ForThread:
+    """A class attribute that is ``patched`` in a thread that traces, and ``original`` in others."""
+
+    def __init__(self, original: Any, patched: Any) -> None:
+        self.original, self.patched = original, patched
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return (self.original if active() is None else self.patched).__get__(instance, owner)
+
+
+def _calling(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        tracer = active()
+        if tracer is None:
+            return original(self, *args, **kwargs)
+        return tracer.call_module(self, functools.partial(original, self), args, kwargs)
+
+    return call
+
+
+def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def read(self: nn.Module, name: str) -> Any:
+        tracer, value = active(), original(self, name)
+        return value if tracer is None else tracer.getattr(name, value, {})
+
+    return read
+
+
+def _applying(original: Any) -> Any:
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        tracer, bound = active(), original.__get__(None, cls)
+        if tracer is None or not holds_proxy((args, kwargs)):
+            return bound(*args, **kwargs)
+        return tracer.apply_function(cls, bound, args, kwargs)
+
+    return classmethod(apply)
+
+
+def _importing(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Called for a module that is not loaded yet. It may keep what it reads of torch, as ``torch._dynamo`` does."""
+
+    def find_and_load(*args: Any) -> Any:
+        if active() is None:
+            return original(*args)
+        with suspended():
+            return original(*args)
+
+    return find_and_load
+
+
+def _taking_proxies(original: Any, kind: str, target: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = active()
+        if tracer is not None and holds_proxy((args, kwargs)):
+            return tracer.create_proxy(kind, target, args, kwargs)
+        return original(*args, **kwargs)
+
+    return call
+
+
+# -- modules of functions ----------------------------------------------------------------------------------------------
+
+
+class _Limits(type):
+    """The type of what stands for ``torch.finfo`` and ``torch.iinfo``: calls take proxies, instances are the original's."""
+
+    original: Any
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return _taking_proxies(cls.original, "call_function", cls.original)(*args, **kwargs)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.original)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls.original or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(cls.original)
+
+
+@functools.cache
+def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
+    """What a thread that traces reads from these modules instead of what they hold."""
+    calls = {name: _taking_proxies(getattr(torch, name), "call_function", getattr(torch, name)) for name in _FACTORIES}
+    limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
+    functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
+    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}}
+
+
+@functools.cache
+def _module_types() -> dict[types.ModuleType, type]:
+    return {module: _module_type(module, names) for module, names in _replaced().items()}
+
+
+def _module_type(module: types.ModuleType, names: dict[str, Any]) -> type:
+    def answering(name: str, patched: Any) -> property:
+        return property(
+            lambda self: vars(self)[name] if active() is None else patched,
+            lambda self, value: vars(self).__setitem__(name, value),
+            lambda self: vars(self).__delitem__(name),
+        )
+
+    return type("module", (type(module),), {name: answering(name, patched) for name, patched in names.items()})
+
+
+# -- names in the globals of a model's own code ------------------------------------------------------------------------
+
+
+def _patch_scope(scope: dict[str, Any], undo: ExitStack) -> None:
+    """``isinstance`` sees tensors, and names imported from ``torch`` and ``math`` are those that take proxies."""
+    for name, value in list(scope.items()):
+        patched = _by_identity().get(id(value)) if callable(value) and not name.startswith("_") else None
+        if patched is not None:
+            _put(scope, name, patched, undo)
+    if not str(scope.get("__name__", "")).startswith("torch."):
+        for name, value in _BUILTINS.items():
+            if name not in scope:
+                _put(scope, name, value, undo)
+
+
+@functools.cache
+def _by_identity() -> dict[int, Any]:
+    return {id(vars(module)[name]): patched for module, names in _replaced().items() for name, patched in names.items()}
+
+
+def _put(scope: dict[str, Any], name: str, value: Any, undo: ExitStack) -> None:
+    if name in scope:
+        undo.callback(scope.__setitem__, name, scope[name])
+    else:
+        undo.callback(scope.pop, name, None)
+    scope[name] = value
+
+
+def _patch_wrapped(tracer: PatchedTracer, undo: ExitStack) -> None:
+    """Functions that users have given to ``fx.wrap`` stay calls, where the tracer does not rather look into them."""
+    for (_, name), scope in list(_symbolic_trace._wrapped_fns_to_patch.items()):
+        original = scope.get(name, getattr(builtins, name, None))
+        if original is not None and not hasattr(original, _OURS) and tracer.keeps_call(original):
+            _put(scope, name, _wrapped(original), undo)
+
+
+def _wrapped(original: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = active()
+        if tracer is None or not holds_proxy((args, kwargs)):
+            return original(*args, **kwargs)
+        result = tracer.create_proxy("call_function", original, args, kwargs)
+        node = getattr(result, "node", None)
+        if node is not None and node.target is original:
+            node.meta["is_wrapped"] = True  # the code of a graph says so, for those who trace it again
+        return result
+
+    setattr(call, _OURS, True)
+    return call
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    """``isinstance`` as a model's forward means it: a node that stands for a tensor is one."""
+    return isinstance(value, kinds) or (isinstance(value, ValueProxy) and isinstance(value.value, kinds))
+
+
+_BUILTINS: dict[str, Any] = {"isinstance": _is_instance}

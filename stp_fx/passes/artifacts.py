@@ -1,0 +1,93 @@
+"""``Artifacts``: what passes hand to each other. One frozen value; a graph carries none of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from stp_fx.analysis.plan import PrunePlan
+from stp_fx.criteria.scores import Scores
+from stp_fx.errors import PassError
+from stp_fx.ir.stamp import check_stamp, stamp_of
+from stp_fx.measure.gradients import Gradients
+from stp_fx.measure.measured import Measured
+from stp_fx.measure.statistics import Statistics
+from stp_fx.report.run_report import RunReport
+
+__all__ = ["Artifacts", "Outcome"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artifacts:
+    """``measured`` on calibration data, the ``scores`` of all units, the ``plan`` of a selection and its ``report``; each None
+    until a pass has made it. Measurements and scores know which graph and weights they were made from."""
+
+    measured: Measured = dataclasses.field(default_factory=Measured)
+    scores: Scores | None = None
+    plan: PrunePlan | None = None
+    report: RunReport | None = None
+
+    def with_(self, **changes: object) -> Artifacts:
+        """These artifacts with fields replaced."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def carried_to(self, gm: fx.GraphModule) -> Artifacts:
+        """The same artifacts for a graph of the same structure whose weights a pass has repaired: what was measured and scored
+        describes the network that the plan was made for."""
+        now = stamp_of(gm)
+        known = self.measured
+        statistics = known.statistics and dataclasses.replace(known.statistics, stamp=now)
+        gradients = known.gradients and dataclasses.replace(known.gradients, stamp=now)
+        scores = self.scores and dataclasses.replace(self.scores, stamp=now)
+        return self.with_(measured=Measured(statistics, gradients), scores=scores)
+
+    def planned(self, name: str) -> PrunePlan:
+        """The plan; ``name`` is the pass that needs it.
+
+        Raises:
+            PassError: there is none.
+        """
+        if self.plan is None:
+            raise PassError(f"{name} needs a plan: run ScoreUnits and SelectUnits before it in one Pipeline, or give it `plan`")
+        return self.plan
+
+    def scored(self, name: str) -> Scores:
+        """The scores; ``name`` is the pass that needs them.
+
+        Raises:
+            PassError: there are none.
+        """
+        if self.scores is None:
+            raise PassError(f"{name} needs scores: run ScoreUnits before it in one Pipeline")
+        return self.scores
+
+    def statistics_for(self, gm: fx.GraphModule, name: str, given: Statistics | None = None) -> Statistics:
+        """``given``, or the collected statistics; ``name`` is the pass that needs them.
+
+        Raises:
+            PassError: there are none.
+            InputError: they are of another graph or of other weights.
+        """
+        found = self.measured.statistics if given is None else given
+        if found is None:
+            raise PassError(f"{name} needs statistics: run CollectStatistics before it in one Pipeline, or give it `statistics`")
+        check_stamp(gm, found.stamp, "the statistics", "collect them again on this graph")
+        return found
+
+    def gradients(self) -> Gradients | None:
+        """The collected gradients, or None."""
+        return self.measured.gradients
+
+
+class Outcome(PassResult):
+    """What a pass returns: torch's ``PassResult`` (``graph_module``, ``modified``) with ``artifacts``."""
+
+    artifacts: Artifacts
+
+    def __new__(cls, graph_module: fx.GraphModule, modified: bool, artifacts: Artifacts | None = None) -> Outcome:
+        made: Any = super().__new__(cls, graph_module, modified)
+        made.artifacts = artifacts or Artifacts()
+        return made

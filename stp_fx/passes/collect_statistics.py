@@ -1,0 +1,44 @@
+"""CollectStatistics: what calibration data says of every value that a contraction reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+from torch import fx
+
+from stp_fx.measure.calibration import reiterable
+from stp_fx.measure.statistics import collect_statistics
+from stp_fx.passes.artifacts import Artifacts, Outcome
+from stp_fx.passes.base import GraphPass
+
+__all__ = ["CollectStatistics"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectStatistics(GraphPass):
+    """Mean and variance of every channel at every site; with ``covariance`` the full second moments too.
+
+    ``maps`` keeps the mean of every position (exact mean compensation of padded convolutions reads it), ``patches`` the
+    second moments of convolutions' patches of up to so many values (least squares over all taps reads them).
+
+    One collection serves criteria and compensation alike: they are artifacts of the pipeline.
+
+    Raises:
+        InputError: no batch, one that does not fit, or activations that are not finite.
+    """
+
+    kind: ClassVar[Literal["analysis", "rewrite"]] = "analysis"
+    calibration: Iterable[Any] = dataclasses.field(repr=False)
+    covariance: bool = False
+    maps: bool = False
+    patches: int = 0
+
+    def requires(self, gm: fx.GraphModule) -> None:
+        super().requires(gm)
+        reiterable(self.calibration)
+
+    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
+        found = collect_statistics(gm, self.calibration, covariance=self.covariance, maps=self.maps, patches=self.patches)
+        return Outcome(gm, False, artifacts.with_(measured=dataclasses.replace(artifacts.measured, statistics=found)))

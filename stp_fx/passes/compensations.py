@@ -1,0 +1,44 @@
+"""Compensations by name: what has to be measured for each, and its passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from stp_fx.errors import InputError
+from stp_fx.passes.base import GraphPass
+from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
+from stp_fx.passes.compensate_mean import CompensateMean
+
+__all__ = ["Compensation", "CompensationName", "compensation_named"]
+
+CompensationName = Literal["mean", "least_squares"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compensation:
+    """``needs``: of :data:`stp_fx.measure.measured`; ``passes`` run between selection and rewrite."""
+
+    needs: tuple[str, ...] = ()
+    passes: tuple[GraphPass, ...] = ()
+
+
+_COMPENSATIONS: dict[str, Compensation] = {
+    "mean": Compensation(("maps",), (CompensateMean(),)),
+    "least_squares": Compensation(("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
+}
+
+
+def compensation_named(name: str | None, data: object, argument: str = "calibration") -> Compensation:
+    """The compensation of that name; None for none. ``argument``: what the caller calls ``data``.
+
+    Raises:
+        InputError: an unknown name, or no calibration data for it to read.
+    """
+    if name is None:
+        return Compensation()
+    if not isinstance(name, str) or name not in _COMPENSATIONS:
+        raise InputError(f"unknown compensation {name!r}; known: None, {', '.join(map(repr, _COMPENSATIONS))}")
+    if data is None:
+        raise InputError(f"compensation {name!r} measures activations: give `{argument}`, an iterable of batches")
+    return _COMPENSATIONS[name]

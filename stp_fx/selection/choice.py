@@ -1,0 +1,167 @@
+"""``select``: from scores to a plan, under a :class:`Selection`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.groups import Group
+from stp_fx.analysis.isomorphism import isomorphism_classes
+from stp_fx.analysis.names import outputs_named, prunable_groups
+from stp_fx.analysis.plan import PrunePlan
+from stp_fx.criteria.scores import Scores
+from stp_fx.errors import InputError, NothingToPruneError
+from stp_fx.ir.stamp import check_stamp
+from stp_fx.selection.latency_model import latency_model
+from stp_fx.selection.products import carriers
+from stp_fx.selection.ratios import merge_ratios
+from stp_fx.selection.selection import Selection
+from stp_fx.selection.target import select_units
+
+__all__ = ["Choice", "check_names", "choose", "latency_cost", "select"]
+
+CostOf = Callable[[np.ndarray], float]
+"""The cost (MACs, parameters or seconds) of the network without the units flagged in a bool array."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Choice:
+    """``removed`` (bool, one per unit of the graph) and the plan that removes them."""
+
+    plan: PrunePlan
+    removed: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Choice({int(self.removed.sum())} of {len(self.removed)} units removed; {len(self.notes)} notes)"
+
+
+def select(
+    gm: fx.GraphModule,
+    scores: Scores,
+    selection: Selection,
+    *,
+    cost: CostOf | None = None,
+    whole: Mapping[str, int] | None = None,
+) -> PrunePlan:
+    """The plan that ``selection`` makes of ``scores``; ``gm`` is only read. Arguments as for :func:`choose`."""
+    return choose(gm, scores, selection, cost=cost, whole=whole).plan
+
+
+def choose(
+    gm: fx.GraphModule,
+    scores: Scores,
+    selection: Selection,
+    *,
+    cost: CostOf | None = None,
+    whole: Mapping[str, int] | None = None,
+) -> Choice:
+    """The units that ``selection`` removes, with notes of what its constraints held back.
+
+    Args:
+        scores: what :func:`stp_fx.criteria.scores.score` gave for this graph.
+        cost: the cost that a target other than "channels" counts, of the network without the flagged units; by default exact
+            MACs and parameters, and latency as measured now.
+        whole: by group name, the units that the group had before an earlier removal: with the target "channels" in the local
+            scope, and in ``ratios``, a ratio is a fraction of those.
+
+    Raises:
+        InputError: a name that matches nothing, or scores of another graph or of other weights.
+        TargetError: a cost out of reach under the constraints.
+        NothingToPruneError: no group is left.
+    """
+    check_stamp(gm, scores.stamp, "the scores", "score this graph again")
+    graph = analyze(gm)
+    groups, values = _without_ignored(gm, graph, scores, selection)
+    ratios = ratios_by_group(gm, graph, groups, selection.ratios or {})
+    exponents = carriers(groups, graph.products, selection.products)
+    exponents.update({index: max(exponents.get(index, 0), 1) for index in ratios})  # a group with a ratio of its own is cut
+    selected = select_units(
+        groups,
+        values,
+        total=graph.units,
+        ratio=selection.ratio,
+        scope=selection.scope,
+        target=selection.target,
+        ratios=ratios,
+        exponents=exponents,
+        max_ratio=selection.max_ratio,
+        round_to=selection.round_to,
+        cost=cost or _cost(gm, graph, selection.target),
+        classes=isomorphism_classes(groups, graph.shapes),
+        whole=None if whole is None else {g.index: whole[g.name] for g in groups if g.name in whole},
+        pieces=graph.pieces(),
+    )
+    return Choice(graph.plan_removing(selected.removed), selected.removed, selected.notes)
+
+
+def check_names(gm: fx.GraphModule, selection: Selection) -> None:
+    """Refuses names in ``ignore`` and ``ratios`` that match nothing, before anything is measured.
+
+    Raises:
+        InputError: the name, with close ones.
+        NothingToPruneError: nothing is left that may be removed.
+    """
+    graph = analyze(gm)
+    ratios_by_group(gm, graph, prunable_groups(gm, graph, selection.ignore), selection.ratios or {})
+
+
+def _without_ignored(
+    gm: fx.GraphModule, graph: ChannelGraph, scores: Scores, selection: Selection
+) -> tuple[list[Group], list[torch.Tensor]]:
+    if not selection.ignore:
+        return list(scores.groups), list(scores.values)
+    allowed = {group.index for group in prunable_groups(gm, graph, selection.ignore)}
+    pairs = [(g, v) for g, v in zip(scores.groups, scores.values, strict=True) if g.index in allowed]
+    if not pairs:
+        raise NothingToPruneError("every group that was scored is in `ignore`, so nothing may be removed")
+    return [group for group, _ in pairs], [value for _, value in pairs]
+
+
+def _cost(gm: fx.GraphModule, graph: ChannelGraph, target: str) -> CostOf | None:
+    if target == "latency":
+        return latency_cost(gm)
+    if target not in ("macs", "params"):
+        return None
+    return lambda removed: float(getattr(graph.survivors_without(removed), target))
+
+
+def latency_cost(gm: fx.GraphModule) -> CostOf:
+    """Predicted seconds of the network without the flagged units, from measurements taken now."""
+    graph, model = analyze(gm), latency_model(gm)
+    return lambda removed: model.predict(graph.survivors_without(removed))
+
+
+def ratios_by_group(
+    gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], ratios: Mapping[Any, float]
+) -> dict[int, float]:
+    """By group index. A named layer's ratio is that of its outputs' groups; that of a tensor without outputs (a norm's), of all
+    it touches.
+
+    Raises:
+        InputError: a name that matches nothing, or nothing that may be removed; two ratios for one group.
+    """
+    allowed = {group.index for group in groups}
+    named: list[tuple[str, float, Sequence[Group]]] = []
+    for name, ratio in ratios.items():
+        touching = [g for g in outputs_named(gm, graph, name, "ratios") if g.index in allowed]
+        if not touching:
+            raise InputError(f"`ratios` names {_shown(name)}, but none of its channels can be removed: {_why(graph, name)}")
+        named.append((name if isinstance(name, str) else f"a {type(name).__name__}", ratio, touching))
+    return merge_ratios(named)
+
+
+def _shown(name: Any) -> str:
+    return repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
+
+
+def _why(graph: ChannelGraph, name: Any) -> str:
+    axes = [a for a in graph.axes if isinstance(name, str) and (name in (a.tensor, a.name) or a.tensor.startswith(f"{name}."))]
+    return graph.explain(axes[0].name) if axes else "see ChannelGraph.explain()"

@@ -1,0 +1,206 @@
+"""``Selection``: all that decides which units are removed. One value, shared by every call that selects.
+
+A new option is a field here, and a line of :class:`SelectionOptions`: ``prune_graph``, ``PATPassManager``, ``sweep``,
+``prune_submodule``, ``SelectUnits`` and the command line take their options from these two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import field
+from typing import Any, Literal, TypedDict, TypeVar, Union, get_args
+
+from torch import nn
+
+from stp_fx.analysis.names import entries_of
+from stp_fx.errors import InputError
+
+__all__ = [
+    "Name",
+    "ProductOption",
+    "Scope",
+    "Selection",
+    "SelectionOptions",
+    "SharedOptions",
+    "Target",
+    "default_of",
+    "takes_selection",
+]
+
+Scope = Literal["local", "global", "isomorphic"]
+Target = Literal["channels", "macs", "params", "latency"]
+ProductOption = Literal["auto", "outer", "inner", "both", "none"]
+Name = Union[str, nn.Module]  # noqa: UP007 - evaluated, and `|` of a string and a class is not on all Pythons
+"""A module, parameter, axis (``"conv1.weight:0"``) or group, by name, by glob (``"layer*.conv1"``), or a module itself."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SharedOptions(TypedDict, total=False):
+    """The fields of :class:`Selection` that do not say how much is removed, as keyword arguments."""
+
+    scope: Scope
+    target: Target
+    ignore: Name | Iterable[Name]
+    round_to: int
+    max_ratio: float
+    products: ProductOption
+
+
+class SelectionOptions(SharedOptions, total=False):
+    """The fields of :class:`Selection` but for ``ratio``, as keyword arguments."""
+
+    ratios: Mapping[Name, float] | None
+
+
+def _help(text: str, form: str = "") -> dict[str, str]:
+    """What the command line says of a field; ``form``: how several values are given there."""
+    return {"help": text, "form": form}
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which units are removed.
+
+    Args:
+        ratio: the fraction of the target that is removed, in [0, 1).
+        scope: "local" (each group loses its share), "global" (groups are compared) or "isomorphic" (groups of the same
+            structure are compared, and each structure loses its share).
+        target: what ``ratio`` counts: "channels", "macs", "params" or "latency" (as :func:`stp_fx.passes.latency_model`
+            predicts it from measurements on this machine). Costs are met within one unit.
+        ratios: a layer's own ratio, by name, glob or module.
+        ignore: parameters, axes, modules or groups, by name, glob or module: the channels that they touch are kept.
+        round_to: every group keeps a multiple of this many units.
+        max_ratio: no group loses a larger fraction of its units than this, in (0, 1].
+        products: which factor of an axis like heads x head_dim is cut: "outer", "inner", "both", "none" or "auto".
+
+    Raises:
+        InputError: a value that is out of range or of another type.
+
+    >>> Selection(0.5, scope="global")
+    Selection(0.5, scope='global')
+    """
+
+    ratio: float = field(default=0.5, metadata=_help("the fraction to remove, in [0, 1) (default: 0.5)"))
+    scope: Scope = field(
+        default="local",
+        metadata=_help("local: every group loses its share (default); global: groups are compared; isomorphic: alike groups are"),
+    )
+    target: Target = field(
+        default="channels",
+        metadata=_help("what a ratio counts (default: channels); latency is predicted from measurements on this machine"),
+    )
+    ratios: Mapping[Name, float] | None = field(default_factory=dict, metadata=_help("a layer's own ratio", "NAME=RATIO"))
+    ignore: Name | Iterable[Name] = field(
+        default=(), metadata=_help("a module, tensor or axis (conv1.weight:0) that is kept whole; globs work", "NAME")
+    )
+    round_to: int = field(default=1, metadata=_help("groups keep multiples of this many channels (8, 16)"))
+    max_ratio: float = field(default=1.0, metadata=_help("no group loses a larger fraction than this"))
+    products: ProductOption = field(
+        default="auto",
+        metadata=_help("of attention: outer removes whole heads, inner removes head dimensions (default: auto)"),
+    )
+
+    def __post_init__(self) -> None:
+        _check_ratio("`ratio`", self.ratio)
+        for name, known in (("scope", Scope), ("target", Target), ("products", ProductOption)):
+            _check_choice(name, getattr(self, name), get_args(known))
+        ratios = {} if self.ratios is None else self.ratios
+        if not isinstance(ratios, Mapping):
+            raise InputError(f"`ratios` maps layers to ratios of their own, {{'conv1': 0.3}}; got {_shown(ratios)}")
+        for name, own in ratios.items():
+            _check_name("ratios", name)
+            _check_ratio(f"`ratios`: the ratio of {_named(name)}", own)
+        object.__setattr__(self, "ratios", dict(ratios))
+        object.__setattr__(self, "ignore", entries_of(self.ignore, "ignore"))
+        if not _is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
+            raise InputError(f"`max_ratio` is the largest fraction of a group to remove, in (0, 1]; got {self.max_ratio!r}")
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, numbers.Integral) or self.round_to < 1:
+            raise InputError(f"`round_to` is a whole number of units, at least 1; got {self.round_to!r}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.text()})"
+
+    def text(self) -> str:
+        """The ratio and what is not at its default, as arguments of a call."""
+        changed = [
+            f"{each.name}={_plain(getattr(self, each.name))}"
+            for each in dataclasses.fields(Selection)[1:]
+            if getattr(self, each.name) != default_of(each)
+        ]
+        return ", ".join([repr(self.ratio), *changed])
+
+
+def takes_selection(*own: str) -> Callable[[F], F]:
+    """Decorates a function that passes ``**options`` on to :class:`Selection`: its signature shows the fields, but for ``own``
+    (those that it names itself, or does not take), and an option that is no field is an error that names the close ones."""
+
+    def decorate(function: F) -> F:
+        fields = [each for each in dataclasses.fields(Selection) if each.name not in own]
+        signature = inspect.signature(function)
+        kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = {each.name for each in fields}
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown = [inspect.Parameter(f.name, kind, default=default_of(f), annotation=f.type) for f in fields]
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            names = [name for name in kwargs if name not in known and name not in signature.parameters]
+            if names:
+                raise InputError(
+                    f"{function.__qualname__.removesuffix('.__init__')} has no argument {names[0]!r}; "
+                    f"of the selection it takes {', '.join(f.name for f in fields)}"
+                )
+            return function(*args, **kwargs)
+
+        call.__signature__ = signature.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _check_name(argument: str, name: object) -> None:
+    if not isinstance(name, (str, nn.Module)):
+        raise InputError(f"`{argument}` holds {_shown(name)}: give names of parameters or modules, globs, or modules")
+
+
+def _check_ratio(what: str, value: object) -> None:
+    if not _is_number(value) or not 0 <= value < 1:  # type: ignore[operator]
+        raise InputError(f"{what} is the fraction to remove, in [0, 1); got {value!r}")
+
+
+def _check_choice(what: str, value: object, known: Collection[str]) -> None:
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def default_of(option: dataclasses.Field[Any]) -> Any:
+    """The value of a field that is not given."""
+    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
+
+
+def _shown(value: object) -> str:
+    return f"a {type(value).__name__}: {str(value)[:60]!r}" if not isinstance(value, (int, float)) else repr(value)
+
+
+def _named(name: Name) -> str:
+    return repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
+
+
+def _plain(value: Any) -> str:
+    """A value as text; modules, which have no short one, by their class."""
+    if isinstance(value, nn.Module):
+        return f"<{type(value).__name__}>"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_plain, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_plain(key)}: {each!r}" for key, each in value.items()) + "}"
+    return repr(value)
