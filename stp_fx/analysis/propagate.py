@@ -24,6 +24,7 @@ from stp_fx.rules import (
     FIXED,
     Dim,
     Dims,
+    Entry,
     Factor,
     OpCall,
     TensorDims,
@@ -126,7 +127,9 @@ class _Propagation(TorchDispatchMode):
         self._node: fx.Node | None = None
         self._policy = Policy.STRICT
         self._hidden = False
-        self._zero: dict[int, torch.Tensor] = {}
+        self._given: Any = ()
+        self._zero: dict[int, torch.Tensor] | None = None
+        self._calls: list[tuple[OpCall, Entry | None]] = []
         self._dims: dict[int, Dims] = {}
         self._alive: list[torch.Tensor] = []
         self._stored: set[int] = set()
@@ -164,6 +167,11 @@ class _Propagation(TorchDispatchMode):
         self.elements.node = node.name
         module = self._modules.get(str(node.target)) if node.op == "call_module" else None
         self._policy = policy_of(node, module)
+
+    def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The operands of the node at hand are what a mask can make zero."""
+        self._given, self._zero = (args, kwargs), None
+        self._calls.clear()
 
     def leave(self, node: fx.Node, value: Any) -> None:
         if node.op == "output":
@@ -237,8 +245,7 @@ class _Propagation(TorchDispatchMode):
             pointwise(call)
         else:
             self._pin_unknown(func, [*operands, *results])
-        if any(id(t) in self._zero for t in operands) and keeps_zeros(call, entry, self._zero):
-            self._zero.update((id(t), t) for t in results)
+        self._calls.append((call, entry))
         return out
 
     def _pin_unknown(self, func: Any, tensors: Sequence[torch.Tensor]) -> None:
@@ -292,7 +299,19 @@ class _Propagation(TorchDispatchMode):
     def _masked(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether a product of tensors is zero where a mask makes the node's operands zero; masks leave stored tensors alone."""
         live = [t for t in tensors if id(t) not in self._stored]
-        return not live or any(id(t) in self._zero for t in live)
+        if self._zero is None:
+            self._zero = {id(t): t for t in tensors_in(self._given)}
+        written = any(call.func._schema.is_mutable for call, _ in self._calls)
+        if not live or (not written and any(id(t) in self._zero for t in live)):
+            return True
+        for made, entry in self._calls:  # of most nodes never asked for
+            if keeps_zeros(made, entry, self._zero):
+                self._zero.update((id(t), t) for t in made.outs)
+            elif made.func._schema.is_mutable:
+                written_to = {t.untyped_storage()._cdata for t in made.outs or made.operands}
+                self._zero = {k: t for k, t in self._zero.items() if t.untyped_storage()._cdata not in written_to}
+        self._calls.clear()
+        return any(id(t) in self._zero for t in live)
 
     def reads(self, tensor: torch.Tensor, role: str, out: int | None = None, into: int | None = None) -> None:
         if id(tensor) not in self._stored:

@@ -29,11 +29,13 @@ class OpCall:
     :class:`~stp_fx.rules.Context`: they read and state the factors of tensors.
     """
 
-    __slots__ = ("_bound", "args", "ctx", "func", "kwargs", "out")
+    __slots__ = ("_bound", "_operands", "_outs", "args", "ctx", "func", "kwargs", "out")
 
     def __init__(self, ctx: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self.ctx, self.func, self.args, self.kwargs, self.out = ctx, func, args, kwargs, out
         self._bound: dict[str, Any] | None = None
+        self._operands: list[torch.Tensor] | None = None
+        self._outs: list[torch.Tensor] | None = None
 
     # -- the call ----------------------------------------------------------------------------------------------------
 
@@ -60,12 +62,16 @@ class OpCall:
     @property
     def outs(self) -> list[torch.Tensor]:
         """The tensors among the results, in order."""
-        return tensors_in(self.out)
+        if self._outs is None:
+            self._outs = tensors_in(self.out)
+        return self._outs
 
     @property
     def operands(self) -> list[torch.Tensor]:
         """The tensors among the arguments, in order, those in lists and those given by keyword included."""
-        return tensors_in(self.args) + tensors_in(self.kwargs)
+        if self._operands is None:
+            self._operands = tensors_in(self.args) + tensors_in(self.kwargs) if self.kwargs else tensors_in(self.args)
+        return self._operands
 
     # -- the analysis ------------------------------------------------------------------------------------------------
 
@@ -147,10 +153,20 @@ def dim_list(dim: Any, rank: int) -> list[int]:
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Tensors in nested lists, tuples and dicts, in order."""
+    found: list[torch.Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [t for item in value for t in tensors_in(item)]
-    if isinstance(value, dict):
-        return [t for item in value.values() for t in tensors_in(item)]
-    return []
+        found.append(value)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            if isinstance(item, torch.Tensor):
+                found.append(item)
+            elif isinstance(item, (list, tuple, dict)):
+                _collect(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, found)
