@@ -200,10 +200,6 @@ class _Propagation(TorchDispatchMode):
         self.mask(args, kwargs)
         return call(node, args, kwargs, self._module_of)
 
-    def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The operands of the node at hand are what a mask can make zero."""
-        self._zero = {id(t): t for t in tensors_in((args, kwargs))}
-
     def _module_of(self, target: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._call_module(self._modules[target], args, kwargs)
 
