@@ -44,16 +44,18 @@ _COUNT = "num_batches_tracked"
 _SAME = {"aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach_"}
 
 
-def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
+def capture_with_export(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> fx.GraphModule:
     """A GraphModule over the model's own parameters and buffers, in its mode, with a placeholder for each tensor.
+
+    ``arguments`` are those of ``forward`` by parameter name, ``named`` the ones that were given by name.
 
     Raises:
         TraceError: ``torch.export`` cannot capture it.
     """
-    now = _exported(model, arguments, model.training)
+    now = _exported(model, arguments, named, model.training)
     calls = mode_calls(now.graph)
     try:
-        other = _exported(model, arguments, not model.training)
+        other = _exported(model, arguments, named, not model.training)
     except TraceError:
         other = None
     if other is not None and _alike(now.graph, other.graph):
@@ -64,7 +66,7 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
         mode = "train" if model.training else "eval"
         _log.warning("%s: its graphs for training and evaluation differ; this one is for %s mode", type(model).__name__, mode)
         gm, names = now, {name for name, training in calls.items() if not training} if not model.training else set()
-    _allow_one(gm, model, arguments)
+    _allow_one(gm, model, arguments, named)
     gm.train(model.training)
     if names:
         switch_modes(gm, names, model.training)
@@ -72,13 +74,13 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
     return gm
 
 
-def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any]) -> None:
+def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> None:
     """Lets a batch of one pass, if the graph for it is the same."""
     one = batch_of_one(arguments)
     if one is None:
         return
     try:
-        single = _exported(model, one, gm.training)
+        single = _exported(model, one, named, gm.training)
     except TraceError as error:
         _log.debug("%s: no graph for a batch of one: %s", type(model).__name__, error)
         return
@@ -101,14 +103,15 @@ def _is_arithmetic(node: fx.Node) -> bool:
     )
 
 
-def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx.GraphModule:
+def _exported(model: nn.Module, arguments: dict[str, Any], named: frozenset[str], training: bool) -> fx.GraphModule:
     try:
         with modes_kept(model), containers_kept(model, []):
             if training != model.training:
                 model.train(training)
-            given = dict(arguments)
-            every = pytree.tree_map(_free_sizes, given)
-            program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
+            args = tuple(value for name, value in arguments.items() if name not in named)
+            kwargs = {name: value for name, value in arguments.items() if name in named}
+            every = pytree.tree_map(_free_sizes, dict(arguments))
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=every, strict=False)
             source = program.module(check_guards=False)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.train_eval import BatchCount
 
-__all__ = ["COUNTER", "count_batches", "store_as_model"]
+__all__ = ["COUNTER", "count_batches", "store_as_model", "unreached"]
 
+_log = logging.getLogger(__name__)
 COUNTER = "stp_fx_batch_count"
 """The module of a graph that counts batches; see :class:`~stp_fx.ir.train_eval.BatchCount`."""
 
@@ -117,3 +119,16 @@ def _insert(gm: CapturedGraph, before: fx.Node, count: str) -> None:
         gm.add_submodule(COUNTER, BatchCount().train(gm.training))
     with gm.graph.inserting_before(before):
         gm.graph.call_module(COUNTER, (gm.graph.get_attr(count),))
+
+
+def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
+    """A note of the parameters that are not in the graph, if any."""
+    reached = {id(t) for t in (*gm.parameters(), *gm.buffers())}
+    missing = [name for name, p in model.named_parameters() if id(p) not in reached]
+    if not missing:
+        return ()
+    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    mode = "train" if model.training else "eval"
+    note = f"not part of the graph, since the forward does not reach them in {mode} mode: {shown}"
+    _log.warning("%s: %s", type(model).__name__, note)
+    return (note,)

@@ -7,7 +7,7 @@ import functools
 import inspect
 import operator
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.patches import suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
+from stp_fx.ir.root_hooks import with_hooks
 from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
@@ -38,9 +39,11 @@ _OWN = ("_tensor_constant", _LEAF)
 class ModuleTracer(BaseTracer):
     """Traces ``root`` with the given meta values; see :func:`stp_fx.trace`."""
 
-    def __init__(self, root: nn.Module, values: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+    def __init__(
+        self, root: nn.Module, values: Mapping[str, Any], constants: Mapping[str, Any], by_name: Collection[str] = ()
+    ) -> None:
         super().__init__(param_shapes_constant=False)
-        self._values, self._constants = values, constants
+        self._values, self._constants, self._by_name = values, constants, by_name
         memo: dict[int, Any] = {}
         self._twin = meta_twin(root, memo)
         self._twins = dict(self._twin.named_modules(remove_duplicate=False))
@@ -189,7 +192,10 @@ class ModuleTracer(BaseTracer):
     # -- inputs ----------------------------------------------------------------------------------------------------
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
-        """Placeholders for the given tensors, in the order of the signature; everything else is a constant."""
+        """Placeholders for the given tensors, in the order of the signature; everything else is a constant.
+
+        What was given by name is passed by name: hooks see the difference.
+        """
         positional: list[Any] = []
         named: dict[str, Any] = {}
         spread: list[str] = []
@@ -205,15 +211,14 @@ class ModuleTracer(BaseTracer):
                     {k: self._argument(k) for k in (*self._values, *self._constants) if k not in known and k not in named}
                 )
             elif parameter.name in self._values or parameter.name in self._constants:
-                if parameter.kind is parameter.KEYWORD_ONLY:
+                if parameter.kind is parameter.KEYWORD_ONLY or parameter.name in self._by_name:
                     named[parameter.name] = self._argument(parameter.name)
                 else:
                     positional.append(self._argument(parameter.name))
-            elif parameter.kind is not parameter.KEYWORD_ONLY:
-                positional.append(parameter.default)
 
         def call(root: nn.Module, *args: Any) -> Any:
-            return self._returned(root_fn(root, *args, **named) if own is None else own(*args, **named))
+            forward = functools.partial(root_fn, root) if own is None else own
+            return self._returned(with_hooks(root, forward, args, named))
 
         return call, [self.root, *positional]
 
