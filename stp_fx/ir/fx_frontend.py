@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import TraceError
-from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
+from stp_fx.ir.batch import bakes_batch, batches_for, free_batch, holds_multiple, same_constants, with_batch
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.example import described, on_meta
@@ -49,16 +49,15 @@ def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozense
     constants = {name: value for name, value in arguments.items() if name not in values}
     example = _Example(values, constants, named)
     notes: tuple[str, ...] = ()
-    wide = with_batch(values, BATCH)
-    tracer = None if wide is None else _capture_wide(model, dataclasses.replace(example, values=wide))
+    tracer = _capture_wide(model, example)
     if tracer is None:
-        tracer, wide = _capture(model, example), values
+        tracer = _capture(model, example)
         notes = (OWN_BATCH,)
     _drop_dead_numbers(tracer.graph)
-    calls = _mode_dependent(tracer.graph, model, dataclasses.replace(example, values=wide or values))
+    calls = _mode_dependent(tracer.graph, model, example)
     gm = _graph_module(tracer, model)
     notes += count_batches(gm, model, model.training)
-    if notes:
+    if OWN_BATCH in notes:
         _let_one_pass(gm, model, example)
     if calls:
         switch_modes(gm, calls, model.training)
@@ -82,22 +81,44 @@ def _let_one_pass(gm: fx.GraphModule, model: nn.Module, example: _Example) -> No
     allow_one(gm, one, _graph_module(tracer, model))
 
 
-def _capture_wide(model: nn.Module, wide: _Example) -> ModuleTracer | None:
+def _capture_wide(model: nn.Module, example: _Example) -> ModuleTracer | None:
     """A capture whose batch is free; ``None`` if the model cannot run with another batch than its own."""
-    try:
-        tracer = _capture(model, wide)
-    except TraceError as error:
-        _log.debug("a trace with a batch of %d failed, so the example's own is used: %s", BATCH, error)
+    batches = batches_for(model, example.values)
+    tracer = _capture_with(model, example, batches[0])
+    if tracer is None:
         return None
-    if tracer.branches_on_batch or bakes_batch(tracer.lifted()):
-        tracer.forget_constants()
+    if not tracer.bakes_batch and not holds_multiple(tracer.graph, batches[0]):
+        return tracer
+    constants = tracer.lifted()
+    tracer.forget_constants()
+    other = _capture_with(model, example, batches[1])
+    if other is None:
         return None
-    free_batch(tracer.graph)
+    alike = same_constants(constants, other.lifted())
+    other.forget_constants()
+    if not alike or not free_batch(tracer.graph, other.graph, batches):
+        return None
+    tracer.remember_constants()
     return tracer
 
 
-def _capture(model: nn.Module, example: _Example) -> ModuleTracer:
-    tracer = ModuleTracer(model, example.values, example.constants, example.named)
+def _capture_with(model: nn.Module, example: _Example, batch: int) -> ModuleTracer | None:
+    values = with_batch(example.values, batch)
+    if values is None:
+        return None
+    try:
+        tracer = _capture(model, dataclasses.replace(example, values=values), batch)
+    except TraceError as error:
+        _log.debug("a trace with a batch of %d failed, so the example's own is used: %s", batch, error)
+        return None
+    if tracer.branches_on_batch or bakes_batch(tracer.lifted(), batch):
+        tracer.forget_constants()
+        return None
+    return tracer
+
+
+def _capture(model: nn.Module, example: _Example, batch: int = 0) -> ModuleTracer:
+    tracer = ModuleTracer(model, example.values, example.constants, example.named, batch)
     try:
         tracer.trace(model)
     except TraceError:

@@ -67,10 +67,32 @@ class ValueProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, k), {}) for k in range(len(self))])
+        count = len(self)
+        if isinstance(self.value, torch.Tensor) and self.tracer.is_of_batch(count):
+            raise TraceError(f"iterates over the batch, at {user_line()}: the graph holds for the example's batch only")
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, k), {}) for k in range(count)])
 
     def __len__(self) -> int:
-        return len(self.value)
+        """Of a tensor: a size, for which the graph holds. (Python wants a number.)"""
+        value = self.value
+        if isinstance(value, torch.Tensor) and value.dim():
+            size = self.tracer.create_proxy("call_method", "size", (self, 0), {})
+            self.tracer.guard(size.node, len(value), truth=False)
+        return len(value)
+
+    def __hash__(self) -> int:
+        """Of a number: its own, so that sets and dicts find it, and the graph holds for this number; else the node's."""
+        value = self.value
+        if not isinstance(value, (bool, int, float)):
+            return hash(value) if isinstance(value, (str, torch.dtype, torch.device)) else id(self)
+        self.tracer.guard(self.node, value, truth=False, counted=True)
+        return hash(value)
+
+    def __eq__(self, other: object) -> Any:
+        """A node; but a proxy that was left in a cache of the user's equals nothing once its trace is over."""
+        if self.tracer.finished:
+            return self is other
+        return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
     def __contains__(self, item: Any) -> bool:
         return any(bool(each == item) for each in self)
