@@ -16,6 +16,7 @@ from torch.fx import _symbolic_trace
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
+from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
@@ -62,6 +63,7 @@ class ModuleTracer(BaseTracer):
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
         self.called: dict[int, nn.Module] = {}
+        self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
         self._batch = batch
         self.branches_on_batch = False
@@ -281,6 +283,7 @@ class ModuleTracer(BaseTracer):
         finally:
             self.finished = True
         self._before = before
+        relax(graph, self.augmented)
         graph._tracer_cls = ReplayTracer
         return graph
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -135,3 +136,87 @@ def dumped(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
+
+
+def multiplied_in_place(value: Any, by: Any) -> Any:
+    value *= by
+    return value
+
+
+WRITES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "alias": lambda y: augmented(y, 1) * y,
+    "old value": lambda y: (y + 1) * augmented(y, 1) + y,
+    "view": lambda y: (augmented(y[:, :4], 1), y)[1],
+    "view of a view": lambda y: (augmented(y[:, :4].flatten(2)[..., 1:], 1), y)[1],
+    "flat": lambda y: (multiplied_in_place(y.flatten(2), 3), y)[1],
+    "other view": lambda y: (lambda v: (augmented(y[:, 1:5], 1), v * 2)[1])(y[:, :4].sum(1, keepdim=True) + y),
+    "view before": lambda y: (lambda v: (augmented(y, 1), v.mean(1, keepdim=True) * y)[1])(y[:, :4]),
+    "row": lambda y: (multiplied_in_place(y[0], 3), y)[1],
+    "twice": lambda y: augmented(augmented(y, y), y[:, :4].sum()),
+    "a number": lambda y: y + augmented(y.shape[1], 1),
+    "a weight of a list": lambda y: y * augmented([1], [2])[1],
+}
+
+
+def augmented(value: Any, other: Any) -> Any:
+    value += other
+    return value
+
+
+@pytest.mark.parametrize("writes", WRITES)
+@pytest.mark.parametrize("training", [True, False])
+def test_augmented_assignments_write_in_place(writes: str, training: bool) -> None:
+    torch.manual_seed(1)
+    net = Net(lambda y: WRITES[writes](torch.sigmoid(y)))
+    net.b = nn.LazyConv2d(3, 3, padding=1)
+    net.double().train(training)(X)
+    gm = stp_fx.trace(net, X, frontend="fx")
+    again = torch.load(io.BytesIO(dumped(gm)), weights_only=False)
+    for x in (X, torch.randn(5, 3, 8, 8, dtype=torch.float64)):
+        for each in (gm, again):
+            assert torch.equal(each(x.clone()), net(x.clone()))
+
+
+def test_what_nobody_sees_stays_a_plain_operator() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x *= 2
+            y = self.line(x)
+            y += x
+            return y
+
+    gm = stp_fx.trace(Residual(), torch.randn(2, 4))
+    assert [node.target for node in gm.graph.nodes if node.op == "call_function"] == [operator.mul, operator.add]
+    x = torch.ones(2, 4)
+    gm(x)
+    assert torch.equal(x, torch.ones(2, 4))
+
+
+class Masked(nn.Conv2d):
+    """PixelCNN's convolution: what the mask forbids is set to zero in the weight itself, at each call."""
+
+    def __init__(self, *args: int, **options: int) -> None:
+        super().__init__(*args, **options)
+        mask = torch.ones_like(self.weight.detach())
+        mask[:, :, 2, 1:] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+def test_weights_that_are_written_to() -> None:
+    net = Net(Masked(8, 8, 3, padding=1)).double()
+    expected = copy.deepcopy(net)(X)
+    gm = stp_fx.trace(copy.deepcopy(net), X)
+    assert torch.equal(gm(X), expected)
+    gm = stp_fx.trace(copy.deepcopy(net), X)
+    pruned = stp_fx.prune_graph(gm, ratio=0.5)
+    assert pruned.get_parameter("a.weight").shape[0] == 4
+    masked = stp_fx.apply_plan(gm, stp_fx.plan_of(pruned), mask=True)
+    assert torch.allclose(pruned(X), masked(X), rtol=1e-9)
