@@ -22,7 +22,8 @@ COUNTER = "stp_fx_batch_count"
 def store_as_model(gm: CapturedGraph, model: nn.Module, called: Iterable[nn.Module]) -> None:
     """Gives ``gm`` the buffers of every module that it reaches, and every name under which the model ties a tensor that it has.
 
-    ``called`` are the modules whose forward was traced. Parameters that nothing reads stay out.
+    ``called`` are the modules whose forward was traced. Parameters that nothing reads stay out, and so do buffers that nothing
+    reads and no state dict holds.
     """
     has = {id(tensor) for tensor in (*gm.parameters(), *gm.buffers())}
     reached = {id(module) for module in (model, *called)}
@@ -39,7 +40,7 @@ def store_as_model(gm: CapturedGraph, model: nn.Module, called: Iterable[nn.Modu
         for key, tensor in tensors.items():
             if isinstance(tensor, nn.Parameter) and id(tensor) in has:
                 _owner(gm, name)._parameters.setdefault(key, tensor)
-            elif not isinstance(tensor, nn.Parameter):
+            elif not isinstance(tensor, nn.Parameter) and (id(tensor) in has or key not in module._non_persistent_buffers_set):
                 _owner(gm, name)._buffers.setdefault(key, tensor)
     _keep_persistence(gm, model)
 
