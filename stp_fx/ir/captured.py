@@ -28,6 +28,14 @@ class CapturedGraph(fx.GraphModule):
     A shallow copy shares modules, tensors and the graph; it has a ``meta`` of its own, with the same values.
     """
 
+    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        super().__init__(root, graph, class_name)
+        if isinstance(root, graph_module._CodeOnlyModule):  # a copy, of which GraphModule takes one name of what is tied
+            for store in ("_modules", "_parameters", "_buffers"):
+                for name, value in root.__dict__[store].items():
+                    self.__dict__[store].setdefault(name, value)
+            self._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
+
     def __copy__(self) -> CapturedGraph:
         body = graph_module._CodeOnlyModule({**self.__dict__, "_modules": dict(self._modules)})
         result = CapturedGraph(body, self.graph, class_name=type(self).__name__)
