@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.groups import Group
+from stp_fx.checks import is_number, is_whole
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
 
@@ -64,8 +65,7 @@ class BaseRegularizer:
 
 def check_number(what: str, value: object, low: float, high: float = math.inf, *, whole: bool = False) -> None:
     """Raise :class:`InputError` unless ``value`` is a finite number in [low, high), or with ``whole`` such an integer."""
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not low <= value < high:
+    if not is_number(value) or (whole and not is_whole(value)) or not math.isfinite(value) or not low <= value < high:
         upper = f" and below {high:g}" if math.isfinite(high) else ""
         raise InputError(f"`{what}` is a{' whole' if whole else ' finite'} number from {low:g}{upper}; got {value!r}")
 

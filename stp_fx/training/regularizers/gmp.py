@@ -33,8 +33,10 @@ class GMP(BaseRegularizer):
         check_number("final", final, 0.0, 1.0)
         check_number("steps", steps, 1, whole=True)
         check_number("every", every, 1, whole=True)
-        self.final, self.total, self.every = final, steps, every
-        self.steps = 0
+        self.final: float = final
+        self.total: int = steps
+        self.every: int = every
+        self.steps: int = 0
         self._zeros: dict[str, torch.Tensor] = {}
 
     @property
