@@ -79,6 +79,7 @@ class CostAware:
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """What the base criterion reads beside weights."""
         return needs_of(self.criterion)
 
     @property

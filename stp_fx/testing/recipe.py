@@ -34,6 +34,7 @@ class Shape:
 
     @property
     def rank(self) -> int:
+        """How many spatial dimensions there are."""
         return len(self.size)
 
     @property
@@ -47,6 +48,7 @@ class Shape:
         return (self.channels, *[1] * self.rank) if self.layout == "map" else (self.channels,)
 
     def to(self, **changes: Any) -> Shape:
+        """This shape with fields replaced."""
         return dataclasses.replace(self, **changes)
 
 

@@ -65,6 +65,11 @@ class GMP(BaseRegularizer):
         return {"steps": self.steps, "zeros": {name: zeros.cpu() for name, zeros in self._zeros.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the steps so far and the zeros of :meth:`state_dict`.
+
+        Raises:
+            InputError: the state of another regularizer.
+        """
         check_keys(self, state, ("steps", "zeros"))
         self.steps, self._zeros = int(state["steps"]), dict(state["zeros"])
 

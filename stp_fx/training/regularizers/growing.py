@@ -89,6 +89,11 @@ class GrowingReg(BaseRegularizer):
         return {"steps": self.steps, "plan": None if self._plan is None else self._plan.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the steps so far and the chosen units of :meth:`state_dict`.
+
+        Raises:
+            InputError: the state of another regularizer.
+        """
         check_keys(self, state, ("steps", "plan"))
         self.steps, self._rows = int(state["steps"]), None
         self._plan = None if state["plan"] is None else PrunePlan.from_json(state["plan"])
