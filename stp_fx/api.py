@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost, cost
 from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.checks import is_a
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
@@ -162,7 +163,7 @@ def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False) -> fx
         InputError: ``gm`` is not a graph that :func:`trace` captured, or ``plan`` is not a PrunePlan.
         PlanError: the plan does not fit ``gm``; names the axis.
     """
-    if not isinstance(plan, PrunePlan):
+    if not is_a(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (PrunePlan.from_json reads one)")
     provenance_of(gm)
     return (MaskChannels(plan) if mask else RemoveChannels(plan))(gm).graph_module
@@ -193,8 +194,8 @@ def _captured(gm: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, fr
         raise InputError(f"expected a GraphModule or nn.Module, got a {type(gm).__name__}")
     if example_inputs is not None or kwargs:
         return trace(gm, example_inputs, kwargs=kwargs, frontend=frontend)
-    if has_provenance(gm):
-        return gm  # type: ignore[return-value]
+    if isinstance(gm, fx.GraphModule) and has_provenance(gm):
+        return gm
     raise InputError(
         f"{type(gm).__name__} has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs"
     )

@@ -17,6 +17,7 @@ from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
 from stp_fx.passes.compensations import CompensationName
 from stp_fx.selection.selection import SelectionOptions, takes_selection
+from stp_fx.typed import modules_of
 
 __all__ = ["prune_submodule"]
 
@@ -61,7 +62,7 @@ def prune_submodule(
         TraceError: the submodule cannot be captured.
         NothingToPruneError: no channel inside may be removed.
     """
-    if name not in dict(model.named_modules()) or not name:
+    if not name or all(name != known for known, _ in modules_of(model)):
         known = ", ".join(repr(child) for child, _ in model.named_children())
         raise InputError(f"the model has no submodule {name!r}; its parts are {known}")
     positional, named = _given(model, name, example_inputs, kwargs or {})

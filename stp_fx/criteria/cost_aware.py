@@ -24,6 +24,7 @@ import torch
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.groups import Group
+from stp_fx.checks import is_number
 from stp_fx.criteria.base import Criterion, ScoreContext, needs_of, register, resolve
 from stp_fx.criteria.costs import PER, CostModel, Macs
 from stp_fx.criteria.reduce import NORMALIZERS, REDUCTIONS, check_choice, normalize_scores
@@ -78,6 +79,7 @@ class CostAware:
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """What the base criterion reads beside weights."""
         return needs_of(self.criterion)
 
     @property
@@ -120,6 +122,6 @@ class CostAware:
 
 
 def _check_number(what: str, value: object, largest: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= largest or math.isinf(value):
+    if not is_number(value) or not 0 <= value <= largest or math.isinf(value):
         limits = "in [0, 1]" if largest == 1.0 else "of at least 0"
         raise InputError(f"{what} is a finite number {limits}; got {value!r}")

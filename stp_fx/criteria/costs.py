@@ -13,6 +13,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.unit_costs import activation_elements, contraction_macs, group_costs, parameter_elements
+from stp_fx.checks import is_number, is_whole
 from stp_fx.criteria.base import ScoreContext, part
 from stp_fx.errors import CriterionError, InputError
 from stp_fx.measure.latency import latency_work, node_seconds
@@ -81,7 +82,7 @@ class Latency:
     runs: int = 5
 
     def __post_init__(self) -> None:
-        if isinstance(self.runs, bool) or not isinstance(self.runs, int) or self.runs < 1:
+        if not is_whole(self.runs) or self.runs < 1:
             raise InputError(f"the runs of a latency measurement are an integer of at least 1; got {self.runs!r}")
 
     def __call__(self, context: ScoreContext, per: str) -> np.ndarray:
@@ -105,7 +106,7 @@ class Table:
 
     def __post_init__(self) -> None:
         for name, value in self.costs.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            if not is_number(value) or not 0 <= value < math.inf:
                 raise InputError(f"the cost of {name!r} is {value!r}; a cost is a finite number of at least 0")
 
     def __call__(self, context: ScoreContext, per: str) -> np.ndarray:

@@ -47,6 +47,7 @@ class Hessian:
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """The kind of gradients that ``method`` reads."""
         return (METHODS[self.method],)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:

@@ -18,6 +18,7 @@ from stp_fx.criteria.base import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.stamp import Stamp, check_stamp, stamp_of
 from stp_fx.measure.measured import Measured
+from stp_fx.typed import from_numpy
 
 __all__ = ["Scores", "score"]
 
@@ -80,6 +81,6 @@ def _masked_first(
     """What is masked stays so: below every other unit, whatever its weights are by now."""
     lowest = min((float(each.min()) for each in scores if len(each)), default=0.0) - 1.0
     return [
-        torch.where(torch.from_numpy(masked[group.units]), torch.full_like(each, lowest), each)
+        torch.where(from_numpy(masked[group.units]), torch.full_like(each, lowest), each)
         for group, each in zip(groups, scores, strict=True)
     ]

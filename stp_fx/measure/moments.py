@@ -36,7 +36,7 @@ class RunningMoments:
     def __init__(self, dim: int, covariance: bool = False) -> None:
         self.dim = dim
         self.with_covariance = covariance
-        self.count = 0
+        self.count: int = 0
         self.mean: torch.Tensor | None = None
         self.square: torch.Tensor | None = None  # sums of squared deviations, or of their outer products
 
@@ -91,9 +91,9 @@ class RunningMap:
     """The mean over dimension 0, position by position: float64 [1, *rest]; ``None`` once batches differ in shape."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self.total: torch.Tensor | None = None
-        self.uneven = False
+        self.uneven: bool = False
 
     def add(self, value: torch.Tensor) -> None:
         if self.total is not None and self.total.shape != value.shape[1:]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.passes.artifacts import Artifacts, Outcome
@@ -35,6 +34,6 @@ class RemoveChannels(GraphPass):
         result = reported(remove(gm, plan), artifacts, plan, "Prune")
         return Outcome(result, not plan.is_empty, Artifacts(report=artifacts.report) if not plan.is_empty else artifacts)
 
-    def ensures(self, result: PassResult) -> None:
+    def ensures(self, result: Outcome) -> None:
         """The rewrite has run every node of its result and compared every shape."""
         result.graph_module.graph.lint()

@@ -19,6 +19,7 @@ from stp_fx.ir.provenance import provenance_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin, reiterable
 from stp_fx.measure.moments import Moments, RunningMoments
 from stp_fx.rewrite.bias import sole_norm
+from stp_fx.typed import from_numpy
 
 __all__ = ["ConsumerShift", "MeanCheck", "mean_check"]
 
@@ -80,7 +81,7 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
     new = _output_moments(after, {n: (pair[1], dims[n]) for n, pair in pairs.items()}, data)
     graph = analyze(before)
     removed = provenance_of(after).masked is None
-    rows = []
+    rows: list[ConsumerShift] = []
     for name, (place, _) in pairs.items():
         keep = survivors.flags(graph.value(place).dims[dims[name]])
         rows.append(_compared(name, old[name], new[name], keep, keep[keep] if removed else keep))
@@ -139,7 +140,7 @@ def _compared(name: str, old: Moments, new: Moments, keep: np.ndarray, mine: np.
     """``keep`` flags the channels of the old output that are alive, ``mine`` those of the new one."""
     if len(old.mean) != len(keep) or len(new.mean) != len(mine):
         raise InputError(f"node {name!r} has {len(new.mean)} channels, not {len(mine)}: the graphs do not belong together")
-    first, second = torch.from_numpy(keep), torch.from_numpy(mine)
+    first, second = from_numpy(keep), from_numpy(mine)
     spread = old.variance[first].clamp_min(1e-30)
     shift = (new.mean[second] - old.mean[first]).square() / spread
     return ConsumerShift(name, float(shift.mean().sqrt()), float((new.variance[second] / spread).median()))

@@ -84,11 +84,12 @@ def seconds_text(seconds: float) -> str:
 
 
 def _totals(report: Report) -> list[tuple[str, str, str, str]]:
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
     for label, name in (("MACs", "macs"), ("parameters", "params")):
         old, new = getattr(report.before, name), getattr(report.after, name)
         rows.append((label, f"{old:,}", f"{new:,}", _share(new, old)))
-    rows.append(("size on disk", *map(bytes_text, report.size), _share(report.size[1], report.size[0])))
+    old, new = report.size
+    rows.append(("size on disk", bytes_text(old), bytes_text(new), _share(new, old)))
     if report.latency is not None:
         old, new = report.latency.medians
         rows.append(("latency", seconds_text(old), seconds_text(new), f"{report.latency.left:.1%}"))

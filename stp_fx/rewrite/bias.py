@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stp_fx.analysis.consumers import Consumer, find_consumers
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.shapes import fetch
+from stp_fx.typed import BatchNorm
 
 __all__ = ["add_to_bias", "restore_biases", "sole_norm"]
 
@@ -50,14 +50,14 @@ def _is_own(gm: fx.GraphModule, name: str, uses: int) -> bool:
     return len(names) == 1 and len(readers) + len(read) == uses
 
 
-def sole_norm(gm: fx.GraphModule, name: str) -> _BatchNorm | None:
+def sole_norm(gm: fx.GraphModule, name: str) -> BatchNorm | None:
     """The BatchNorm with running statistics that alone reads a node, and reads nothing else."""
     users = list(_node(gm, name).users)
     if len(users) != 1 or users[0].op != "call_module":
         return None
     norm = fetch(gm, str(users[0].target))
     calls = sum(n.op == "call_module" and n.target == users[0].target for n in gm.graph.nodes)
-    return norm if isinstance(norm, _BatchNorm) and norm.running_mean is not None and calls == 1 else None
+    return norm if isinstance(norm, BatchNorm) and norm.running_mean is not None and calls == 1 else None
 
 
 def _add_parameter(gm: fx.GraphModule, name: str, value: torch.Tensor, like: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.provenance import attach_provenance, provenance_of
 from stp_fx.selection import PrunePlan
 
-__all__ = ["add_to_optimizers", "adopt", "cut_optimizer", "keep_forward"]
+__all__ = ["add_to_optimizers", "adopt", "cut_optimizer", "keep_forward", "listed_optimizers"]
 
 
 def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Parameter]]:
@@ -136,3 +136,24 @@ def keep_forward(gm: fx.GraphModule) -> None:
         return result
 
     cls.recompile = recompile
+
+
+def listed_optimizers(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
+    """One optimizer, several or None as a tuple, without Accelerate's wrappers.
+
+    Raises:
+        InputError: something else among them.
+    """
+    if optimizer is None:
+        return ()
+    found = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+    for each in found:
+        if not isinstance(each, torch.optim.Optimizer):
+            raise InputError(f"`optimizer` holds a {type(each).__name__}; give torch.optim optimizers")
+    return tuple(_inner(each) for each in found)
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What steps: Accelerate's wrapper hands on the state of the optimizer in it, but runs no hooks of its own."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _inner(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer

@@ -35,8 +35,9 @@ from stp_fx.selection.choice import select
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
 from stp_fx.text import ROWS, html_table
 from stp_fx.training import regularizers, schedules
-from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward
+from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward, listed_optimizers
 from stp_fx.training.distributed import assert_same_plan, share_buffers
+from stp_fx.training.epochs import step_epochs
 from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
 
@@ -117,17 +118,17 @@ class PATPassManager:
         **options: Unpack[SelectionOptions],
     ) -> None:
         selection = Selection(ratio, **options)
-        self.model = gm if example_inputs is None else trace(gm, example_inputs)
+        self.model: fx.GraphModule = gm if example_inputs is None else trace(gm, example_inputs)
         if not has_provenance(self.model):
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
         needs_whole_tensors(self.model)
         keep_forward(self.model)
-        self.criterion = resolve(criterion)
-        self.epochs = _epochs(steps, start_epoch, end_epoch, epoch_rate)
+        self.criterion: Criterion = resolve(criterion)
+        self.epochs: tuple[int, ...] = step_epochs(steps, start_epoch, end_epoch, epoch_rate)
         shares = schedules.resolve(schedule)
-        self.ratios = shares.ratios(ratio, len(self.epochs))
-        self.regularizer = None if regularizer is None else regularizers.resolve(regularizer)
-        self.mask_until_last = mask_until_last
+        self.ratios: tuple[float, ...] = shares.ratios(ratio, len(self.epochs))
+        self.regularizer: Regularizer | None = None if regularizer is None else regularizers.resolve(regularizer)
+        self.mask_until_last: bool = mask_until_last
         self._compensation = compensation_named(compensation, train_loader, "train_loader")
         self._needs = (*needs_of(self.criterion), *self._compensation.needs)
         self._loader = None if train_loader is None else limited(reiterable(train_loader, "train_loader"), calibration_batches)
@@ -135,9 +136,10 @@ class PATPassManager:
         if train_loader is None and (self._needs or recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
         self._selection = selection
-        self.optimizers = _listed(optimizer)
-        self.followers = tuple(followers)
-        self.step, self.epoch = 0, -1
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
+        self.followers: tuple[fx.GraphModule, ...] = tuple(followers)
+        self.step: int = 0
+        self.epoch: int = -1
         self._whole = cost(self.model)
         self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
         self._sizes = {group.name: group.size for group in analyze(self.model).groups}
@@ -207,7 +209,7 @@ class PATPassManager:
         They must have been made from the model as it is now. Biases that earlier steps have added go where a run without a
         break would have them, so that the state dict of its optimizer can be loaded.
         """
-        self.optimizers = _listed(optimizer)
+        self.optimizers = listed_optimizers(optimizer)
         add_to_optimizers(self.optimizers, self.model, self._new(provenance_of(self.model).added))
         self._hook_optimizers()
 
@@ -307,13 +309,14 @@ class PATPassManager:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data: where the schedule is, what has been removed and masked, the regularizer's state."""
+        saved = getattr(self.regularizer, "state_dict", None)
         return {
             "version": _VERSION,
             "step": self.step,
             "epoch": self.epoch,
             "epochs": list(self.epochs),
             **self._structure(),
-            "regularizer": self.regularizer.state_dict() if hasattr(self.regularizer, "state_dict") else None,  # type: ignore
+            "regularizer": None if saved is None else saved(),
         }
 
     def _structure(self) -> dict[str, Any]:
@@ -339,13 +342,16 @@ class PATPassManager:
             raise InputError(
                 f"the state is of a schedule with steps at epochs {state['epochs']}; this one has {list(self.epochs)}"
             )
+        load = getattr(self.regularizer, "load_state_dict", None)
+        if load is None and state["regularizer"] is not None:
+            raise InputError("the state holds that of a regularizer, and this manager has none that takes it: give `regularizer`")
         if {key: state[key] for key in ("plan", "masked", "added")} != self._structure():
             if self.step or provenance_of(self.model).plan is not None:
                 raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
             self._restructure(state)
         self.step, self.epoch = int(state["step"]), int(state["epoch"])
-        if state["regularizer"] is not None:
-            self.regularizer.load_state_dict(state["regularizer"])  # type: ignore[union-attr]
+        if load is not None and state["regularizer"] is not None:
+            load(state["regularizer"])
         if self.regularizer is not None and self.finished:
             self.regularizer.detach(self.model)
 
@@ -359,33 +365,3 @@ class PATPassManager:
             self._put(rewrite(self.model, plan), plan, shorter=kind == "plan")
             for held in self.followers:
                 adopt(held, rewrite(held, plan))
-
-
-def _epochs(steps: int, start: int, end: int | None, rate: int) -> tuple[int, ...]:
-    """The epochs of the steps (report, section 2.2)."""
-    for name, value, least in (("steps", steps, 0), ("start_epoch", start, 0), ("epoch_rate", rate, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"`{name}` is an integer of at least {least}; got {value!r}")
-    if steps <= 1:
-        return (start,)
-    if end is None:
-        return tuple(start + k * rate for k in range(steps))
-    if isinstance(end, bool) or not isinstance(end, int) or end < start + steps - 1:
-        raise InputError(f"`end_epoch` is {end!r}; {steps} steps from epoch {start} end at epoch {start + steps - 1} or later")
-    return tuple(start + round(k * (end - start) / (steps - 1)) for k in range(steps))
-
-
-def _listed(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
-    if optimizer is None:
-        return ()
-    found = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
-    for each in found:
-        if not isinstance(each, torch.optim.Optimizer):
-            raise InputError(f"`optimizer` holds a {type(each).__name__}; give torch.optim optimizers")
-    return tuple(_inner(each) for each in found)
-
-
-def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """What steps: Accelerate's wrapper hands on the state of the optimizer in it, but runs no hooks of its own."""
-    inner = getattr(optimizer, "optimizer", None)
-    return _inner(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer

@@ -11,8 +11,9 @@ import itertools
 import math
 import pathlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
+from stp_fx.checks import is_number, is_whole
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
 from stp_fx.views import chart
@@ -52,12 +53,12 @@ class Schedule:
                 gives a number outside 0 to ``ratio``, or does not end at ``ratio``.
         """
         _check(ratio, steps)
-        if not _is_whole(step) or not 0 <= step <= steps:
+        if not is_whole(step) or not 0 <= step <= steps:
             raise InputError(f"the step of a schedule is a whole number from 0 to {steps}; got {step!r}")
         if step == 0:
             return 0.0
         value = self.after(step, steps, ratio)
-        if not isinstance(value, (int, float)) or not -_SLACK <= value <= ratio + _SLACK:
+        if not is_number(value) or not -_SLACK <= value <= ratio + _SLACK:
             raise InputError(f"{self!r} gives {value!r} after step {step} of {steps}; a number from 0 to {ratio} is expected")
         if step < steps:
             return min(max(float(value), 0.0), ratio)
@@ -172,9 +173,9 @@ class Then(Schedule):
     def __post_init__(self) -> None:
         for schedule in (self.first, self.second):
             resolve(schedule)
-        if not _is_number(self.at) or not 0.0 < self.at < 1.0:
+        if not is_number(self.at) or not 0.0 < self.at < 1.0:
             raise InputError(f"`at` is the fraction of the steps that the first schedule has, in (0, 1); got {self.at!r}")
-        if self.share is not None and (not _is_number(self.share) or not 0.0 <= self.share <= 1.0):
+        if self.share is not None and (not is_number(self.share) or not 0.0 <= self.share <= 1.0):
             raise InputError(f"`share` is the fraction of the ratio that the first schedule takes, in [0, 1]; got {self.share!r}")
 
     def after(self, step: int, steps: int, ratio: float) -> float:
@@ -206,19 +207,11 @@ def resolve(schedule: str | Schedule | Callable[[int, int, float], float]) -> Sc
         return _SCHEDULES.get(schedule, "A callable (step, steps, ratio) -> ratio works as well")()
     if isinstance(schedule, type) and issubclass(schedule, Schedule):
         raise InputError(f"schedule {schedule.__name__} is a class; pass a value of it: {schedule.__name__}()")
-    return Custom(schedule)
+    return Custom(cast("Callable[[int, int, float], float]", schedule))
 
 
 def _check(ratio: float, steps: int) -> None:
-    if not _is_number(ratio) or not 0.0 <= ratio < 1.0:
+    if not is_number(ratio) or not 0.0 <= ratio < 1.0:
         raise InputError(f"the ratio of a schedule is the fraction that goes, in [0, 1); got {ratio!r}")
-    if not _is_whole(steps) or steps < 1:
+    if not is_whole(steps) or steps < 1:
         raise InputError(f"a schedule needs a whole number of steps, 1 or more; got {steps!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -389,7 +389,7 @@ def test_callables_and_torchs_results_may_be_members(gm: fx.GraphModule) -> None
     graph_module, modified = outcome
     assert modified
     assert graph_module.get_parameter("0.weight").shape[0] == 4
-    with pytest.raises(PassError, match="returns PassResult"):
+    with pytest.raises(PassError, match="return PassResult"):
         Pipeline(lambda graph: 5)(gm)
 
 

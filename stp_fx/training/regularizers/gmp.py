@@ -33,8 +33,10 @@ class GMP(BaseRegularizer):
         check_number("final", final, 0.0, 1.0)
         check_number("steps", steps, 1, whole=True)
         check_number("every", every, 1, whole=True)
-        self.final, self.total, self.every = final, steps, every
-        self.steps = 0
+        self.final: float = final
+        self.total: int = steps
+        self.every: int = every
+        self.steps: int = 0
         self._zeros: dict[str, torch.Tensor] = {}
 
     @property
@@ -63,6 +65,11 @@ class GMP(BaseRegularizer):
         return {"steps": self.steps, "zeros": {name: zeros.cpu() for name, zeros in self._zeros.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the steps so far and the zeros of :meth:`state_dict`.
+
+        Raises:
+            InputError: the state of another regularizer.
+        """
         check_keys(self, state, ("steps", "zeros"))
         self.steps, self._zeros = int(state["steps"]), dict(state["zeros"])
 

@@ -44,7 +44,7 @@ class RowNorms:
         for entry in entries:
             self.by_tensor.setdefault(entry.tensor, []).append(entry)
         self.rows = rows
-        self.kept = kept or {}
+        self.kept: Kept = kept or {}
 
     def dtype(self, parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
         """float64 where a parameter is, else float32: what sums are taken in."""
