@@ -161,7 +161,7 @@ class Numbers:
 
 def _reads_shape(node: fx.Node) -> bool:
     if node.target is getattr:
-        return node.args[1] == "shape"
+        return bool(node.args[1] == "shape")
     return node.target == "size" and len(node.args) == 1 and not node.kwargs
 
 
