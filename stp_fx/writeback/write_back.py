@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError, WriteBackError
+from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
-from stp_fx.ir.trace import bound_arguments
 from stp_fx.rewrite.slicing import copied
 from stp_fx.writeback.calls import mapped, recorded
 from stp_fx.writeback.check import Check, stress
