@@ -79,11 +79,11 @@ def prune_graph(
     """Removes the least important units; returns a new, smaller GraphModule, and changes nothing in ``gm``.
 
     Args:
-        gm: what :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
+        gm: a graph that :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
         criterion: a name (see :func:`stp_fx.criteria.known_criteria`) or a callable ``(group, context) -> scores``.
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend: as for :func:`trace`, for a module that has not been traced.
-        calibration: batches for criteria, compensation and recalibration: a tensor each, or what a DataLoader yields.
+        calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
         compensation: None, "mean" (consumers' biases take over the mean of the removed inputs) or "least_squares" (the kept
             channels' weights absorb what they can of them); both read ``calibration``.
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
@@ -95,8 +95,8 @@ def prune_graph(
     Raises:
         InputError: an argument out of range or a name that matches nothing; found before any batch is read.
         TraceError: the module cannot be captured.
-        NothingToPruneError: no channel may be removed; says why.
-        TargetError: a cost that cannot be met; says what can.
+        NothingToPruneError: no channel may be removed; the message has the reasons.
+        TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
 
     Example:
@@ -157,7 +157,7 @@ def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> Graph
 
 
 def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False) -> fx.GraphModule:
-    """Removes what ``plan`` says (or masks it), without scoring anything; returns a new GraphModule.
+    """Removes the channels that ``plan`` leaves out (or masks them), without scoring anything; returns a new GraphModule.
 
     Raises:
         InputError: ``gm`` is not a graph that :func:`trace` captured, or ``plan`` is not a PrunePlan.
@@ -170,7 +170,7 @@ def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False) -> fx
 
 
 def plan_of(pruned: fx.GraphModule) -> PrunePlan:
-    """What has been removed from a graph since it was captured, in original indices; empty if nothing was.
+    """The plan of all removals since a graph was captured, in original indices; empty if nothing was removed.
 
     Raises:
         InputError: ``pruned`` is not a graph that :func:`trace` captured.
@@ -180,8 +180,8 @@ def plan_of(pruned: fx.GraphModule) -> PrunePlan:
 
 
 def report_of(pruned: fx.GraphModule) -> RunReport | None:
-    """What the selection that made this graph did: groups with their scores, what is pinned and why, totals; ``str`` gives a
-    table. None for a graph that no selection has pruned or masked, such as one that :func:`apply_plan` made.
+    """The report of the selection that made this graph: groups with their scores, pinned axes with reasons, totals; ``str``
+    gives a table. None for a graph that no selection has pruned or masked, such as one that :func:`apply_plan` made.
 
     Raises:
         InputError: ``pruned`` is not a graph that :func:`trace` captured.

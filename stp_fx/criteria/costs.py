@@ -1,4 +1,4 @@
-"""What removing a unit saves, as replaceable objects for :class:`~stp_fx.criteria.CostAware`; report, section 1.3.4."""
+"""The savings of removing a unit, as replaceable objects for :class:`~stp_fx.criteria.CostAware`; report, section 1.3.4."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PER = ("unit", "layer")
 class CostModel(Protocol):
     """The cost of one unit of each group: float64 by group index, at least 0.
 
-    ``per`` "unit": what goes when one unit alone goes. "layer": the cost of everything that the unit is part of, which is
+    ``per`` "unit": the saving when one unit alone is removed. "layer": the cost of everything that the unit is part of, which is
     the report's ``cost_m``. Write a frozen dataclass with this ``__call__`` for any other cost.
     """
 
@@ -94,9 +94,9 @@ class Latency:
 @part
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The user's own numbers: power, bandwidth, what a vendor's tool says.
+    """The user's own numbers: power, bandwidth, a vendor's figures.
 
-    ``costs`` maps names to the cost of one unit, whatever ``per`` says: a group's name, or that of a weight or module. A
+    ``costs`` maps names to the cost of one unit, for either ``per``: a group's name, or that of a weight or module. A
     group that is not named itself costs the sum over the named layers whose outputs its units are.
 
     Raises :class:`CriterionError` for a group that neither way gives a cost.

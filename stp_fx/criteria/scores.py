@@ -78,7 +78,7 @@ def score(
 def _masked_first(
     graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], masked: np.ndarray
 ) -> list[torch.Tensor]:
-    """What is masked stays so: below every other unit, whatever its weights are by now."""
+    """Masked units score below every other unit, whatever their weights are by now, so they are removed first."""
     lowest = min((float(each.min()) for each in scores if len(each)), default=0.0) - 1.0
     return [
         torch.where(from_numpy(masked[group.units]), torch.full_like(each, lowest), each)

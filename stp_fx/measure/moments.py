@@ -16,7 +16,7 @@ __all__ = ["Moments", "RunningMap", "RunningMoments"]
 _CANCELLATION = 1e3
 """Where a squared mean is so many times the variance, a variance from float32 sums has lost its digits: it is redone."""
 _ROWS = 512
-"""Observations summed in float32 before the sum goes to float64."""
+"""Observations summed in float32 before they are added in float64."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -65,7 +65,7 @@ class GraphPass:
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """The pass without artifacts."""
-        raise PassError(f"{type(self).__name__} overrides neither `call` nor `run`: a pass says what it does in one of them")
+        raise PassError(f"{type(self).__name__} overrides neither `call` nor `run`: override one of them")
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         """The pass with what earlier passes made; returns what later ones may use."""
@@ -94,7 +94,8 @@ class GraphPass:
         return self.checked(gm, artifacts or Artifacts())
 
     def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
-        """:meth:`apply` for a caller that has called :meth:`requires`; ``before`` is a look at ``gm`` that has been taken."""
+        """:meth:`apply` for a caller that has called :meth:`requires`; ``before``: the record of ``gm`` that the caller has
+        taken already."""
         before = before or Unchanged(gm)
         outcome = self.run(gm, artifacts)
         name = type(self).__name__
@@ -103,7 +104,7 @@ class GraphPass:
                 f"{name} is an analysis and returned another graph; declare kind = 'rewrite', or return the given one"
             )
         if outcome.modified and outcome.graph_module is gm:
-            raise PassError(f"{name} says that it modified the graph that it was given; a rewrite returns a new GraphModule")
+            raise PassError(f"{name} returned the given graph as modified; a rewrite returns a new GraphModule")
         difference = before.difference()
         if difference is not None:
             raise PassError(f"{name} changed the graph that it was given: {difference}; change a copy (copy.deepcopy) instead")

@@ -18,9 +18,9 @@ class CompensateLeastSquares(CompensateMean):
 
     The consumer's output is then the best linear reconstruction of what it was, on the calibration data. Convolutions with
     several taps: over all taps where :class:`CollectStatistics` kept their ``patches``, else channel by channel with one
-    matrix for every tap (best for each tap alone). Needs ``covariance``. Where a system is too ill-conditioned, for
-    weights computed from others and for transposed convolutions whose outputs overlap, the mean is compensated alone,
-    and a log message says so.
+    matrix for every tap (best for each tap alone). Needs ``covariance``. The mean alone is compensated, with a log
+    message, where a system is too ill-conditioned, for weights computed from others, and for transposed convolutions
+    whose outputs overlap.
 
     ``ridge`` is relative to each channel's variance.
     """

@@ -47,7 +47,8 @@ class Pipeline(GraphPass):
                 every pass that has such a field.
 
         Raises:
-            InputError: no such pass, an argument that the pass does not take, or text that is no pipeline; shows the place.
+            InputError: an unknown pass, an argument that the pass does not take, or text that is not a pipeline; quotes the
+                place.
         """
         return cls(*parse_pipeline(text, arguments))
 
@@ -61,8 +62,8 @@ class Pipeline(GraphPass):
                 return
 
     def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
-        """Every pass is checked by itself; one look at a graph serves all passes that return it."""
-        looks = before
+        """Every pass is checked by itself; a graph is recorded once for all passes that return it."""
+        record = before
         modified, required = False, True
         for position, each in enumerate(self.passes):
             try:
@@ -71,8 +72,8 @@ class Pipeline(GraphPass):
                 else:
                     if not required:
                         each.requires(gm)
-                    looks = looks if looks is not None and looks.graph_module is gm else Unchanged(gm)
-                    outcome = each.checked(gm, artifacts, looks)
+                    record = record if record is not None and record.graph_module is gm else Unchanged(gm)
+                    outcome = each.checked(gm, artifacts, record)
             except StpFxError as error:
                 self._explain(error, position)
                 raise

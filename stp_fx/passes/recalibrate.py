@@ -29,8 +29,8 @@ class RecalibrateBatchNorm(GraphPass):
     """Measures the running statistics of every BatchNorm again, on up to ``limit`` batches of ``calibration``.
 
     They are reset, then averaged over the batches with equal weights (not blended by momentum), without gradients, the
-    BatchNorms in train mode and everything else in eval mode. Nothing else moves; train/eval flags and momenta are as
-    before. A graph without BatchNorm comes back unchanged. A batch needs more than one value a channel.
+    BatchNorms in train mode and everything else in eval mode. Nothing else changes; train/eval flags and momenta are restored.
+    A graph without BatchNorm comes back unchanged. A batch needs more than one value a channel.
 
     Raises:
         InputError: no batch, one that does not fit, or one that leaves statistics that are not finite.

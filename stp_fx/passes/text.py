@@ -22,7 +22,7 @@ def parse_pipeline(text: str, arguments: Mapping[str, Any]) -> list[GraphPass]:
     """The passes of a text such as ``"ScoreUnits('variance'), SelectUnits(0.5)"``, with or without ``Pipeline(...)`` around it.
 
     Raises:
-        InputError: no such pass, an argument that the pass does not take, or text that is no pipeline.
+        InputError: an unknown pass, an argument that the pass does not take, or text that is not a pipeline.
     """
     if not is_a(text, str):
         raise InputError(f"a pipeline is read from text; got a {type(text).__name__}")
@@ -31,7 +31,7 @@ def parse_pipeline(text: str, arguments: Mapping[str, Any]) -> list[GraphPass]:
     try:
         tree = ast.parse(f"({text.strip()},)" if text.strip() else "()", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{text!r} is no pipeline: {error}; write ScoreUnits('magnitude'), SelectUnits(0.5)") from None
+        raise InputError(f"{text!r} is not a pipeline: {error}; write ScoreUnits('magnitude'), SelectUnits(0.5)") from None
     items = list(tree.elts) if isinstance(tree, ast.Tuple) else [tree]
     if len(items) == 1 and _called(items[0]) == "Pipeline":
         items = _arguments(items[0])
@@ -49,7 +49,7 @@ def _pass(node: ast.expr, arguments: Mapping[str, Any], used: set[str]) -> Graph
         inner = [_pass(item, arguments, used) for item in _arguments(node)]
         return known["Pipeline"](*inner)
     if name not in known:
-        raise InputError(f"{_source(node)} is no pass; known: {', '.join(sorted(known))}")
+        raise InputError(f"{_source(node)} is not a pass; known: {', '.join(sorted(known))}")
     cls = known[name]
     given = {f.name for f in dataclasses.fields(cls) if f.init} & set(arguments)
     used.update(given)
@@ -78,12 +78,14 @@ def _value(node: ast.expr) -> Any:
     if name:
         known = criteria.known_classes()
         if name not in known:
-            raise InputError(f"{_source(node)} is no criterion or cost; known: {', '.join(sorted(known))}")
+            raise InputError(f"{_source(node)} is not a criterion or cost; known: {', '.join(sorted(known))}")
         return _made(node, known[name], {})
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise InputError(f"{_source(node)} is no literal: a pipeline's text holds numbers, strings, lists and criteria") from None
+        raise InputError(
+            f"{_source(node)} is not a literal: a pipeline's text holds numbers, strings, lists and criteria"
+        ) from None
 
 
 def _called(node: ast.expr) -> str:

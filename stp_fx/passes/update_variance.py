@@ -27,10 +27,10 @@ __all__ = ["UpdateBatchNormVariance"]
 
 @dataclasses.dataclass(frozen=True)
 class UpdateBatchNormVariance(GraphPass):
-    """``var_i -= sum over the units j that go of W_ij^2 var_j``, for the BatchNorm behind each consumer: no data is read.
+    """``var_i -= sum over the removed units j of W_ij^2 var_j``, for the BatchNorm after each consumer, without data.
 
     Assumes that channels are independent of each other, and positions under a kernel too (report, section 1.5.1, last
-    equation); :class:`RecalibrateBatchNorm` assumes nothing and is better wherever there is data. Variances stay at
+    equation); :class:`RecalibrateBatchNorm` assumes nothing and is better where there is data. Variances stay at
     least at ``floor`` times what they were. For a graph that is compensated (the means are right) and not yet masked or
     removed; ``plan`` and ``statistics`` default to what earlier passes made.
 
@@ -60,7 +60,7 @@ class UpdateBatchNormVariance(GraphPass):
             if norm is None or norm.running_var is None:
                 continue
             matrix = use.consumer.matrix(use.consumer.current(gm).detach().double().cpu())
-            lost = _lost_variance(matrix, statistics.of(use.consumer.site).variance, use.dead)
+            lost = _lost_variance(matrix, statistics.of(use.consumer.site).variance, use.removed)
             before = norm.running_var.double().cpu()
             after = torch.maximum(before - lost, before * self.floor)
             norm.running_var.copy_(after)
@@ -68,8 +68,8 @@ class UpdateBatchNormVariance(GraphPass):
         return Outcome(result, changed > 0, artifacts.carried_to(result).with_(plan=plan))
 
 
-def _lost_variance(matrix: torch.Tensor, variance: torch.Tensor, dead: np.ndarray[Any, Any]) -> torch.Tensor:
-    """``sum_j W_ij^2 var_j`` over the dead inputs and all taps: float64 [out]; ``matrix`` is [groups, out, in, taps]."""
+def _lost_variance(matrix: torch.Tensor, variance: torch.Tensor, removed: np.ndarray[Any, Any]) -> torch.Tensor:
+    """``sum_j W_ij^2 var_j`` over the removed inputs and all taps: float64 [out]; ``matrix`` is [groups, out, in, taps]."""
     weights = matrix.square().sum(-1)
-    lost = (variance * from_numpy(dead)).reshape(len(matrix), -1)
+    lost = (variance * from_numpy(removed)).reshape(len(matrix), -1)
     return torch.einsum("goi,gi->go", weights, lost).reshape(-1)

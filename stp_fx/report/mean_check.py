@@ -63,11 +63,11 @@ class MeanCheck:
 
 
 def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Iterable[Any]) -> MeanCheck:
-    """Runs both graphs on the same batches in eval mode and compares what every consumer gives.
+    """Runs both graphs on the same batches in eval mode and compares the outputs of every consumer.
 
-    ``after`` is ``before`` with units masked or removed; only channels that are alive there are compared. Where a consumer
-    is followed by a BatchNorm, the norm's output is looked at: a shift may have gone into its running mean. Earlier
-    consumers' errors show in later ones, as they do in use.
+    ``after`` is ``before`` with units masked or removed; only its kept channels are compared. Where a consumer
+    is followed by a BatchNorm, the norm's output is compared: a shift may be in its running mean. Earlier
+    consumers' errors show in later ones, as in use.
 
     Raises:
         InputError: ``after`` does not come from ``before``, or the data does not fit.
@@ -137,7 +137,7 @@ def _output_moments(gm: fx.GraphModule, places: Mapping[str, tuple[str, int]], d
 
 
 def _compared(name: str, old: Moments, new: Moments, keep: np.ndarray, mine: np.ndarray) -> ConsumerShift:
-    """``keep`` flags the channels of the old output that are alive, ``mine`` those of the new one."""
+    """``keep`` flags the kept channels in the old output, ``mine`` those in the new one."""
     if len(old.mean) != len(keep) or len(new.mean) != len(mine):
         raise InputError(f"node {name!r} has {len(new.mean)} channels, not {len(mine)}: the graphs do not belong together")
     first, second = from_numpy(keep), from_numpy(mine)

@@ -40,7 +40,7 @@ _HEADS = ("ratio", "channels", "MACs", "left", "parameters", "left")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SweepEntry:
-    """One ratio: its plan, and what the plan comes to; nothing has been removed."""
+    """One ratio: its plan, and the report of the plan; nothing has been removed."""
 
     ratio: float
     plan: PrunePlan
@@ -79,7 +79,7 @@ class Sweep:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Ratios with what their plans leave, as plain data for JSON."""
+        """Ratios and the reports of their plans, as plain data for JSON."""
         return {"entries": [{"ratio": entry.ratio, **entry.report.to_dict()} for entry in self.entries]}
 
 
@@ -181,7 +181,7 @@ def sensitivity(
     criterion: str | Criterion = "magnitude",
     ignore: Iterable[Any] = (),
 ) -> Sensitivity:
-    """Masks each group alone, at several ratios, and measures the loss on ``data``; the graph stays as it was.
+    """Masks each group alone, at several ratios, and measures the loss on ``data``; the graph is not changed.
 
     ``loss(gm, batch)`` gives a scalar (default: cross-entropy on ``(input, target)`` batches); criteria that read data
     read the same batches.

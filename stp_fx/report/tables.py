@@ -42,7 +42,7 @@ def as_markdown(report: Report) -> str:
 
 
 def as_text(shown: RenderableType, width: int = 120) -> str:
-    """What a table reads like without colour."""
+    """A table as plain text, without colour."""
     from stp_fx.terminal import Console
 
     out = io.StringIO()
@@ -52,7 +52,7 @@ def as_text(shown: RenderableType, width: int = 120) -> str:
 
 def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> Table:
     """A table without walls; columns flush right but for the first and those in ``left``, which wrap where it is too narrow.
-    Names in the first column stay in one piece, unless they would take half of a terminal."""
+    Names in the first column are not broken, unless they would take half of a terminal."""
     from stp_fx.terminal import Table, box, escape
 
     rows = list(rows)

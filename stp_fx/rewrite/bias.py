@@ -1,4 +1,4 @@
-"""Where a shift of a consumer's output goes: its bias, the BatchNorm behind it, or a bias made for it."""
+"""Shifts a consumer's output: through its bias, the BatchNorm after it, or a bias made for it."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _is_own(gm: fx.GraphModule, name: str, uses: int) -> bool:
     tensor = gm.get_parameter(name)
     names = [k for k, p in gm.named_parameters(remove_duplicate=False) if p is tensor]
     owner = name.rpartition(".")[0]
-    readers = [n for n in gm.graph.nodes if n.op == "call_module" and n.target == owner]
+    calls = [n for n in gm.graph.nodes if n.op == "call_module" and n.target == owner]
     read = [user for n in gm.graph.nodes if n.op == "get_attr" and n.target == name for user in n.users]
-    return len(names) == 1 and len(readers) + len(read) == uses
+    return len(names) == 1 and len(calls) + len(read) == uses
 
 
 def sole_norm(gm: fx.GraphModule, name: str) -> BatchNorm | None:

@@ -125,7 +125,7 @@ class _Refit:
         return self.graph.value(arg.name) if isinstance(arg, fx.Node) else None
 
     def _touched(self, node: fx.Node) -> bool:
-        """Whether any factor with elements goes in or comes out: all others keep their literals."""
+        """Whether any factor with elements is among the inputs or outputs: all other calls keep their literals."""
         values = [self.graph.value(n.name) for n in (*node.all_input_nodes, node)]
         return any(has_ids(dim) for value in values for tensor in _leaves(value) for dim in tensor.dims)
 

@@ -65,7 +65,7 @@ def check_groups(groups: Sequence[Group], scores: Sequence[object], total: int) 
         raise InputError(f"one score array a group is needed; got {len(scores)} for {len(groups)} groups")
     largest = max((int(group.units.max()) for group in groups if group.size), default=-1)
     if largest >= total:
-        raise InputError(f"unit {largest} is out of range: the graph is said to have {total} units")
+        raise InputError(f"unit {largest} is out of range: the graph has {total} units")
 
 
 def check_pieces(pieces: Sequence[np.ndarray], total: int) -> None:

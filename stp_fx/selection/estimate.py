@@ -62,7 +62,7 @@ def _is_pruned(graph: ChannelGraph, dim: Dim, pruned: np.ndarray) -> bool:
 
 
 def estimate_keep_ratio(gm: fx.GraphModule, mac_target: float, *, ignore: Iterable[Any] = (), products: str = "auto") -> float:
-    """The fraction q of channels to keep everywhere so that about ``mac_target`` of the MACs stay, in (0, 1].
+    """The fraction q of channels to keep everywhere so that about ``mac_target`` of the MACs are kept, in (0, 1].
 
     Solves ``mac_target = (U + S1 q + S2 q^2) / T``: linear where only one axis of every layer is pruned (the MLPs of a
     vision transformer), quadratic where inputs and outputs are. An estimate: it knows of no rounding, no axis that is

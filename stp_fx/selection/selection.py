@@ -41,7 +41,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SharedOptions(TypedDict, total=False):
-    """The fields of :class:`Selection` that do not say how much is removed, as keyword arguments."""
+    """The fields of :class:`Selection` but for ``ratio`` and ``ratios``, as keyword arguments."""
 
     scope: Scope
     target: Target
@@ -58,7 +58,7 @@ class SelectionOptions(SharedOptions, total=False):
 
 
 def _help(text: str, form: str = "") -> dict[str, str]:
-    """What the command line says of a field; ``form``: how several values are given there."""
+    """The command line's help text of a field; ``form``: how several values are given there."""
     return {"help": text, "form": form}
 
 

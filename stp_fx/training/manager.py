@@ -62,16 +62,16 @@ class PATPassManager:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    The model object and its parameters stay the same objects throughout; optimizers given here have their state cut with
+    The model and its parameters are the same objects throughout; optimizers given here have their state cut with
     the parameters. Steps before the last mask by default (the structure, the optimizer's state and the learning-rate
-    schedule stay as they are), the last one removes. ``criterion``, ``ratio``, ``loss`` and ``options`` (the other fields of
+    schedule are not changed), the last one removes. ``criterion``, ``ratio``, ``loss`` and ``options`` (the other fields of
     :class:`stp_fx.Selection`) are those of :func:`stp_fx.prune_graph`; ``ratio`` is the fraction removed after the last step, of
     the model as given.
 
     Args:
         gm: what :func:`stp_fx.trace` returned; it is changed in place (trace a copy to keep the original).
         steps: pruning steps; at most 1 is one-shot.
-        start_epoch: the epoch of the first step; regularization goes on before it (sparse pre-training).
+        start_epoch: the epoch of the first step; regularization starts before it (sparse pre-training).
         end_epoch: the epoch of the last step; by default ``start_epoch + (steps - 1) * epoch_rate``.
         epoch_rate: epochs from one step to the next; follows from ``end_epoch`` if that is given.
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
@@ -183,7 +183,7 @@ class PATPassManager:
 
     def regularize(self) -> float:
         """Adds the regularizer's gradients to those of the parameters, after ``backward`` (with a ``GradScaler``, after its
-        ``unscale_``), once an optimizer step; gives the L1 norm of what it added.
+        ``unscale_``), once an optimizer step; returns the L1 norm of its gradients.
 
         0.0 without a regularizer that works on gradients, and once the last step has been taken."""
         if self.regularizer is None or self.finished or "gradients" not in self.regularizer.forms:
@@ -200,14 +200,14 @@ class PATPassManager:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step has been taken: what follows is fine-tuning."""
+        """Whether the last step has been taken: the rest is fine-tuning."""
         return self.step >= len(self.epochs)
 
     def connect(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
         """Takes these optimizers in place of those given before: for frameworks that make theirs late, or anew.
 
-        They must have been made from the model as it is now. Biases that earlier steps have added go where a run without a
-        break would have them, so that the state dict of its optimizer can be loaded.
+        They must have been made from the model as it is now. Biases that earlier steps have added are put in the order of an
+        uninterrupted run, so that the state dict of its optimizer can be loaded.
         """
         self.optimizers = listed_optimizers(optimizer)
         add_to_optimizers(self.optimizers, self.model, self._new(provenance_of(self.model).added))
@@ -271,7 +271,7 @@ class PATPassManager:
         )  # fmt: skip
 
     def _plan_of_random_scores(self) -> None:
-        """Plans once at the final ratio, so that arguments that do not fit the model are refused now; keeps nothing."""
+        """Plans once at the final ratio, so that arguments that do not fit the model are refused now; keeps no result."""
         scores = score(self.model, "random", ignore=self._selection.ignore)
         select(self.model, scores, self._selection_at(len(self.epochs)), whole=self._sizes)
 
@@ -308,7 +308,7 @@ class PATPassManager:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data: where the schedule is, what has been removed and masked, the regularizer's state."""
+        """Plain data: the steps taken, the removed and the masked channels, the regularizer's state."""
         saved = getattr(self.regularizer, "state_dict", None)
         return {
             "version": _VERSION,

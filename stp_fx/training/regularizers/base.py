@@ -1,4 +1,4 @@
-"""What a regularizer is: up to three hooks around a training step, and how one is found by its name."""
+"""Regularizers: up to three hooks around a training step, and their names."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Regularizer(Protocol):
 
     - "loss": ``loss(gm, groups)`` gives a differentiable scalar, to be added to the task's loss.
     - "gradients": ``apply_gradients(gm, groups)`` adds to ``.grad`` in place, after the backward pass, and returns the L1
-      norm of what it added (report, section 2.2). It adds what the backward pass of "loss" would, where both exist.
+      norm of these gradients (report, section 2.2). It adds the gradients of "loss", where both exist.
     - "step": ``after_step(gm, groups)`` works on the weights, or on the regularizer itself, after each optimizer step.
 
-    ``groups`` are those of ``analyze(gm)`` that may lose units; None: all. Use "loss" or "gradients", not both. Units that a
-    mask has made dead do not count, and parameters that do not require gradients get none. ``attach(gm)`` is called before
+    ``groups`` are those of ``analyze(gm)`` that may lose units; None: all. Use "loss" or "gradients", not both. Masked units
+    do not count, and parameters that do not require gradients get none. ``attach(gm)`` is called before
     training and ``detach(gm)`` after the last step of pruning.
     """
 
@@ -40,7 +40,7 @@ class Regularizer(Protocol):
         ...
 
     def detach(self, gm: fx.GraphModule) -> None:
-        """Called once, after the last pruning step: takes back what :meth:`attach` did."""
+        """Called once, after the last pruning step: undoes :meth:`attach`."""
         ...
 
     def loss(self, gm: fx.GraphModule, groups: Groups = None) -> torch.Tensor:
@@ -48,7 +48,7 @@ class Regularizer(Protocol):
         ...
 
     def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float:
-        """Adds to the parameters' ``.grad`` in place; returns the L1 norm of what it added."""
+        """Adds to the parameters' ``.grad`` in place; returns the L1 norm of these gradients."""
         ...
 
     def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
@@ -57,7 +57,7 @@ class Regularizer(Protocol):
 
 
 class BaseRegularizer:
-    """The hooks that a regularizer does not have: loss and gradients say so, the others do nothing."""
+    """The hooks that a regularizer does not have: loss and gradients raise, the others do nothing."""
 
     forms: ClassVar[tuple[str, ...]] = ()
 
@@ -76,7 +76,7 @@ class BaseRegularizer:
         raise InputError(f"{type(self).__name__} has no loss term; it has the forms {', '.join(self.forms)}")
 
     def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float:
-        """Adds to the parameters' ``.grad`` in place; returns the L1 norm of what it added.
+        """Adds to the parameters' ``.grad`` in place; returns the L1 norm of these gradients.
 
         Raises:
             InputError: the regularizer adds none.

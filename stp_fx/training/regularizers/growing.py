@@ -1,4 +1,4 @@
-"""A penalty that grows on the units that will go (Wang et al., ICLR 2021)."""
+"""A penalty that grows on the units to be removed (Wang et al., ICLR 2021)."""
 
 from __future__ import annotations
 
