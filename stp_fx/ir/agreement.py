@@ -40,13 +40,13 @@ def compared(expected: Any, actual: Any, what: str = "the output", depth: int = 
     if isinstance(expected, torch.Tensor) or isinstance(actual, torch.Tensor):
         return _tensors(expected, actual, what)
     if type(expected) is not type(actual) and not (isinstance(expected, Mapping) and isinstance(actual, Mapping)):
-        return Difference(text=f"{what} is a {type(actual).__name__} in place of a {type(expected).__name__}")
+        return Difference(1.0, f"{what} is a {type(actual).__name__} in place of a {type(expected).__name__}")
     theirs, ours = _parts(expected, what), _parts(actual, what)
     if theirs is None or ours is None:
         return _objects(expected, actual, what, depth)
     if list(theirs) != list(ours):
         text = f"{what} has {len(ours)} values in place of {len(theirs)}"
-        return Difference(text=text if len(ours) != len(theirs) else f"{what} has other names: {', '.join(map(str, ours))[:60]}")
+        return Difference(1.0, text if len(ours) != len(theirs) else f"{what} has other names: {', '.join(map(str, ours))[:60]}")
     result = Difference()
     for place, value in theirs.items():
         result = result.then(compared(value, ours[place], place, depth + 1))
@@ -68,7 +68,7 @@ def _objects(expected: Any, actual: Any, what: str, depth: int) -> Difference:
         same = expected == actual or (expected != expected and actual != actual)
         if not same and isinstance(expected, float):
             return _tensors(torch.tensor(expected, dtype=torch.float64), torch.tensor(actual, dtype=torch.float64), what)
-        return Difference() if same else Difference(text=f"{what} is {actual!r:.60} in place of {expected!r:.60}")
+        return Difference() if same else Difference(1.0, f"{what} is {actual!r:.60} in place of {expected!r:.60}")
     held = [getattr(value, "__dict__", None) for value in (expected, actual)]
     if depth >= _DEEPEST or not held[0] or not held[1]:
         return Difference()  # nothing that can be compared
@@ -77,19 +77,19 @@ def _objects(expected: Any, actual: Any, what: str, depth: int) -> Difference:
 
 def _tensors(expected: Any, actual: Any, what: str) -> Difference:
     if not isinstance(actual, torch.Tensor) or not isinstance(expected, torch.Tensor):
-        return Difference(text=f"{what} is a {type(actual).__name__} in place of a {type(expected).__name__}")
+        return Difference(1.0, f"{what} is a {type(actual).__name__} in place of a {type(expected).__name__}")
     for name in ("shape", "dtype"):
         one, other = getattr(expected, name), getattr(actual, name)
         if one != other:
             shown = [tuple(v) if isinstance(v, torch.Size) else v for v in (one, other)]
-            return Difference(text=f"{what} has {name} {shown[1]} in place of {shown[0]}")
+            return Difference(1.0, f"{what} has {name} {shown[1]} in place of {shown[0]}")
     if expected.layout is not torch.strided or expected.is_meta or expected.is_quantized or expected.is_nested:
         return Difference()
     if expected.is_complex():
         return _tensors(torch.view_as_real(expected.resolve_conj()), torch.view_as_real(actual.resolve_conj()), what)
     if not expected.is_floating_point():
         wrong = int((expected != actual).sum())
-        return Difference(text=f"{wrong} of {expected.numel()} numbers in {what} differ") if wrong else Difference()
+        return Difference(1.0, f"{wrong} of {expected.numel()} numbers in {what} differ") if wrong else Difference()
     return _floats(expected.detach(), actual.detach(), what)
 
 

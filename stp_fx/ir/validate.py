@@ -40,11 +40,12 @@ _NEARLY = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a call gave: its output, the buffers that it wrote to, or its error."""
+    """What a call gave: its output, the buffers that it wrote to, or its error; and whether it drew random numbers."""
 
     output: Any = None
     buffers: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     error: Exception | None = None
+    drew: bool = False
 
     @property
     def no_memory(self) -> bool:
@@ -69,15 +70,22 @@ def run_once(
     given = example.mapped(torch.Tensor.clone)
     start = time.perf_counter()
     with as_it_was(module, *beside) as held, _quiet(), FixedDraws() if fixed else ExitStack():
+        states = _random_states()
         try:
             if training is not None:
                 module.train(training)
-            output = module(*given.args, **given.kwargs)
-            result = Run(mapped(torch.Tensor, lambda t: t.detach().clone(), output), held.changed(module))
+            output = mapped(torch.Tensor, lambda t: t.detach().clone(), module(*given.args, **given.kwargs))
+            drew = any(not torch.equal(a, b) for a, b in zip(states, _random_states(), strict=True))
+            result = Run(output, held.changed(module), drew=drew)
         except Exception as error:
             result = Run(error=error)
     budget.count(time.perf_counter() - start)
     return result
+
+
+def _random_states() -> list[torch.Tensor]:
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if used else ())]
 
 
 @contextmanager
@@ -161,8 +169,8 @@ class _Checker:
         single = training and all(t.dim() and t.shape[0] == 1 for t in example.tensors)
         found = self._check(mode, with_rows(example, 3) if single and batches else example, training)
         if found is not None:
-            self.differs[mode] = found
-            _log.warning("%s: in %s mode the graph differs: %s", type(self._model).__name__, mode, found)
+            self.differs[mode] = found.removeprefix(f"{mode}: ")
+            _log.warning("%s: in %s mode the graph differs: %s", type(self._model).__name__, mode, self.differs[mode])
 
     def _size(self, example: Example) -> str | None:
         for name, sized in other_sizes(example):
@@ -222,12 +230,13 @@ class _Checker:
 
     def _examined(self, name: str, example: Example, training: bool | None, expected: Run, found: Difference) -> str | None:
         """A difference that the model has with itself, or that random numbers drawn in another order make, is none."""
+        self._budget.allow(4)
         again = self._run(True, example, training)
         if again.error is not None or self._compared(expected, again).text is not None:
             self.left_out[name] = "not comparable: the model gives other numbers each time"
             return None
         fixed = [self._run(side, example, training, fixed=True) for side in (True, False)]
-        alike = Difference(text="") if fixed[0].error or fixed[1].error else self._compared(fixed[0], fixed[1])
+        alike = Difference(1.0, "") if fixed[0].error or fixed[1].error else self._compared(fixed[0], fixed[1])
         if alike.text is None:
             self.differences[name] = alike.largest
             return None
@@ -241,12 +250,12 @@ class _Checker:
         called = {str(n.target) for n in self._gm.graph.nodes if n.op == "call_module"}
         inputs = self._inputs(example).mapped(torch.Tensor.clone).args
         try:
-            with as_it_was(self._model, self._gm), _quiet():
+            with as_it_was(self._model, self._gm), _quiet(), FixedDraws():
                 if training is not None:
                     self._model.train(training)
                 given = example.mapped(torch.Tensor.clone)
                 theirs = module_values(self._model, called, lambda: self._model(*given.args, **given.kwargs))
-            with as_it_was(self._model, self._gm), _quiet():
+            with as_it_was(self._model, self._gm), _quiet(), FixedDraws():
                 if training is not None:
                     self._gm.train(training)
                 ours = node_values(self._gm, inputs)
@@ -269,7 +278,7 @@ class _Checker:
                 found = found.then(compared(one, other, f"buffer '{name}'"))
             else:
                 writer, idle = ("model", "graph") if other is None else ("graph", "model")
-                found = found.then(Difference(text=f"the {writer} updates buffer '{name}', the {idle} does not"))
+                found = found.then(Difference(1.0, f"the {writer} updates buffer '{name}', the {idle} does not"))
         return found
 
 

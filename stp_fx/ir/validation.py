@@ -93,6 +93,7 @@ class Budget:
             raise InputError(f"`validate` is True, False, 'auto' or a positive number of seconds; got {validate!r}")
         self.off = validate is False
         self._auto = validate == "auto"
+        self.bounded = validate is not True
         self._limit = float(validate) if number else SECONDS if self._auto else math.inf
         if self._auto and spent is not None:
             self._limit -= spent.seconds
@@ -109,6 +110,10 @@ class Budget:
     def again(self) -> None:
         """Another graph is checked: forward passes are counted anew, time goes on."""
         self.forwards = 0
+
+    def allow(self, forwards: int) -> None:
+        """A difference is looked into: so many forward passes more than otherwise."""
+        self._most += forwards
 
     def count(self, seconds: float) -> None:
         """A forward pass has taken that long."""
