@@ -17,7 +17,7 @@ from stp_fx.analysis.names import entries_of
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
-from stp_fx.ir.validation import Validate
+from stp_fx.ir.validation import Validate, Validation
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
 from stp_fx.measure.measured import reading_for
@@ -51,6 +51,7 @@ __all__ = [
     "Selection",
     "Sensitivity",
     "Sweep",
+    "Validation",
     "analyze",
     "apply_plan",
     "compare",
@@ -195,9 +196,7 @@ def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> Graph
     return RecalibrateBatchNorm(data, None if recalibrate is True else recalibrate)
 
 
-def apply_plan(
-    gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, validate: Validate = "auto"
-) -> fx.GraphModule:
+def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, validate: Validate = "auto") -> fx.GraphModule:
     """Removes what ``plan`` says (or masks it), without scoring anything; returns a new GraphModule.
 
     ``validate``: whether a removal is run beside the masked graph and compared, as for :func:`prune_graph`.

@@ -17,7 +17,7 @@ from stp_fx.ir.train_eval import modes_kept
 __all__ = ["AsItWas", "as_it_was", "same_bits"]
 
 _COPIED = 1 << 22
-"""Elements of a buffer that is copied before anything runs; larger tensors, and parameters, are copied when they are written to."""
+"""Elements of a buffer that is copied before anything runs; larger tensors, and parameters, are copied when written to."""
 
 
 class AsItWas:

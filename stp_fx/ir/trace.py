@@ -63,10 +63,9 @@ def trace(
         kwargs: arguments by name. Values that hold no tensor are baked in.
         frontend: "fx", "export" (``torch.export``, which takes sizes of 1 for constants and asserts that others are at least 2),
             or "auto" for the first of the two that succeeds, leaves the batch free and computes what the model computes.
-        validate: "auto" runs model and graph on the example in eval and train mode, with another batch and in another size, at most
-            eight forward passes in all and within 30 seconds; True whatever it takes, a number for at most that many seconds,
-            False not at all. A difference in the mode that the model is in is an error; in the other mode it is logged and
-            recorded.
+        validate: "auto" runs model and graph on the example in eval and train mode, with another batch and in another size, in at
+            most eight forward passes and 30 seconds; True whatever it takes, a number for at most that many seconds, False not
+            at all. A difference in the mode that the model is in is an error; in the other mode it is logged and recorded.
 
     Raises:
         InputError: missing or unfitting example inputs, an unknown front end, uninitialised lazy modules.

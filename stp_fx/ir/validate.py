@@ -160,11 +160,9 @@ class _Checker:
     def _other_mode(self, example: Example, mode: str) -> None:
         """The mode that the model is not in: a difference is recorded. A batch norm may need more than one row to train."""
         training = mode == "train"
-        distributed = sys.modules.get("torch.distributed")
-        if training and distributed is not None and distributed.is_available() and distributed.is_initialized():
-            if any(isinstance(m, nn.SyncBatchNorm) for m in self._model.modules()):
-                self.left_out[mode] = "SyncBatchNorm would wait for the other processes"
-                return
+        if training and _distributed() and any(isinstance(m, nn.SyncBatchNorm) for m in self._model.modules()):
+            self.left_out[mode] = "SyncBatchNorm would wait for the other processes"
+            return
         batches = [name for name in self.differences if name.startswith("batch")]
         single = training and all(t.dim() and t.shape[0] == 1 for t in example.tensors)
         found = self._check(mode, with_rows(example, 3) if single and batches else example, training)
@@ -282,7 +280,11 @@ class _Checker:
         return found
 
 
+def _distributed() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 def _told(error: Exception | None) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return f"{type(error).__name__}: {first[:160]}" if first else type(error).__name__
-

@@ -25,8 +25,8 @@ __all__ = ["RemoveChannels"]
 class RemoveChannels(GraphPass):
     """Shortens parameters, buffers, gradients, module attributes and graph literals; the input graph is only read.
 
-    ``plan`` defaults to the one that :class:`SelectUnits` made in the same pipeline. ``validate``: whether the result is run beside
-    the masked graph, and compared: "auto", True, False, or a limit in seconds (see :func:`stp_fx.trace`).
+    ``plan`` defaults to the one that :class:`SelectUnits` made in the same pipeline. ``validate``: whether the result is run
+    beside the masked graph, and compared: "auto", True, False, or a limit in seconds (see :func:`stp_fx.trace`).
 
     Raises:
         PlanError: the plan does not fit the graph.
