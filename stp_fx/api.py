@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,10 +13,12 @@ from typing_extensions import Unpack
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost, cost
 from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.names import entries_of
 from stp_fx.checks import is_a
 from stp_fx.criteria import Criterion, needs_of, resolve
-from stp_fx.errors import InputError
+from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
+from stp_fx.ir.validation import Validate, Validation
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
 from stp_fx.measure.measured import reading_for
@@ -30,6 +34,7 @@ from stp_fx.passes import (
     SelectUnits,
 )
 from stp_fx.passes.compensations import CompensationName, compensation_named
+from stp_fx.passes.reporting import CHANGES, pinned_in_report
 from stp_fx.report.compare import compare
 from stp_fx.report.report import Report
 from stp_fx.report.run_report import RunReport
@@ -37,6 +42,7 @@ from stp_fx.report.sweep import Sensitivity, Sweep, sensitivity, sweep
 from stp_fx.selection import PrunePlan
 from stp_fx.selection.estimate import estimate_keep_ratio
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
+from stp_fx.text import listed
 
 __all__ = [
     "ChannelGraph",
@@ -46,6 +52,7 @@ __all__ = [
     "Selection",
     "Sensitivity",
     "Sweep",
+    "Validation",
     "analyze",
     "apply_plan",
     "compare",
@@ -58,6 +65,8 @@ __all__ = [
     "sweep",
     "trace",
 ]
+
+_log = logging.getLogger("stp_fx.validate")
 
 
 @takes_selection("ratio")
@@ -74,6 +83,7 @@ def prune_graph(
     recalibrate: int | bool | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    validate: Validate = "auto",
     **options: Unpack[SelectionOptions],
 ) -> fx.GraphModule:
     """Removes the least important units; returns a new, smaller GraphModule, and changes nothing in ``gm``.
@@ -89,6 +99,9 @@ def prune_graph(
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         seed: for random criteria.
+        validate: whether the result is run beside the masked graph and compared, and the capture checked as :func:`trace` does:
+            "auto" (at most ten forward passes of the example for both, within 30 seconds), True, False, or a limit in seconds.
+            Groups whose removal changes the function stay whole, and the report says so.
         options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
             "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
 
@@ -98,6 +111,7 @@ def prune_graph(
         NothingToPruneError: no channel may be removed; the message has the reasons.
         TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
+        FunctionChangedError: groups that `ratios` names cannot be removed without changing the function.
 
     Example:
         >>> from torch import nn, randn
@@ -114,8 +128,36 @@ def prune_graph(
         recalibrate=recalibrate,
         loss=loss,
         seed=seed,
+        rewrite=RemoveChannels(validate=validate),
     )
-    return pipeline(_captured(gm, example_inputs, kwargs, frontend)).graph_module
+    return _without_guilty(pipeline, selection, _captured(gm, example_inputs, kwargs, frontend, validate))
+
+
+def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
+    """Runs the pipeline; while its removal changes the function, again without the groups that are why."""
+    pinned: tuple[str, ...] = ()
+    guilty: FunctionChangedError | None = None
+    while True:
+        try:
+            result = pipeline(gm).graph_module
+        except FunctionChangedError as error:
+            new = tuple(name for name in error.groups if name not in pinned)
+            if not new:
+                raise
+            guilty, pinned = error, (*pinned, *new)
+            _log.warning("planning again, since %s", error)
+        except InputError as error:
+            if guilty is None:
+                raise
+            raise guilty from error
+        except NothingToPruneError as error:
+            if not pinned:
+                raise
+            raise NothingToPruneError(f"{error}; {CHANGES}: {listed(pinned, 6)}") from error
+        else:
+            return pinned_in_report(result, analyze(gm), pinned) if pinned else result
+        without = dataclasses.replace(selection, ignore=(*entries_of(selection.ignore, "ignore"), *pinned))
+        pipeline = Pipeline(*(SelectUnits(without) if isinstance(p, SelectUnits) else p for p in pipeline.passes))
 
 
 def pruning_pipeline(
@@ -156,17 +198,20 @@ def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> Graph
     return RecalibrateBatchNorm(data, None if recalibrate is True else recalibrate)
 
 
-def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False) -> fx.GraphModule:
+def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, validate: Validate = "auto") -> fx.GraphModule:
     """Removes the channels that ``plan`` leaves out (or masks them), without scoring anything; returns a new GraphModule.
+
+    ``validate``: whether a removal is run beside the masked graph and compared, as for :func:`prune_graph`.
 
     Raises:
         InputError: ``gm`` is not a graph that :func:`trace` captured, or ``plan`` is not a PrunePlan.
         PlanError: the plan does not fit ``gm``; names the axis.
+        FunctionChangedError: removing these channels is not masking them, as a run shows; names the groups.
     """
     if not is_a(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (PrunePlan.from_json reads one)")
     provenance_of(gm)
-    return (MaskChannels(plan) if mask else RemoveChannels(plan))(gm).graph_module
+    return (MaskChannels(plan) if mask else RemoveChannels(plan, validate))(gm).graph_module
 
 
 def plan_of(pruned: fx.GraphModule) -> PrunePlan:
@@ -189,11 +234,13 @@ def report_of(pruned: fx.GraphModule) -> RunReport | None:
     return provenance_of(pruned).report
 
 
-def _captured(gm: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str) -> fx.GraphModule:
+def _captured(
+    gm: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str, validate: Validate
+) -> fx.GraphModule:
     if not isinstance(gm, nn.Module):
         raise InputError(f"expected a GraphModule or nn.Module, got a {type(gm).__name__}")
     if example_inputs is not None or kwargs:
-        return trace(gm, example_inputs, kwargs=kwargs, frontend=frontend)
+        return trace(gm, example_inputs, kwargs=kwargs, frontend=frontend, validate=validate)
     if isinstance(gm, fx.GraphModule) and has_provenance(gm):
         return gm
     raise InputError(

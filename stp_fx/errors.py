@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CriterionError",
     "FileError",
+    "FunctionChangedError",
     "InputError",
     "NothingToPruneError",
     "PassError",
@@ -52,6 +53,18 @@ class PlanError(StpFxError, ValueError):
 
 class RewriteError(StpFxError):
     """A rewrite did not give the shapes that the analysis promised; the input graph is unchanged."""
+
+
+class FunctionChangedError(RewriteError):
+    """Removing some groups changes what the network computes, as a run on the example shows; ``groups`` names them. Nothing has
+    been changed."""
+
+    def __init__(self, message: str, groups: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.groups = groups
+
+    def __reduce__(self) -> tuple[type[FunctionChangedError], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self), self.groups)
 
 
 class VerificationError(StpFxError):

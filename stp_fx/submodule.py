@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from stp_fx.api import prune_graph, trace
 from stp_fx.criteria import Criterion
 from stp_fx.errors import InputError
+from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
 from stp_fx.passes.compensations import CompensationName
@@ -41,6 +42,7 @@ def prune_submodule(
     recalibrate: int | bool | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    validate: Validate = "auto",
     **options: Unpack[SelectionOptions],
 ) -> nn.Module:
     """A copy of ``model`` in which the submodule ``name`` is a pruned GraphModule; ``model`` is not changed.
@@ -54,7 +56,7 @@ def prune_submodule(
         example_inputs: inputs of the *model*: one argument, or a tuple of them; ``kwargs`` the named ones.
         calibration: inputs of the model, one batch after another, for criteria and compensation that read data.
         frontend: as for :func:`stp_fx.trace`.
-        compensation, recalibrate, loss, seed: as for :func:`stp_fx.prune_graph`.
+        compensation, recalibrate, loss, seed, validate: as for :func:`stp_fx.prune_graph`.
         options: the fields of :class:`stp_fx.Selection` but for ``ratio``.
 
     Raises:
@@ -68,7 +70,7 @@ def prune_submodule(
     positional, named = _given(model, name, example_inputs, kwargs or {})
     submodule = model.get_submodule(name)
     flags = {module: module.training for module in submodule.modules()}
-    graph = trace(submodule, positional, kwargs=named, frontend=frontend)
+    graph = trace(submodule, positional, kwargs=named, frontend=frontend, validate=validate)
     batches = None if calibration is None else _Inside(model, name, reiterable(calibration), graph)
     pruned = prune_graph(
         graph,
@@ -79,6 +81,7 @@ def prune_submodule(
         recalibrate=recalibrate,
         loss=loss,
         seed=seed,
+        validate=validate,
         **options,
     )
     for module, training in flags.items():

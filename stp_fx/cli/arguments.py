@@ -19,12 +19,14 @@ from stp_fx.cli.output import Output
 from stp_fx.criteria import known_criteria
 from stp_fx.errors import InputError, TraceError
 from stp_fx.io import load
+from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import limited
 from stp_fx.selection.selection import Selection, default_of
 
-__all__ = ["add_command", "add_data", "add_selection", "captured", "data_of", "loss_of", "selection_of"]
+__all__ = ["VALIDATE", "add_command", "add_data", "add_selection", "captured", "data_of", "loss_of", "selection_of"]
 
 _IMAGE = (1, 3, 224, 224)
+VALIDATE: dict[str, Validate] = {"auto": "auto", "yes": True, "no": False}
 _MODEL = """\
 MODEL is one of
   package.module:factory    a function or class that is called without
@@ -71,6 +73,11 @@ def add_command(
     model.add_argument(
         "--frontend", choices=("auto", "fx", "export"), default="auto",
         help="how the model is captured: torch.fx, torch.export, or the first of the two that succeeds (default)",
+    )  # fmt: skip
+    model.add_argument(
+        "--validate", choices=tuple(VALIDATE), default="auto",
+        help="run the model beside its graph, and the masked graph beside the smaller one, and compare: within 30 seconds "
+        "(auto, default), whatever it takes (yes), or not at all (no)",
     )  # fmt: skip
     model.add_argument("--device", default="cpu", help="where the model runs: cpu (default), cuda, cuda:1 ...")
     output = parser.add_argument_group("messages")
@@ -139,7 +146,7 @@ def captured(args: argparse.Namespace, output: Output) -> tuple[Loaded, fx.Graph
     positional, named = example_of_shapes(inputs)
     with output.stage(f"capturing {args.model}"):
         try:
-            gm = trace(loaded.model, positional, kwargs=named or None, frontend=args.frontend)
+            gm = trace(loaded.model, positional, kwargs=named or None, frontend=args.frontend, validate=VALIDATE[args.validate])
         except (TraceError, InputError) as error:
             if args.inputs:
                 raise

@@ -11,11 +11,12 @@ from torch import fx
 from torch.utils._pytree import tree_flatten
 
 from stp_fx.api import compare, plan_of, prune_graph
-from stp_fx.cli.arguments import add_command, add_data, add_selection, captured, data_of, loss_of, selection_of
+from stp_fx.cli.arguments import VALIDATE, add_command, add_data, add_selection, captured, data_of, loss_of, selection_of
 from stp_fx.cli.files import CheckFailed, write_plan
 from stp_fx.cli.output import Output, checked_output
 from stp_fx.errors import InputError
 from stp_fx.io import save
+from stp_fx.ir import provenance_of
 from stp_fx.measure.calibration import eval_twin
 from stp_fx.measure.latency import example_values
 from stp_fx.passes import Pipeline
@@ -85,14 +86,15 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if loaded.random and not args.weights:
         output.note(f"note: the weights of {args.model} are random; --weights FILE loads trained ones")
     options = selection_of(args) | {name: getattr(args, name) for name in ("compensation", "recalibrate", "seed")}
+    validate = VALIDATE[args.validate]
     if args.pipeline is not None:
         pipeline, options = _pipeline(args, data, loss), {"pipeline": args.pipeline}
         pruned = pipeline(gm).graph_module
     elif data is None:
         with output.stage("pruning"):
-            pruned = prune_graph(gm, **options)
+            pruned = prune_graph(gm, **options, validate=validate)
     else:
-        pruned = prune_graph(gm, **options, calibration=data, loss=loss)  # shows its own progress
+        pruned = prune_graph(gm, **options, validate=validate, calibration=data, loss=loss)  # shows its own progress
     with output.stage("checking and comparing"):
         _check_outputs(gm, pruned)
         report = compare(gm, pruned)
@@ -102,7 +104,10 @@ def run(args: argparse.Namespace, output: Output) -> int:
     asked = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
     request = {"command": "prune", "model": args.model, "inputs": [str(each) for each in inputs], "asked": asked}
     request |= {"output": None if target is None else str(target), "dry_run": args.dry_run, "plan": plan_of(pruned).digest()}
+    checked = provenance_of(pruned).validation
+    request |= {"validation": None if checked is None else checked.to_dict()}
     output.result({**request, **report.to_dict()}, report)
+    output.note("unchecked: --validate no" if checked is None else checked.line())
     output.note("dry run: nothing was written" if target is None else f"wrote {target}")
     return 0
 

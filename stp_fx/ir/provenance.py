@@ -13,6 +13,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
 from stp_fx.ir.captured import KEY
 from stp_fx.ir.nested import mapped
+from stp_fx.ir.validation import Validation
 
 __all__ = [
     "MASK_PREFIX",
@@ -42,6 +43,7 @@ class Provenance:
     names the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it,
     ``call`` how, for another process to do the same. ``arguments`` are all arguments of the original's ``forward`` by name,
     in its order: tensors as in ``inputs``, plain values as they were; what is neither is left out and named in ``lost``.
+    ``validation`` is what was checked at capture, None if nothing was.
     """
 
     inputs: tuple[Any, ...]
@@ -55,6 +57,7 @@ class Provenance:
     call: Call | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    validation: Validation | None = None
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Provenance:
         return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.batch import with_batch
 from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.example import bound_arguments, check_that_it_runs, is_plain, on_meta
+from stp_fx.ir.examples import Example, example_of_call
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
 from stp_fx.ir.kept import state_kept
@@ -28,6 +30,8 @@ from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.stored import unreached
 from stp_fx.ir.train_eval import modes_kept
+from stp_fx.ir.validate import validate_capture
+from stp_fx.ir.validation import Budget, Validate
 from stp_fx.ir.verify import verify
 
 __all__ = ["bound_arguments", "retrace", "trace"]
@@ -36,7 +40,12 @@ _log = logging.getLogger(__name__)
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None, frontend: str = "auto"
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    frontend: str = "auto",
+    validate: Validate = "auto",
 ) -> fx.GraphModule:
     """Captures ``model`` as a GraphModule and records the example's shapes on it.
 
@@ -44,17 +53,25 @@ def trace(
     train/eval flags; branches on ``self.training`` are taken as the model stands. Batch and spatial sizes stay free wherever
     the model's own code leaves them free.
 
+    The capture is checked: model and graph are run, and what they give is compared (:class:`Validation`, in the provenance of the
+    graph). Nothing that these runs write stays: buffers, modes and random state are put back.
+
     Args:
-        example_inputs: a tensor or a tuple of positional arguments. Only shapes and dtypes are read.
+        example_inputs: a tensor or a tuple of positional arguments. The capture reads shapes and dtypes alone; the check runs on
+            the values, or on random ones if there are none (meta tensors, not finite, all the same).
         kwargs: arguments by name. Values that hold no tensor are baked in.
         frontend: "fx", "export" (``torch.export``, which takes sizes of 1 for constants and asserts that others are at least 2),
-            or "auto" for the first of the two that succeeds and leaves the batch free.
+            or "auto" for the first of the two that succeeds, leaves the batch free and computes what the model computes.
+        validate: "auto" runs model and graph on the example in eval and train mode, with another batch and in another size, in at
+            most eight forward passes and 30 seconds; True whatever it takes, a number for at most that many seconds, False not
+            at all. A difference in the mode that the model is in is an error; in the other mode it is logged and recorded.
 
     Raises:
         InputError: missing example inputs, or such on which the model itself fails; an unknown front end; uninitialised lazy
             modules.
-        TraceError: the model's Python code cannot be captured; says where and what to do.
+        TraceError: the model's Python code cannot be captured, or the graph computes something else; says where and what to do.
     """
+    budget = Budget(validate)
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -70,7 +87,10 @@ def trace(
     with LOCK, state_kept():
         arguments = bound_arguments(model, example_inputs, kwargs or {})
         try:
-            gm = _first_capture(model, arguments, frozenset(kwargs or ()), frontend)
+            example = example_of_call(example_inputs, kwargs or {})
+            gm = _first_capture(
+                model, arguments, frozenset(kwargs or ()), frontend, lambda gm: _validated(model, gm, example, budget)
+            )
         except TraceError:
             check_that_it_runs(model, example_inputs, kwargs or {}, arguments)
             raise
@@ -100,31 +120,66 @@ def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
             module.training = call.training
         for name in call.other:
             modules[name].training = not call.training
-        return trace(model, args, kwargs=kwargs, frontend=call.frontend)
+        return trace(model, args, kwargs=kwargs, frontend=call.frontend, validate=False)
 
 
-def _first_capture(model: nn.Module, arguments: dict[str, Any], named: frozenset[str], frontend: str) -> fx.GraphModule:
-    said: list[str] = []
-    cause: TraceError | None = None
+def _first_capture(
+    model: nn.Module,
+    arguments: dict[str, Any],
+    named: frozenset[str],
+    frontend: str,
+    checked: Callable[[fx.GraphModule], fx.GraphModule],
+) -> fx.GraphModule:
+    said: dict[str, TraceError] = {}
+    for gm in _captures(model, arguments, named, frontend, said):
+        try:
+            return checked(gm)
+        except TraceError as error:
+            said[provenance_of(gm).frontend] = error
+    told = "; ".join(f"{name}: {error}" for name, error in said.items())
+    raise TraceError(
+        f"{type(model).__name__} cannot be captured. {told}. Prune a submodule that can be, or keep the part in "
+        "question outside of what is pruned"
+    ) from [*said.values(), None][-2]
+
+
+def _captures(
+    model: nn.Module, arguments: dict[str, Any], named: frozenset[str], frontend: str, said: dict[str, TraceError]
+) -> Iterator[fx.GraphModule]:
+    """Captures by one front end after the other, the best first; those that are not asked for are not made."""
     bound: fx.GraphModule | None = None
     for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
         try:
             gm = _record_arguments(_FRONT_ENDS[name](model, arguments, named), arguments)
         except TraceError as error:
-            said.append(f"{name}: {error}")
-            cause = error
+            said[name] = error
             continue
         suspect = bound is not None or OWN_BATCH in provenance_of(gm).notes
         if frontend != "auto" or not suspect or _takes_another_batch(gm):
-            return gm
+            yield gm
+            continue
         bound = gm if bound is None else bound
         _log.debug("%s: the graph of %s is bound to the example's batch", type(model).__name__, name)
     if bound is not None:
-        return bound
-    raise TraceError(
-        f"{type(model).__name__} cannot be captured. " + "; ".join(said) + ". Prune a submodule that can be, or keep the part in "
-        "question outside of what is pruned"
-    ) from cause
+        yield bound
+
+
+def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: Budget) -> fx.GraphModule:
+    """The graph with what was checked in its provenance.
+
+    Raises:
+        TraceError: it computes something else than the model.
+    """
+    if budget.off:
+        return gm
+    budget.again()
+    bound = OWN_BATCH in provenance_of(gm).notes and not _takes_another_batch(gm)
+    by_name = functools.partial(bound_arguments, model)
+    found, difference = validate_capture(model, gm, example, by_name, budget, bound=bound)
+    if difference is not None:
+        raise TraceError(f"the graph computes something else than the model ({difference}); validate=False keeps it as it is")
+    notes = tuple(f"in {mode} mode the graph differs: {text}" for mode, text in found.differs.items())
+    return with_provenance(gm, validation=found, notes=provenance_of(gm).notes + notes)
 
 
 def _record_arguments(gm: fx.GraphModule, arguments: dict[str, Any]) -> fx.GraphModule:

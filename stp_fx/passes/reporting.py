@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
+
 from torch import fx
 
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.ir.provenance import with_provenance
+from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.passes.artifacts import Artifacts
 
-__all__ = ["reported"]
+__all__ = ["CHANGES", "pinned_in_report", "reported"]
+
+CHANGES = "removing it changes the function (checked)"
+"""The reason of a pin that no rule knows of: masked and removed graph have been run and differ."""
 
 
 def reported(result: fx.GraphModule, artifacts: Artifacts, plan: PrunePlan, verb: str) -> fx.GraphModule:
@@ -16,4 +23,18 @@ def reported(result: fx.GraphModule, artifacts: Artifacts, plan: PrunePlan, verb
     if artifacts.report is None or artifacts.plan != plan:
         return result
     artifacts.report.log(verb)
-    return with_provenance(result, report=artifacts.report)
+    return with_provenance(result, report=dataclasses.replace(artifacts.report, validation=provenance_of(result).validation))
+
+
+def pinned_in_report(result: fx.GraphModule, graph: ChannelGraph, names: Collection[str]) -> fx.GraphModule:
+    """``result`` with a report that says which groups of ``graph`` a check has pinned."""
+    report = provenance_of(result).report
+    axes = {member.axis.name for group in graph.groups if group.name in names for member in group.members}
+    return with_provenance(
+        result,
+        report=dataclasses.replace(
+            report,
+            pinned={**report.pinned, CHANGES: len(axes)},
+            notes=(*report.notes, f"pinned, since {CHANGES}: {', '.join(names)}"),
+        ),
+    )

@@ -10,6 +10,7 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.criteria.scores import Scores
+from stp_fx.ir.validation import Validation
 from stp_fx.report.tables import as_text, plain_table
 from stp_fx.selection.choice import Choice
 from stp_fx.text import ROWS, html_table
@@ -42,8 +43,8 @@ class GroupRun:
 @dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
     """What a plan removes, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
-    ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked. ``str``
-    gives a table."""
+    ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked;
+    ``validation``: what was run to check the result. ``str`` gives a table."""
 
     groups: tuple[GroupRun, ...]
     macs: tuple[int, int]
@@ -51,6 +52,12 @@ class RunReport:
     pinned: dict[str, int]
     compensation: str | None = None
     notes: tuple[str, ...] = ()
+    validation: Validation | None = None
+
+    @property
+    def validated(self) -> str:
+        """One line: what was run to check the capture and the removal, what differs, and what could not be run."""
+        return "unchecked" if self.validation is None else self.validation.line()
 
     def line(self, verb: str = "Prune") -> str:
         """One line of totals."""
@@ -101,7 +108,7 @@ class RunReport:
         ]
         table = plain_table(("group", "removed", "kept", "scores", "masking = removing"), rows)
         lines = [f"{axes} axes pinned: {reason}" for reason, axes in sorted(self.pinned.items(), key=lambda item: -item[1])]
-        return RichGroup(table, "", *(Text(line) for line in [*lines, *self.notes, self.line()]))
+        return RichGroup(table, "", *(Text(line) for line in [*lines, *self.notes, self.line(), self.validated]))
 
     def to_dict(self) -> dict[str, Any]:
         """Totals before and after and every group, as plain data for JSON."""
@@ -111,6 +118,7 @@ class RunReport:
             "params": {"before": self.params[0], "after": self.params[1]},
             "groups": [dataclasses.asdict(group) for group in self.groups],
             "notes": list(self.notes),
+            "validation": None if self.validation is None else self.validation.to_dict(),
         }
 
 

@@ -24,6 +24,7 @@ from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.provenance import needs_whole_tensors
+from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import limited, reiterable
 from stp_fx.measure.measured import measure
 from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
@@ -84,12 +85,15 @@ class PATPassManager:
         optimizer: one or several optimizers of the model's parameters; ``()`` if they come later, by :meth:`connect`.
         followers: further GraphModules of the same structure that follow every rewrite, such as the module of an
             ``AveragedModel``.
+        validate: whether every removal is run beside the masked graph and compared, and the capture checked, as for
+            :func:`stp_fx.prune_graph`.
         wrap: called with the model, now and after every change of shapes; its result is :attr:`parallel`
             (``torch.nn.parallel.DistributedDataParallel``).
 
     Raises:
         InputError: an argument out of range, or data that is needed and not given.
         NothingToPruneError: no channel may be removed.
+        FunctionChangedError: at a step, removing channels is not masking them; the model is as before the step.
     """
 
     @takes_selection("ratio")
@@ -115,10 +119,11 @@ class PATPassManager:
         followers: Sequence[fx.GraphModule] = (),
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         example_inputs: Any = None,
+        validate: Validate = "auto",
         **options: Unpack[SelectionOptions],
     ) -> None:
         selection = Selection(ratio, **options)
-        self.model: fx.GraphModule = gm if example_inputs is None else trace(gm, example_inputs)
+        self.model: fx.GraphModule = gm if example_inputs is None else trace(gm, example_inputs, validate=validate)
         if not has_provenance(self.model):
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
         needs_whole_tensors(self.model)
@@ -135,7 +140,7 @@ class PATPassManager:
         self._loss, self._recalibrate = loss, recalibrate
         if train_loader is None and (self._needs or recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
-        self._selection = selection
+        self._selection, self._removal = selection, RemoveChannels(validate=validate)
         self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
         self.followers: tuple[fx.GraphModule, ...] = tuple(followers)
         self.step: int = 0
@@ -249,7 +254,7 @@ class PATPassManager:
         prepared = passes.apply(self.model, Artifacts(measured, scores))
         plan = prepared.artifacts.planned("PATPassManager")
         assert_same_plan(plan)
-        rewrite = MaskChannels() if masking else RemoveChannels()
+        rewrite = MaskChannels() if masking else self._removal
         result = rewrite.apply(prepared.graph_module, prepared.artifacts).graph_module
         for each in self.followers:
             restore_biases(each, provenance_of(prepared.graph_module).added)

@@ -1,0 +1,127 @@
+"""Running a user's model for real, and putting back all that it writes: buffers, counters, parameters, lists, random state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stp_fx.ir.kept import containers_kept, state_kept
+from stp_fx.ir.train_eval import modes_kept
+
+__all__ = ["AsItWas", "as_it_was", "same_bits"]
+
+_COPIED = 1 << 22
+"""Elements of a buffer that is copied before anything runs; larger tensors, and parameters, are copied when written to."""
+
+
+class AsItWas:
+    """The tensors of some modules as they were; :meth:`restore` writes back what has changed, version counters included."""
+
+    def __init__(self, roots: Sequence[nn.Module]) -> None:
+        stores = [store for root in roots for m in root.modules() for store in (m._parameters, m._buffers)]
+        found = {id(t): t for store in stores for t in store.values() if t is not None and not t.is_meta}
+        gradients = {id(t.grad): t.grad for t in found.values() if t.is_leaf and t.grad is not None}
+        self._owners = [(t, t.grad) for t in found.values() if t.is_leaf]
+        self._tensors = {**found, **gradients}
+        self._versions = {key: t._version for key, t in self._tensors.items() if not t.is_inference()}
+        buffers = {id(t) for root in roots for t in root.buffers() if t.numel() <= _COPIED}
+        self._before = {key: t.detach().clone() for key, t in self._tensors.items() if key in buffers}
+        generators = {id(v): v for root in roots for m in root.modules() for v in vars(m).values() if _is_generator(v)}
+        self._generators = [(each, each.get_state()) for each in generators.values()]
+        self.mode = _CopyOnWrite(self._tensors, self._before)
+
+    def changed(self, root: nn.Module) -> dict[str, torch.Tensor]:
+        """Copies of the buffers of ``root`` that have been written to in place."""
+        named = {name: t for name, t in root.named_buffers(remove_duplicate=False) if id(t) in self._before}
+        return {name: t.detach().clone() for name, t in named.items() if not same_bits(t, self._before[id(t)])}
+
+    def restore(self) -> None:
+        """Everything back, bit for bit."""
+        for key, before in self._before.items():
+            tensor = self._tensors[key]
+            if not same_bits(tensor, before):
+                with torch.no_grad():
+                    tensor.detach().copy_(before)
+        versions = {key: v for key, v in self._versions.items() if self._tensors[key]._version != v}
+        if versions:
+            tensors = [self._tensors[key] for key in versions]
+            torch._C._autograd._unsafe_set_version_counter(tensors, list(versions.values()))  # type: ignore[attr-defined]
+        for tensor, grad in self._owners:
+            if tensor.grad is not grad:
+                tensor.grad = grad
+        for generator, state in self._generators:
+            generator.set_state(state)
+
+
+@contextmanager
+def as_it_was(*roots: nn.Module) -> Iterator[AsItWas]:
+    """A block in which modules may run in any mode; afterwards they, and the process's random state, are as before."""
+    held = AsItWas(roots)
+    try:
+        with containers_kept(nn.ModuleList(roots), []), state_kept(), modes_kept(nn.ModuleList(roots)), held.mode:
+            yield held
+    finally:
+        held.restore()
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape hold the same; NaN is NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if torch.equal(a, b):
+        return True
+    return a.is_floating_point() and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _is_generator(value: Any) -> bool:
+    return isinstance(value, torch.Generator)
+
+
+class _CopyOnWrite(TorchDispatchMode):
+    """Copies a watched tensor before an op writes to its memory, by whatever name (``.data``, a view)."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, watched: dict[int, torch.Tensor], before: dict[int, torch.Tensor]) -> None:
+        super().__init__()
+        self._before = before
+        self._by_memory: dict[int, list[torch.Tensor]] = {}
+        for tensor in watched.values():
+            if _memory(tensor):
+                self._by_memory.setdefault(_memory(tensor), []).append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for place, name in _written(func):
+            value = args[place] if place < len(args) else kwargs.get(name)
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                self._copy(tensor)
+        return func(*args, **kwargs)
+
+    def _copy(self, tensor: Any) -> None:
+        for each in self._by_memory.get(_memory(tensor), ()) if isinstance(tensor, torch.Tensor) else ():
+            if id(each) not in self._before:
+                self._before[id(each)] = each.detach().clone()
+
+
+@functools.lru_cache(maxsize=4096)
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """The arguments that an op writes to, by place and name."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return ()
+    return tuple((k, a.name) for k, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The address of a tensor's storage; 0 where it has none."""
+    try:
+        return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse, nested, a subclass without memory of its own
+        return 0

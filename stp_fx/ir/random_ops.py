@@ -1,0 +1,47 @@
+"""Random masks that keep everything: for comparing two programs that draw their random numbers in different order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["FixedDraws"]
+
+_aten = torch.ops.aten
+_DROPOUT_OF = {
+    _aten._scaled_dot_product_flash_attention.default: "dropout_p",
+    _aten._scaled_dot_product_efficient_attention.default: "dropout_p",
+    _aten._scaled_dot_product_cudnn_attention.default: "dropout_p",
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: "dropout_p",
+}
+
+
+class FixedDraws(TorchDispatchMode):
+    """Dropout, stochastic depth and attention's dropout keep everything while this is active: Bernoulli draws are all ones.
+
+    >>> with FixedDraws():
+    ...     torch.nn.functional.dropout(torch.ones(4), 0.5)
+    tensor([2., 2., 2., 2.])
+    """
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        packet = getattr(func, "overloadpacket", None)
+        if packet is _aten.bernoulli_:
+            return args[0].fill_(1)
+        if packet is _aten.bernoulli:
+            return torch.ones_like(args[0])
+        if packet is _aten.native_dropout:
+            return args[0] * 1, torch.ones_like(args[0], dtype=torch.bool)
+        name = _DROPOUT_OF.get(func)
+        if name is not None:
+            place = [argument.name for argument in func._schema.arguments].index(name)
+            if place < len(args):
+                args = (*args[:place], 0.0, *args[place + 1 :])
+            else:
+                kwargs[name] = 0.0
+        return func(*args, **kwargs)

@@ -1,0 +1,129 @@
+"""``Validation``: what was run to check a capture and a removal, and ``Budget``: what a check may cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import time
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+from stp_fx.errors import InputError
+
+__all__ = ["Budget", "Validate", "Validation", "together"]
+
+Validate = bool | float | Literal["auto"]
+"""True: every check, False: none, a number: checks for that many seconds, "auto": see :class:`Budget`."""
+
+SECONDS = 30.0
+"""What "auto" spends at most on a capture and a removal together."""
+FORWARDS = 8
+"""Forward passes of a capture with "auto": model and graph in eval mode, in train mode, with another batch, in another size.
+A removal takes two more."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Validation:
+    """What was run to check that a graph computes what the model computes, and a smaller graph what the masked one computes.
+
+    Args:
+        differences: by the name of a check ("eval", "train", "batch 3", "size 40x40", "masked = removed"), the largest
+            difference found, relative to the largest value of the tensor.
+        differs: checks that found a difference in what is not guaranteed (the mode that the model was not in), with it.
+        left_out: checks that could not be run, or say nothing, and why.
+        seconds: what the checks took.
+        forwards: forward passes of a model or graph.
+    """
+
+    differences: Mapping[str, float] = field(default_factory=dict)
+    differs: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    forwards: int = 0
+
+    @property
+    def ran(self) -> list[str]:
+        """The checks that were run."""
+        return [*self.differences, *self.differs]
+
+    def line(self) -> str:
+        """One line: what is checked, what differs, what is not checked and why. The same on every machine."""
+        parts = [f"checked: {', '.join(self.differences)}" if self.differences else "unchecked"]
+        parts += [f"in {name} mode the graph differs: {text}" for name, text in self.differs.items()]
+        parts += [f"not checked: {name} ({reason})" for name, reason in self.left_out.items()]
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data for JSON."""
+        return {**dataclasses.asdict(self), "ran": self.ran}
+
+    def __repr__(self) -> str:
+        worst = f"; largest difference {max(self.differences.values()):.1e}" if self.differences else ""
+        return f"Validation({self.line()}{worst}; {self.forwards} forwards, {self.seconds:.2f} s)"
+
+
+def together(first: Validation | None, second: Validation | None) -> Validation | None:
+    """Two validations as one."""
+    if first is None or second is None:
+        return second if first is None else first
+    return Validation(
+        {**first.differences, **second.differences},
+        {**first.differs, **second.differs},
+        {**first.left_out, **second.left_out},
+        first.seconds + second.seconds,
+        first.forwards + second.forwards,
+    )
+
+
+class Budget:
+    """The time and the forward passes that checks may take, and what they have taken.
+
+    "auto" takes at most ten forward passes for a capture and a removal together, and at most 30 seconds. A check is refused when
+    the passes that it needs would not fit, judged by the slowest pass so far. A difference that is found costs a few passes more.
+
+    Raises:
+        InputError: ``validate`` is none of True, False, "auto" and a positive number of seconds.
+    """
+
+    def __init__(self, validate: Validate, spent: Validation | None = None, forwards: int = FORWARDS) -> None:
+        number = isinstance(validate, numbers.Real) and not isinstance(validate, bool)
+        if not (isinstance(validate, bool) or validate == "auto" or (number and 0 < validate < math.inf)):  # type: ignore[operator]
+            raise InputError(f"`validate` is True, False, 'auto' or a positive number of seconds; got {validate!r}")
+        self.off = validate is False
+        self._auto = validate == "auto"
+        self.bounded = validate is not True
+        self._limit = float(validate) if number else SECONDS if self._auto else math.inf
+        if self._auto and spent is not None:
+            self._limit -= spent.seconds
+        self._most = forwards
+        self._start = time.perf_counter()
+        self.forwards = 0
+        self._slowest = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the budget was made."""
+        return time.perf_counter() - self._start
+
+    def again(self) -> None:
+        """Another graph is checked: forward passes are counted anew, time goes on."""
+        self.forwards = 0
+
+    def allow(self, forwards: int) -> None:
+        """A difference is looked into: so many forward passes more than otherwise."""
+        self._most += forwards
+
+    def count(self, seconds: float) -> None:
+        """A forward pass has taken that long."""
+        self.forwards += 1
+        self._slowest = max(self._slowest, seconds)
+
+    def refuses(self, forwards: int) -> str | None:
+        """Why that many passes more are too many; None if they are not."""
+        if self._auto and self.forwards + forwards > self._most:
+            return f"{self._most} forward passes are the most that validate='auto' takes"
+        if self.seconds + forwards * self._slowest > self._limit:
+            return f"a forward pass takes {self._slowest:.2g} s, and the limit is {max(self._limit, 0):.3g} s"
+        return None

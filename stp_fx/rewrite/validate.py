@@ -1,0 +1,193 @@
+"""Does a removal compute what masking computes: both are run on an example, and a difference is traced to its groups.
+
+A plan's exact groups are the ones for which the two must agree. Its inexact groups are removed on both sides; what must hold of
+them is that the result runs, gives outputs of the same shapes, and is finite where the original is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.groups import Group
+from stp_fx.analysis.plan import PrunePlan
+from stp_fx.errors import StpFxError
+from stp_fx.ir.agreement import Difference, compared, tolerance
+from stp_fx.ir.examples import Example
+from stp_fx.ir.nested import leaves_of
+from stp_fx.ir.provenance import example_of
+from stp_fx.ir.validate import Run, run_once
+from stp_fx.ir.validation import Budget, Validation
+from stp_fx.measure.latency import example_values
+from stp_fx.rewrite.removal import is_partial, mask, remove
+from stp_fx.rewrite.slicing import copied
+
+__all__ = ["CHECK", "Guilty", "validate_removal"]
+
+CHECK = "masked = removed"
+_MASKED_COPY = 1 << 32
+"""Bytes of parameters of which a masked copy is made without being told to (validate=True)."""
+_DOUBLE_COPY = 1 << 30
+"""Bytes of parameters in double precision, of which two copies are made to confirm a difference."""
+_LARGEST = 1 << 28
+"""Elements of an example that is run."""
+_VANISHED = 1e-12
+"""Outputs below this are zero but for rounding (a classifier whose weights are still zero), and tell nothing."""
+_ROUNDING = 30.0
+"""Where a difference cannot be confirmed in double precision, it must be so many times the tolerance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Guilty:
+    """``groups``: names of those whose removal changes the function; ``text``: what differs."""
+
+    groups: tuple[str, ...]
+    text: str
+
+
+def validate_removal(
+    gm: fx.GraphModule, plan: PrunePlan, removed: fx.GraphModule, budget: Budget
+) -> tuple[Validation, Guilty | None]:
+    """What was compared, and the groups of ``plan`` that must not be removed; ``removed`` is ``gm`` without the plan's units."""
+    reason = _unfit(gm, budget) or budget.refuses(2)
+    if reason is not None:
+        return Validation(left_out={CHECK: reason}, seconds=budget.seconds), None
+    comparison = _Comparison(gm, plan, Example(example_values(gm), {}), budget)
+    text = comparison.problem(comparison.flags, removed)
+    if text is None:
+        differences = {} if comparison.silent else {CHECK: comparison.largest}
+        left = {CHECK: comparison.silent} if comparison.silent else {}
+        return Validation(differences, {}, left, budget.seconds, budget.forwards), None
+    guilty = comparison.guilty()
+    found = Validation({CHECK: comparison.largest}, {}, {}, budget.seconds, budget.forwards)
+    return found, Guilty(tuple(group.name for group in guilty), text)
+
+
+def _unfit(gm: fx.GraphModule, budget: Budget) -> str | None:
+    """Why nothing can be run."""
+    tensors = [*gm.parameters(), *gm.buffers()]
+    if any(t.is_meta for t in tensors):
+        return "the graph is on the meta device"
+    if budget.bounded and sum(t.numel() * t.element_size() for t in tensors) > _MASKED_COPY:
+        return "a masked copy takes too much memory"
+    if sum(t.numel() for t in leaves_of(torch.Tensor, example_of(gm))) > _LARGEST:
+        return "the example is too large"
+    return None
+
+
+class _Comparison:
+    """A graph, a plan for it, and what parts of the plan do to the function."""
+
+    def __init__(self, gm: fx.GraphModule, plan: PrunePlan, example: Example, budget: Budget) -> None:
+        self._gm, self._example, self._budget = gm, example, budget
+        self._graph = analyze(gm)
+        self.flags = ~self._graph.survivors(plan, partial=is_partial(gm)).units
+        self._touched = [group for group in self._graph.groups if self.flags[group.units].any()]
+        self._inexact = np.zeros(len(self.flags), dtype=bool)
+        for group in self._touched:
+            self._inexact[group.units] = not group.exact
+        self.largest = 0.0
+        self.silent = ""
+        """Why a comparison says nothing; empty if it says something."""
+
+    def problem(self, flags: np.ndarray, removed: fx.GraphModule | None = None) -> str | None:
+        """What goes wrong when the flagged units are removed, in words."""
+        exact, inexact = flags & ~self._inexact, flags & self._inexact
+        try:
+            first, rest = self._graph.plan_removing(inexact), self._graph.plan_removing(exact)
+            shorter = remove(self._gm, first) if inexact.any() else self._gm
+            reference = mask(shorter, rest.after(first)) if exact.any() else self._gm
+            removed = remove(self._gm, self._graph.plan_removing(flags)) if removed is None else removed
+        except StpFxError as error:
+            return str(error)
+        expected, actual = self._run(reference), self._run(removed)
+        if expected.error is not None and inexact.any() and exact.any():
+            expected = self._run(self._gm)
+            exact = np.zeros_like(exact)
+        if expected.error is not None or expected.no_memory or actual.no_memory:
+            error = expected.error or actual.error
+            self.silent = f"not comparable: {type(error).__name__}: {str(error)[:100]}"
+            return None
+        if actual.error is not None:
+            return f"the result does not run: {type(actual.error).__name__}: {str(actual.error)[:160]}"
+        return self._compare(expected, actual, reference, removed) if exact.any() else self._holds(expected, actual)
+
+    def _compare(self, expected: Run, actual: Run, reference: fx.GraphModule, removed: fx.GraphModule) -> str | None:
+        largest = max(_magnitude(expected), _magnitude(actual))
+        if largest <= _VANISHED:
+            what = "is finite" if largest < 0 else "differs from zero"
+            self.silent = f"not comparable: no output {what} on random inputs"
+            return None
+        found = compared(expected.output, actual.output)
+        if found.text is not None and (expected.drew or actual.drew):
+            self.silent = "not comparable: the outputs are random"
+            return None
+        found = found if found.text is None else self._confirmed(found, reference, removed)
+        self.largest = max(self.largest, found.largest)
+        return found.text
+
+    def _confirmed(self, found: Difference, reference: fx.GraphModule, removed: fx.GraphModule) -> Difference:
+        """The difference in double precision, where that can be run: rounding is none."""
+        floats = [t for t in (*self._gm.parameters(), *self._example.tensors) if t.is_floating_point()]
+        if not floats or all(t.dtype is torch.float64 for t in floats) or 8 * sum(t.numel() for t in floats) > _DOUBLE_COPY:
+            return found
+        self._budget.allow(2)
+        example = self._example.mapped(lambda t: t.double() if t.is_floating_point() else t)
+        runs = [run_once(copied(each).double(), example, self._budget, training=False) for each in (reference, removed)]
+        if runs[0].error is None and runs[1].error is None:
+            return compared(runs[0].output, runs[1].output)
+        allowed = max(tolerance(t.dtype, t.device) for t in floats)
+        return found if found.largest > _ROUNDING * allowed else Difference(found.largest)
+
+    def _holds(self, expected: Run, actual: Run) -> str | None:
+        """What holds of inexact groups: shapes, and finite values where the original has them."""
+        theirs, ours = (leaves_of(torch.Tensor, run.output) for run in (expected, actual))
+        if [t.shape for t in theirs] != [t.shape for t in ours]:
+            return f"outputs have the shapes {[tuple(t.shape) for t in ours]} in place of {[tuple(t.shape) for t in theirs]}"
+        for one, other in zip(theirs, ours, strict=True):
+            if one.is_floating_point() and bool(one.isfinite().all()) and not bool(other.isfinite().all()):
+                return "an output is NaN or infinite where the original is not"
+        return None
+
+    def _run(self, gm: fx.GraphModule) -> Run:
+        return run_once(gm, self._example, self._budget, training=False)
+
+    def guilty(self) -> Sequence[Group]:
+        """The groups to blame, by bisection. Where it takes too long, or no half is to blame alone, all that are left."""
+        steps = 4 * math.ceil(math.log2(len(self._touched) + 1)) + 4
+
+        def among(groups: Sequence[Group]) -> Sequence[Group]:
+            nonlocal steps
+            if len(groups) == 1:
+                return groups
+            found: list[Group] = []
+            middle = len(groups) // 2
+            for half in (groups[:middle], groups[middle:]):
+                steps -= 1
+                self._budget.allow(4)
+                if steps < 0 or self._budget.refuses(4) is not None:
+                    return groups
+                if self.problem(self._flags_of(half)) is not None:
+                    found += among(half)
+            return found or groups
+
+        return among(self._touched)
+
+    def _flags_of(self, groups: Sequence[Group]) -> np.ndarray:
+        flags = np.zeros_like(self.flags)
+        for group in groups:
+            flags[group.units] = self.flags[group.units]
+        return flags
+
+
+def _magnitude(run: Run) -> float:
+    """The largest finite number of an output; -1 if there are floating outputs, and none of their numbers is finite."""
+    floats = [t.double() for t in leaves_of(torch.Tensor, run.output) if t.is_floating_point() and t.numel()]
+    finite = [float(t[t.isfinite()].abs().max()) for t in floats if bool(t.isfinite().any())]
+    return max(finite, default=-1.0 if floats else 1.0)
