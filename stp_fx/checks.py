@@ -18,9 +18,9 @@ def is_a(value: object, *kinds: type) -> bool:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a real number, of Python or NumPy; a bool is none, NaN and infinities are."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether ``value`` is an integer, of Python or NumPy; a bool is none."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral)
