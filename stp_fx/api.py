@@ -134,10 +134,11 @@ def prune_graph(
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
     """Runs the pipeline; while its removal changes the function, again without the groups that are why."""
+    guilty: FunctionChangedError | None = None
     pinned: tuple[str, ...] = ()
     while True:
         try:
-            result = pipeline(gm).graph_module
+            result: fx.GraphModule = pipeline(gm)[0]
         except FunctionChangedError as error:
             new = tuple(name for name in error.groups if name not in pinned)
             if not new:
@@ -145,11 +146,11 @@ def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule
             guilty, pinned = error, (*pinned, *new)
             _log.warning("planning again, since %s", error)
         except InputError as error:
-            if not pinned:
+            if guilty is None:
                 raise
             raise guilty from error
         except NothingToPruneError as error:
-            if not pinned:
+            if guilty is None:
                 raise
             raise NothingToPruneError(f"{error}; {CHANGES}: {listed(pinned, 6)}") from error
         else:

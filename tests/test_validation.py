@@ -1,4 +1,4 @@
-"""Nothing leaves unchecked: captures and removals that are wrong are found, right ones are not accused, and nothing is touched."""
+"""Nothing leaves unchecked: wrong captures and removals are found, right ones are not accused, and nothing is touched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -115,6 +115,12 @@ def mix_rows(gm: fx.GraphModule) -> None:
         output.args = (gm.graph.call_function(operator.mul, (output.args[0], factor)),)
 
 
+def double(gm: fx.GraphModule) -> None:
+    output = next(n for n in gm.graph.nodes if n.op == "output")
+    with gm.graph.inserting_before(output):
+        output.args = (gm.graph.call_function(operator.mul, (output.args[0], 2)),)
+
+
 def shift_in_training(gm: fx.GraphModule) -> None:
     class Shift(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -144,7 +150,7 @@ def test_a_wrong_graph_is_found(broken: Callable[..., None], change: Break, mess
 
 
 def test_both_front_ends_wrong(broken: Callable[..., None]) -> None:
-    broken(drop_half)
+    broken(double)
     with pytest.raises(TraceError, match=r"(?s)fx: the graph computes something else.*export: the graph computes something else"):
         stp_fx.trace(Net().eval(), X)
     assert provenance_of(stp_fx.trace(Net().eval(), X, validate=False)).validation is None
@@ -389,9 +395,9 @@ class Turning(nn.Module):
 
 
 @pytest.fixture
-def wrong_rule() -> Iterator[fx.GraphModule]:
+def wrong_rule() -> fx.GraphModule:
     rule(torch.ops.stp_validation.turn.default, pattern="n c -> n c")
-    yield stp_fx.trace(Turning().eval(), torch.randn(2, 8))
+    return stp_fx.trace(Turning().eval(), torch.randn(2, 8))
 
 
 def test_a_wrong_rule_pins_its_group(wrong_rule: fx.GraphModule) -> None:
@@ -451,6 +457,20 @@ def test_noise_that_is_drawn_for_fewer_channels_is_no_difference() -> None:
 
     pruned = stp_fx.prune_graph(Noisy().eval(), example_inputs=torch.randn(2, 4))
     assert validation_of(pruned).left_out["masked = removed"] == "not comparable: the outputs are random"
+
+
+def test_integers_are_made_up_so_that_they_tell() -> None:
+    class Words(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.emb, self.a, self.b = nn.Embedding(size, 8, padding_idx=0), nn.Linear(8, 8, bias=False), nn.Linear(8, 2)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.b(F.relu(self.a(self.emb(ids))))
+
+    for size in (1, 9):  # with one row, an index of 1 fails
+        found = validation_of(stp_fx.prune_graph(Words(size).eval(), example_inputs=torch.zeros(2, 5, dtype=torch.long)))
+        assert "masked = removed" in found.differences
 
 
 def test_an_inexact_group_must_run_and_stay_finite() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from stp_fx.ir.train_eval import modes_kept
 
 __all__ = ["AsItWas", "as_it_was", "same_bits"]
 
+_set_versions: Callable[[list[torch.Tensor], list[int]], None] = torch._C._autograd._unsafe_set_version_counter  # type: ignore
 _COPIED = 1 << 22
 """Elements of a buffer that is copied before anything runs; larger tensors, and parameters, are copied when written to."""
 
@@ -50,8 +51,7 @@ class AsItWas:
                     tensor.detach().copy_(before)
         versions = {key: v for key, v in self._versions.items() if self._tensors[key]._version != v}
         if versions:
-            tensors = [self._tensors[key] for key in versions]
-            torch._C._autograd._unsafe_set_version_counter(tensors, list(versions.values()))
+            _set_versions([self._tensors[key] for key in versions], list(versions.values()))
         for tensor, grad in self._owners:
             if tensor.grad is not grad:
                 tensor.grad = grad

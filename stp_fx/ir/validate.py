@@ -146,8 +146,8 @@ class _Checker:
 
     def _batch(self, example: Example, bound: bool) -> str | None:
         tensors = example.tensors
-        rows = {t.shape[0] if t.dim() else None for t in tensors}
-        if len(rows) != 1 or rows <= {0, None}:
+        rows = {int(t.shape[0]) if t.dim() else 0 for t in tensors}
+        if len(rows) != 1 or rows == {0}:
             self.left_out["another batch"] = "the inputs share no leading dimension"
             return None
         own = next(iter(rows))
