@@ -255,13 +255,30 @@ def test_what_a_call_writes_is_put_back() -> None:
     model.noise = torch.Generator().manual_seed(3)
     before, state = snapshot(model), model.noise.get_state()
     with as_it_was(model):
-        model.eval()
+        model.eval().requires_grad_(False)
         model(torch.randn(2, 4))
         torch.randn(2, generator=model.noise)
         model.line.weight.grad = torch.ones(4, 4)
         model.register_buffer("late", torch.zeros(1))
     assert_untouched(before)
     assert torch.equal(model.noise.get_state(), state)
+
+
+def test_a_model_in_training_is_checked_with_its_own_modes() -> None:
+    class Frozen(Net):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self.bn.eval()
+            self.a.requires_grad_(not mode)
+            return self
+
+    model = Frozen().train()
+    before = snapshot(model)
+    gm = stp_fx.trace(model, X)
+    assert_untouched(before)
+    assert validation_of(gm).ran[0] == "train"
+    assert not validation_of(gm).differs
+    assert "train" in validation_of(stp_fx.trace(model.eval(), X)).differs, "graphs know nothing of an overridden train()"
 
 
 def test_a_model_with_its_own_numbers_each_time_is_not_comparable() -> None:

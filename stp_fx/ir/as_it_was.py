@@ -28,7 +28,7 @@ class AsItWas:
         stores = [store for root in roots for m in root.modules() for store in (m._parameters, m._buffers)]
         found = {id(t): t for store in stores for t in store.values() if t is not None and not t.is_meta}
         gradients = {id(t.grad): t.grad for t in found.values() if t.is_leaf and t.grad is not None}
-        self._owners = [(t, t.grad) for t in found.values() if t.is_leaf]
+        self._owners = [(t, t.grad, t.requires_grad) for t in found.values() if t.is_leaf]
         self._tensors = {**found, **gradients}
         self._versions = {key: t._version for key, t in self._tensors.items() if not t.is_inference()}
         buffers = {id(t) for root in roots for t in root.buffers() if t.numel() <= _COPIED}
@@ -52,9 +52,11 @@ class AsItWas:
         versions = {key: v for key, v in self._versions.items() if self._tensors[key]._version != v}
         if versions:
             _set_versions([self._tensors[key] for key in versions], list(versions.values()))
-        for tensor, grad in self._owners:
+        for tensor, grad, required in self._owners:
             if tensor.grad is not grad:
                 tensor.grad = grad
+            if tensor.requires_grad != required:
+                tensor.requires_grad_(required)
         for generator, state in self._generators:
             generator.set_state(state)
 

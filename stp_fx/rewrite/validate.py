@@ -24,6 +24,7 @@ from stp_fx.ir.nested import leaves_of
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.validate import Run, run_once
 from stp_fx.ir.validation import Budget, Validation
+from stp_fx.measure.calibration import eval_twin
 from stp_fx.measure.latency import example_values
 from stp_fx.rewrite.removal import is_partial, mask, remove
 from stp_fx.rewrite.slicing import copied
@@ -180,7 +181,7 @@ class _Comparison:
         return None
 
     def _run(self, gm: fx.GraphModule) -> Run:
-        return run_once(gm, self._example, self._budget, training=False)
+        return run_once(eval_twin(gm), self._example, self._budget)  # no mode flag of the user's is touched
 
     def guilty(self) -> Sequence[Group]:
         """The groups to blame, by bisection. Where it takes too long, or no half is to blame alone, all that are left."""
