@@ -95,13 +95,12 @@ def prune_graph(
         example_inputs, kwargs, frontend: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
         compensation: None, "mean" (consumers' biases take over the mean of the removed inputs) or "least_squares" (the kept
-            channels' weights absorb what they can of them); both read ``calibration``.
+            channels' weights absorb what they can); both need ``calibration``.
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         seed: for random criteria.
-        validate: whether the result is run beside the masked graph and compared, and the capture checked as :func:`trace` does:
-            "auto" (at most ten forward passes of the example for both, within 30 seconds), True, False, or a limit in seconds.
-            Groups whose removal changes the function stay whole, and the report says so.
+        validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
+            forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
         options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
             "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
 
@@ -151,7 +150,7 @@ def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule
                 raise
             raise guilty from error
         except NothingToPruneError as error:
-            if not pinned:
+            if guilty is None:
                 raise
             raise NothingToPruneError(f"{error}; {CHANGES}: {listed(pinned, 6)}") from error
         else:

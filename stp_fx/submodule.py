@@ -84,9 +84,14 @@ def prune_submodule(
         validate=validate,
         **options,
     )
+    return _replaced(model, name, pruned, flags)
+
+
+def _replaced(model: nn.Module, name: str, pruned: nn.Module, flags: Mapping[nn.Module, bool]) -> nn.Module:
+    """A copy of ``model`` with ``pruned`` in place of a submodule, whose train/eval ``flags`` are put back."""
     for module, training in flags.items():
         module.training = training
-    result = copy.deepcopy(model, {id(submodule): pruned})
+    result = copy.deepcopy(model, {id(model.get_submodule(name)): pruned})
     result.set_submodule(name, pruned)
     return result
 

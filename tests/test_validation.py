@@ -1,4 +1,4 @@
-"""Wrong captures and removals are found, right ones are not accused, and nothing is touched."""
+"""Nothing leaves unchecked: wrong captures and removals are found, right ones are not accused, and nothing is touched."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for name in names or ("fx", "export"):
             original = TRACE._FRONT_ENDS[name]
 
-            def front(model: nn.Module, arguments: Any, original: Any = original) -> fx.GraphModule:
-                gm = original(model, arguments)
+            def front(*arguments: Any, original: Any = original) -> fx.GraphModule:
+                gm = original(*arguments)
                 change(gm)
                 gm.graph.lint()
                 gm.recompile()
@@ -115,6 +115,12 @@ def mix_rows(gm: fx.GraphModule) -> None:
         output.args = (gm.graph.call_function(operator.mul, (output.args[0], factor)),)
 
 
+def double(gm: fx.GraphModule) -> None:
+    output = next(n for n in gm.graph.nodes if n.op == "output")
+    with gm.graph.inserting_before(output):
+        output.args = (gm.graph.call_function(operator.mul, (output.args[0], 2)),)
+
+
 def shift_in_training(gm: fx.GraphModule) -> None:
     class Shift(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -144,7 +150,7 @@ def test_a_wrong_graph_is_found(broken: Callable[..., None], change: Break, mess
 
 
 def test_both_front_ends_wrong(broken: Callable[..., None]) -> None:
-    broken(drop_half)
+    broken(double)
     with pytest.raises(TraceError, match=r"(?s)fx: the graph computes something else.*export: the graph computes something else"):
         stp_fx.trace(Net().eval(), X)
     assert provenance_of(stp_fx.trace(Net().eval(), X, validate=False)).validation is None
@@ -249,13 +255,30 @@ def test_what_a_call_writes_is_put_back() -> None:
     model.noise = torch.Generator().manual_seed(3)
     before, state = snapshot(model), model.noise.get_state()
     with as_it_was(model):
-        model.eval()
+        model.eval().requires_grad_(False)
         model(torch.randn(2, 4))
         torch.randn(2, generator=model.noise)
         model.line.weight.grad = torch.ones(4, 4)
         model.register_buffer("late", torch.zeros(1))
     assert_untouched(before)
     assert torch.equal(model.noise.get_state(), state)
+
+
+def test_a_model_in_training_is_checked_with_its_own_modes() -> None:
+    class Frozen(Net):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self.bn.eval()
+            self.a.requires_grad_(not mode)
+            return self
+
+    model = Frozen().train()
+    before = snapshot(model)
+    gm = stp_fx.trace(model, X)
+    assert_untouched(before)
+    assert validation_of(gm).ran[0] == "train"
+    assert not validation_of(gm).differs
+    assert "train" in validation_of(stp_fx.trace(model.eval(), X)).differs, "graphs know nothing of an overridden train()"
 
 
 def test_a_model_with_its_own_numbers_each_time_is_not_comparable() -> None:
@@ -453,6 +476,20 @@ def test_noise_that_is_drawn_for_fewer_channels_is_no_difference() -> None:
     assert validation_of(pruned).left_out["masked = removed"] == "not comparable: the outputs are random"
 
 
+def test_integers_are_made_up_so_that_they_tell() -> None:
+    class Words(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.emb, self.a, self.b = nn.Embedding(size, 8, padding_idx=0), nn.Linear(8, 8, bias=False), nn.Linear(8, 2)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.b(F.relu(self.a(self.emb(ids))))
+
+    for size in (1, 9):  # with one row, an index of 1 fails
+        found = validation_of(stp_fx.prune_graph(Words(size).eval(), example_inputs=torch.zeros(2, 5, dtype=torch.long)))
+        assert "masked = removed" in found.differences
+
+
 def test_an_inexact_group_must_run_and_stay_finite() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     gm = stp_fx.trace(net, torch.randn(2, 4))
@@ -478,7 +515,7 @@ def test_no_difference_is_reported_where_there_is_none(name: str) -> None:
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)  # a head of zeros tells nothing
-    found = validation_of(stp_fx.prune_graph(model, example_inputs=torch.randn(1, 3, 32, 32)))
+    found = validation_of(stp_fx.prune_graph(model, example_inputs=torch.randn(1, 3, 32, 32), validate=True))
     assert {"eval", "batch 3", "train", "masked = removed"} <= set(found.differences)
     assert not found.differs
     assert found.forwards <= 10

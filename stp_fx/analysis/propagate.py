@@ -16,6 +16,7 @@ from stp_fx.analysis.elements import Elements
 from stp_fx.analysis.flow import FlowNode, flow_of
 from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.meta_run import run_for_shape
+from stp_fx.ir.nested import tensors_within
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.runner import call, operands, run_node
 from stp_fx.ir.shapes import meta_twin
@@ -188,7 +189,7 @@ class _Propagation(TorchDispatchMode):
         return value if isinstance(value, (int, float)) else None
 
     def outputs(self, value: Any) -> None:
-        for tensor in tensors_in(value):
+        for tensor in tensors_within(value):
             for dim in self.dims(tensor):
                 self.pin(dim, "graph output")
 

@@ -125,6 +125,8 @@ def _pipeline(args: argparse.Namespace, data: Any, loss: Any) -> Pipeline:
     if given:
         raise InputError(f"--pipeline lists the passes to run, so --{given[0].replace('_', '-')} cannot be given beside it")
     named = {name: value for name, value in (("calibration", data), ("loss", loss)) if value is not None}
+    if args.validate != "auto":
+        named["validate"] = VALIDATE[args.validate]
     return Pipeline.parse(args.pipeline, **named)
 
 

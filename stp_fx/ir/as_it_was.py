@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from stp_fx.ir.train_eval import modes_kept
 
 __all__ = ["AsItWas", "as_it_was", "same_bits"]
 
+_set_versions: Callable[[list[torch.Tensor], list[int]], None] = torch._C._autograd._unsafe_set_version_counter  # type: ignore
 _COPIED = 1 << 22
 """Elements of a buffer that is copied before anything runs; larger tensors, and parameters, are copied when written to."""
 
@@ -27,7 +28,7 @@ class AsItWas:
         stores = [store for root in roots for m in root.modules() for store in (m._parameters, m._buffers)]
         found = {id(t): t for store in stores for t in store.values() if t is not None and not t.is_meta}
         gradients = {id(t.grad): t.grad for t in found.values() if t.is_leaf and t.grad is not None}
-        self._owners = [(t, t.grad) for t in found.values() if t.is_leaf]
+        self._owners = [(t, t.grad, t.requires_grad) for t in found.values() if t.is_leaf]
         self._tensors = {**found, **gradients}
         self._versions = {key: t._version for key, t in self._tensors.items() if not t.is_inference()}
         buffers = {id(t) for root in roots for t in root.buffers() if t.numel() <= _COPIED}
@@ -50,11 +51,12 @@ class AsItWas:
                     tensor.detach().copy_(before)
         versions = {key: v for key, v in self._versions.items() if self._tensors[key]._version != v}
         if versions:
-            tensors = [self._tensors[key] for key in versions]
-            torch._C._autograd._unsafe_set_version_counter(tensors, list(versions.values()))  # type: ignore[attr-defined]
-        for tensor, grad in self._owners:
+            _set_versions([self._tensors[key] for key in versions], list(versions.values()))
+        for tensor, grad, required in self._owners:
             if tensor.grad is not grad:
                 tensor.grad = grad
+            if tensor.requires_grad != required:
+                tensor.requires_grad_(required)
         for generator, state in self._generators:
             generator.set_state(state)
 

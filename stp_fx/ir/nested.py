@@ -1,13 +1,15 @@
-"""Values inside lists, tuples, dicts and whatever else is registered with pytree."""
+"""Values inside lists, tuples, dicts, whatever else is registered with pytree, and plain objects."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.utils._pytree as pytree
+from torch import nn
 
-__all__ = ["holds", "leaves_of", "mapped"]
+__all__ = ["holds", "leaves_of", "mapped", "tensors_within"]
 
 T = TypeVar("T")
 
@@ -29,3 +31,29 @@ def holds(kind: type, value: Any) -> bool:
 def mapped(kind: type[T], function: Callable[[T], Any], value: Any) -> Any:
     """``value`` with its leaves of that type replaced; containers keep their types."""
     return function(value) if isinstance(value, kind) else pytree.tree_map_only(kind, function, value)
+
+
+def tensors_within(value: Any) -> list[torch.Tensor]:
+    """All tensors in a value, also those that objects keep as attributes (a dataclass that pytree does not know)."""
+    found: list[torch.Tensor] = []
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, torch.Tensor):
+            found.append(each)
+            continue
+        if id(each) in seen or isinstance(each, (str, bytes, int, float, complex, type, nn.Module)):
+            continue
+        seen.add(id(each))
+        leaves = pytree.tree_leaves(each)
+        waiting.extend(_attributes(each) if len(leaves) == 1 and leaves[0] is each else leaves)
+    return found
+
+
+def _attributes(value: Any) -> list[Any]:
+    """What an object keeps: the members of a set, attributes, slots."""
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]

@@ -50,7 +50,8 @@ class RemoveChannels(GraphPass):
     def _validated(self, gm: fx.GraphModule, plan: PrunePlan, result: fx.GraphModule) -> fx.GraphModule:
         """``result`` with what was checked in its provenance."""
         known = provenance_of(gm)
-        budget = Budget(self.validate, known.validation if known.plan is None else None, forwards=2)
+        spent = known.validation if known.plan is None else None
+        budget = Budget(self.validate, spent, forwards=2 if spent is None else max(2, 10 - spent.forwards))
         if budget.off or plan.is_empty:
             return result
         found, guilty = validate_removal(gm, plan, result, budget)

@@ -21,7 +21,7 @@ from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.names import prunable_groups
 from stp_fx.criteria import Criterion, needs_of, resolve, score
-from stp_fx.errors import InputError
+from stp_fx.errors import FunctionChangedError, InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.provenance import needs_whole_tensors
 from stp_fx.ir.validation import Validate
@@ -143,8 +143,7 @@ class PATPassManager:
         self._selection, self._removal = selection, RemoveChannels(validate=validate)
         self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
         self.followers: tuple[fx.GraphModule, ...] = tuple(followers)
-        self.step: int = 0
-        self.epoch: int = -1
+        self.step, self.epoch = 0, -1
         self._whole = cost(self.model)
         self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
         self._sizes = {group.name: group.size for group in analyze(self.model).groups}
@@ -254,8 +253,13 @@ class PATPassManager:
         prepared = passes.apply(self.model, Artifacts(measured, scores))
         plan = prepared.artifacts.planned("PATPassManager")
         assert_same_plan(plan)
-        rewrite = MaskChannels() if masking else self._removal
-        result = rewrite.apply(prepared.graph_module, prepared.artifacts).graph_module
+        try:
+            rewrite = MaskChannels() if masking else self._removal
+            result = rewrite.apply(prepared.graph_module, prepared.artifacts).graph_module
+        except FunctionChangedError:
+            if last and self.regularizer is not None:
+                self.regularizer.attach(self.model)
+            raise
         for each in self.followers:
             restore_biases(each, provenance_of(prepared.graph_module).added)
         carried_out = mask if masking else remove
