@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 from typing_extensions import Unpack
@@ -98,9 +98,8 @@ def prune_graph(
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         seed: for random criteria.
-        validate: whether the result is run beside the masked graph and compared, and the capture checked as :func:`trace` does:
-            "auto" (at most ten forward passes of the example for both, within 30 seconds), True, False, or a limit in seconds.
-            Groups whose removal changes the function stay whole, and the report says so.
+        validate: whether the result is run beside the masked graph, and a capture checked: "auto" (at most ten forward passes and
+            30 seconds in all), True, False, or seconds. Groups whose removal changes the function stay whole; the report says so.
         options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
             "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
 
@@ -110,7 +109,7 @@ def prune_graph(
         NothingToPruneError: no channel may be removed; says why.
         TargetError: a cost that cannot be met; says what can.
         CriterionError: weights that cannot be scored (integer, NaN).
-        FunctionChangedError: groups that `ratios` names cannot be removed without changing the function.
+        FunctionChangedError: removing groups that `ratios` names changes the function.
 
     Example:
         >>> from torch import nn, randn
@@ -138,7 +137,7 @@ def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule
     pinned: tuple[str, ...] = ()
     while True:
         try:
-            result: fx.GraphModule = pipeline(gm)[0]
+            result = cast(fx.GraphModule, pipeline(gm).graph_module)
         except FunctionChangedError as error:
             new = tuple(name for name in error.groups if name not in pinned)
             if not new:
