@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import fx, nn
 from typing_extensions import Unpack
@@ -14,6 +14,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost, cost
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.names import entries_of
+from stp_fx.checks import is_a
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
@@ -88,11 +89,11 @@ def prune_graph(
     """Removes the least important units; returns a new, smaller GraphModule, and changes nothing in ``gm``.
 
     Args:
-        gm: what :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
+        gm: a graph that :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
         criterion: a name (see :func:`stp_fx.criteria.known_criteria`) or a callable ``(group, context) -> scores``.
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend: as for :func:`trace`, for a module that has not been traced.
-        calibration: batches for criteria, compensation and recalibration: a tensor each, or what a DataLoader yields.
+        calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
         compensation: None, "mean" (consumers' biases take over the mean of the removed inputs) or "least_squares" (the kept
             channels' weights absorb what they can of them); both read ``calibration``.
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
@@ -106,8 +107,8 @@ def prune_graph(
     Raises:
         InputError: an argument out of range or a name that matches nothing; found before any batch is read.
         TraceError: the module cannot be captured.
-        NothingToPruneError: no channel may be removed; says why.
-        TargetError: a cost that cannot be met; says what can.
+        NothingToPruneError: no channel may be removed; the message has the reasons.
+        TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
         FunctionChangedError: removing groups that `ratios` names changes the function.
 
@@ -133,11 +134,11 @@ def prune_graph(
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
     """Runs the pipeline; while its removal changes the function, again without the groups that are why."""
-    guilty: FunctionChangedError | None = None
     pinned: tuple[str, ...] = ()
+    guilty: FunctionChangedError | None = None
     while True:
         try:
-            result = cast(fx.GraphModule, pipeline(gm).graph_module)
+            result = pipeline(gm).graph_module
         except FunctionChangedError as error:
             new = tuple(name for name in error.groups if name not in pinned)
             if not new:
@@ -197,7 +198,7 @@ def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> Graph
 
 
 def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, validate: Validate = "auto") -> fx.GraphModule:
-    """Removes what ``plan`` says (or masks it), without scoring anything; returns a new GraphModule.
+    """Removes the channels that ``plan`` leaves out (or masks them), without scoring anything; returns a new GraphModule.
 
     ``validate``: whether a removal is run beside the masked graph and compared, as for :func:`prune_graph`.
 
@@ -206,14 +207,14 @@ def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, valid
         PlanError: the plan does not fit ``gm``; names the axis.
         FunctionChangedError: removing these channels is not masking them, as a run shows; names the groups.
     """
-    if not isinstance(plan, PrunePlan):
+    if not is_a(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (PrunePlan.from_json reads one)")
     provenance_of(gm)
     return (MaskChannels(plan) if mask else RemoveChannels(plan, validate))(gm).graph_module
 
 
 def plan_of(pruned: fx.GraphModule) -> PrunePlan:
-    """What has been removed from a graph since it was captured, in original indices; empty if nothing was.
+    """The plan of all removals since a graph was captured, in original indices; empty if nothing was removed.
 
     Raises:
         InputError: ``pruned`` is not a graph that :func:`trace` captured.
@@ -223,8 +224,8 @@ def plan_of(pruned: fx.GraphModule) -> PrunePlan:
 
 
 def report_of(pruned: fx.GraphModule) -> RunReport | None:
-    """What the selection that made this graph did: groups with their scores, what is pinned and why, totals; ``str`` gives a
-    table. None for a graph that no selection has pruned or masked, such as one that :func:`apply_plan` made.
+    """The report of the selection that made this graph: groups with their scores, pinned axes with reasons, totals; ``str``
+    gives a table. None for a graph that no selection has pruned or masked, such as one that :func:`apply_plan` made.
 
     Raises:
         InputError: ``pruned`` is not a graph that :func:`trace` captured.
@@ -239,8 +240,8 @@ def _captured(
         raise InputError(f"expected a GraphModule or nn.Module, got a {type(gm).__name__}")
     if example_inputs is not None or kwargs:
         return trace(gm, example_inputs, kwargs=kwargs, frontend=frontend, validate=validate)
-    if has_provenance(gm):
-        return gm  # type: ignore[return-value]
+    if isinstance(gm, fx.GraphModule) and has_provenance(gm):
+        return gm
     raise InputError(
         f"{type(gm).__name__} has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs"
     )

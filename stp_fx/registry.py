@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """Keys to values, each with the place in the code that registered it.
 
-    ``what`` names the kind in errors ("criterion"), ``taken`` is the next step where another module has a key. The same
+    ``what`` names the kind in errors ("criterion"), ``taken`` is the hint of the error where another module has a key. The same
     module may register a key again, which replaces the value: a notebook's cell can be run twice. Another module may not.
 
     >>> shapes = Registry[str]("shape")

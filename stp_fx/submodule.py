@@ -18,6 +18,7 @@ from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
 from stp_fx.passes.compensations import CompensationName
 from stp_fx.selection.selection import SelectionOptions, takes_selection
+from stp_fx.typed import modules_of
 
 __all__ = ["prune_submodule"]
 
@@ -44,16 +45,16 @@ def prune_submodule(
     validate: Validate = "auto",
     **options: Unpack[SelectionOptions],
 ) -> nn.Module:
-    """A copy of ``model`` in which the submodule ``name`` is a pruned GraphModule; ``model`` stays as it was.
+    """A copy of ``model`` in which the submodule ``name`` is a pruned GraphModule; ``model`` is not changed.
 
     The model is run on the example, in eval mode and without gradients, up to the first call of the submodule, which is then
-    traced with what it was given. Its inputs and outputs keep their channels, so the rest of the model fits.
+    traced with the arguments of that call. Its inputs and outputs keep their channels, so the rest of the model fits.
 
     Args:
         model: any module; only the submodule has to be traceable.
         name: as in ``model.get_submodule``.
-        example_inputs: what the *model* takes: one argument, or a tuple of them; ``kwargs`` the named ones.
-        calibration: what the model takes, once a batch, for criteria and compensation that read data.
+        example_inputs: inputs of the *model*: one argument, or a tuple of them; ``kwargs`` the named ones.
+        calibration: inputs of the model, one batch after another, for criteria and compensation that read data.
         frontend: as for :func:`stp_fx.trace`.
         compensation, recalibrate, loss, seed, validate: as for :func:`stp_fx.prune_graph`.
         options: the fields of :class:`stp_fx.Selection` but for ``ratio``.
@@ -63,7 +64,7 @@ def prune_submodule(
         TraceError: the submodule cannot be captured.
         NothingToPruneError: no channel inside may be removed.
     """
-    if name not in dict(model.named_modules()) or not name:
+    if not name or all(name != known for known, _ in modules_of(model)):
         known = ", ".join(repr(child) for child, _ in model.named_children())
         raise InputError(f"the model has no submodule {name!r}; its parts are {known}")
     positional, named = _given(model, name, example_inputs, kwargs or {})

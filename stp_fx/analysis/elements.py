@@ -39,7 +39,7 @@ class Elements:
     """Records unions, products, pins and notes. ``node`` names the graph node at hand, for reasons."""
 
     def __init__(self) -> None:
-        self.count = 1
+        self.count: int = 1
         self.unions: list[tuple[np.ndarray, np.ndarray]] = []
         self.products: list[ProductRecord] = []
         self.pins: list[Note] = []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from stp_fx.analysis.plan_json import decode_plan, encode_plan
+from stp_fx.checks import is_a, is_whole
 from stp_fx.errors import PlanError
 from stp_fx.text import html_table
 
@@ -30,11 +33,11 @@ class PrunePlan:
     {('conv.weight', 0): array([2, 3])}
     """
 
-    kept: Mapping[AxisKey, np.ndarray]
+    kept: Mapping[AxisKey, npt.NDArray[np.int64]]
     sizes: Mapping[AxisKey, int]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kept, Mapping) or not isinstance(self.sizes, Mapping):
+        if not is_a(self.kept, Mapping) or not is_a(self.sizes, Mapping):
             raise PlanError(
                 f"a plan is two mappings, kept and sizes; got {type(self.kept).__name__}, {type(self.sizes).__name__}"
             )
@@ -74,7 +77,8 @@ class PrunePlan:
         >>> both.after(PrunePlan({("conv.weight", 0): [0, 2, 3]}, {("conv.weight", 0): 4})).kept
         {('conv.weight', 0): array([0, 2])}
         """
-        kept, sizes = {}, {}
+        kept: dict[AxisKey, npt.NDArray[np.int64]] = {}
+        sizes: dict[AxisKey, int] = {}
         for key, indices in self.kept.items():
             present = first.kept.get(key)
             if present is None:
@@ -138,26 +142,19 @@ def _label(key: AxisKey) -> str:
 
 
 def _checked_key(key: object) -> AxisKey:
-    if not (
-        isinstance(key, tuple)
-        and len(key) == 2
-        and isinstance(key[0], str)
-        and key[0]
-        and isinstance(key[1], int)
-        and not isinstance(key[1], bool)
-        and key[1] >= 0
-    ):
-        raise PlanError(f"a plan entry's key is (tensor name, dimension >= 0); got {key!r}")
-    return key
+    pair = cast("tuple[object, ...]", key) if is_a(key, tuple) else ()
+    if len(pair) == 2 and isinstance(pair[0], str) and pair[0] and is_whole(pair[1]) and pair[1] >= 0:
+        return pair[0], int(pair[1])
+    raise PlanError(f"a plan entry's key is (tensor name, dimension >= 0); got {key!r}")
 
 
 def _checked_size(key: AxisKey, size: object) -> int:
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+    if not is_whole(size) or size < 1:
         raise PlanError(f"{_label(key)}: the size of an axis is a positive integer; got {size!r}")
     return int(size)
 
 
-def _checked_kept(key: AxisKey, indices: object, size: int) -> np.ndarray:
+def _checked_kept(key: AxisKey, indices: object, size: int) -> npt.NDArray[np.int64]:
     try:
         array = np.array(indices)  # a copy: the plan must not change with the caller's array
     except ValueError:

@@ -100,7 +100,7 @@ class Survivors:
         return f"Survivors({int(self.units.sum())} of {len(self.units)} units kept, {len(self.axes)} axes shortened)"
 
     def _repr_html_(self) -> str:
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for group in self._solved.groups:
             kept = int(self.units[group.units].sum())
             if kept < group.size:

@@ -13,9 +13,11 @@ class Touched:
     """Class to units, as compressed rows: itself for a unit, the factors' units for a derived class."""
 
     def __init__(self, solution: Solution, unit_of: np.ndarray) -> None:
-        self.number = int(unit_of.max(initial=0)) + 1
+        self.number: int = int(unit_of.max(initial=0)) + 1
         classes = np.flatnonzero(unit_of >= 0)
-        self.keys = classes * self.number + unit_of[classes]
+        self.keys: np.ndarray = classes * self.number + unit_of[classes]
+        self.units: np.ndarray
+        self.start: np.ndarray
         self._index(solution.count)
         settled = ~solution.derived
         pending = list(solution.products)

@@ -1,4 +1,4 @@
-"""``stp-fx analyze``: what lives and dies together in a model, and what cannot go and why."""
+"""``stp-fx analyze``: the groups of channels that are removed together, and the pinned axes with their reasons."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def add(commands: Any) -> None:
         commands,
         "analyze",
         run,
-        "groups of channels, what they cost, what is pinned and why",
+        "groups of channels, their costs, pinned axes and the reasons",
         """
-        Shows which channels of a model live and die together, what one channel
-        of each group costs, and which dimensions cannot be cut and why. Only
-        shapes are run; weights do not matter.
+        Shows which channels of a model are removed together, the cost of one
+        channel of each group, and the dimensions that cannot be cut, with the
+        reasons. Only shapes are run; weights do not matter.
         """,
         """
         stp-fx analyze resnet50
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         stp-fx analyze resnet50 --explain "graph output"            a reason
         """,
     )
-    group = parser.add_argument_group("what is asked")
+    group = parser.add_argument_group("explanations")
     group.add_argument(
         "--explain", "-e", action="append", default=[], metavar="NAME",
         help="in words, instead of the table: an axis (conv1.weight:0), tensor, module, group, node of the graph, or a reason "
@@ -57,16 +57,16 @@ def run(args: argparse.Namespace, output: Output) -> int:
     with output.stage("analysing"):
         graph = analyze(gm)
         total = cost(gm)
-    said = {"command": "analyze", "model": args.model, "inputs": [str(each) for each in inputs]}
+    request = {"command": "analyze", "model": args.model, "inputs": [str(each) for each in inputs]}
     if args.explain:
         answers = {name: graph.explain(name, args.index) for name in args.explain}
-        output.result({**said, "explained": answers}, Text("\n\n".join(answers.values())))
+        output.result({**request, "explained": answers}, Text("\n\n".join(answers.values())))
         return 0
     macs = group_costs(graph, contraction_macs(graph), "unit")
     params = group_costs(graph, parameter_elements(graph, parameter_names(gm)), "unit")
     groups = [_as_data(group, int(macs[group.index]), int(params[group.index])) for group in graph.groups]
     data = {
-        **said,
+        **request,
         "macs": total.macs,
         "params": total.params,
         "units": graph.units,
@@ -112,7 +112,7 @@ def _shown(graph: ChannelGraph, data: dict[str, Any], narrow: bool) -> list[Any]
     pinned = [(reason, str(len(axes)), _few(axes)) for reason, axes in graph.pinned.items()]
     shown.append(plain_table(("pinned because of", "axes", "for instance"), pinned, left=(2,)))
     for op, nodes in graph.unknown.items():
-        shown.append(Text(f"no rule for {op}, at {_few(nodes)}: what it touches is pinned", style="yellow"))
+        shown.append(Text(f"no rule for {op}, at {_few(nodes)}: the axes that it touches are pinned", style="yellow"))
     return shown
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they come to: a captured graph, data, a selection."""
+"""Options that several commands share, and their values: a captured graph, data, a selection."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def add_command(
     )
     parser.set_defaults(run=run)
     model = parser.add_argument_group("the model")
-    model.add_argument("model", metavar="MODEL", help="what to work on, see above")
+    model.add_argument("model", metavar="MODEL", help="the model, see above")
     model.add_argument(
         "--input", "-i", dest="inputs", action="append", type=input_shape, metavar="[NAME=][DTYPE:]SHAPE",
         help="an example input: 1,3,224,224 or int64:1,128 or mask=bool:1,128; once for every argument of the model. "
-        "Default: 1,3,224,224, or what timm recommends",
+        "Default: 1,3,224,224, or timm's recommendation",
     )  # fmt: skip
     model.add_argument(
         "--factory-arg", "-a", action="append", type=key_value, default=[], metavar="KEY=VALUE",
@@ -68,7 +68,7 @@ def add_command(
         help="weights: .safetensors, or a checkpoint of torch.save (read with weights_only: no code is run)",
     )  # fmt: skip
     model.add_argument(
-        "--from", dest="start", metavar="FILE.stp", help="begin with what an earlier `prune -o FILE.stp` of this model left"
+        "--from", dest="start", metavar="FILE.stp", help="start from the result of an earlier `prune -o FILE.stp` of this model"
     )
     model.add_argument(
         "--frontend", choices=("auto", "fx", "export"), default="auto",
@@ -80,20 +80,21 @@ def add_command(
         "(auto, default), whatever it takes (yes), or not at all (no)",
     )  # fmt: skip
     model.add_argument("--device", default="cpu", help="where the model runs: cpu (default), cuda, cuda:1 ...")
-    output = parser.add_argument_group("what is said")
+    output = parser.add_argument_group("messages")
     output.add_argument("--json", action="store_true", help="one JSON object on standard output, for scripts")
     output.add_argument("--quiet", "-q", action="store_true", help="nothing on standard error but errors")
-    output.add_argument("--verbose", "-v", action="store_true", help="what each step does, on standard error")
+    output.add_argument("--verbose", "-v", action="store_true", help="log each step on standard error")
     output.add_argument("--debug", action="store_true", help="errors with their traceback")
     return parser
 
 
 def add_selection(parser: argparse.ArgumentParser, group: Any = None, *, without: Sequence[str] = ()) -> None:
-    """What prune and sweep choose by: the criterion, and the fields of :class:`stp_fx.Selection` but for ``without``."""
-    group = group or parser.add_argument_group("what is removed")
+    """The options by which prune and sweep choose units: the criterion, and the fields of :class:`stp_fx.Selection` but for
+    ``without``."""
+    group = group or parser.add_argument_group("removal")
     group.add_argument(
         "--criterion", "-c", default="magnitude", metavar="NAME",
-        help=f"what is unimportant (default: magnitude): {', '.join(known_criteria())}",
+        help=f"how importance is measured (default: magnitude): {', '.join(known_criteria())}",
     )  # fmt: skip
     for option in dataclasses.fields(Selection):
         if option.name not in without:
@@ -124,7 +125,9 @@ def _parsed(option: dataclasses.Field[Any]) -> dict[str, Any]:
 
 def add_data(parser: argparse.ArgumentParser, name: str, help: str) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(name, dest="data", metavar="MODULE:NAME", help=f"{help}; a list, a DataLoader, or what makes one")
+    group.add_argument(
+        name, dest="data", metavar="MODULE:NAME", help=f"{help}; a list, a DataLoader, or a function that makes one"
+    )
     group.add_argument("--batches", type=int, metavar="N", help="read the first N batches only")
     group.add_argument(
         "--loss", metavar="MODULE:NAME",

@@ -1,4 +1,4 @@
-"""``stp-fx compare``: a model beside what pruning made of it."""
+"""``stp-fx compare``: a model beside its pruned graph."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def add(commands: Any) -> None:
         """,
         usage="stp-fx compare MODEL PRUNED.stp [options]",
     )
-    group = parser.add_argument_group("what is compared")
-    group.add_argument("pruned", metavar="PRUNED.stp", help="what pruning made of MODEL")
+    group = parser.add_argument_group("comparison")
+    group.add_argument("pruned", metavar="PRUNED.stp", help="the pruned MODEL, as `stp-fx prune` or stp_fx.save wrote it")
     group.add_argument("--latency", "-l", action="store_true", help="measure the time of one call with torch.utils.benchmark")
     group.add_argument("--threads", type=int, metavar="N", help="torch's threads while measuring (default: as it is)")
     group.add_argument("--plot", metavar="FILE", help="bars of the units that every group keeps: .png, .svg (matplotlib)")
@@ -77,8 +77,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if args.plot:
         report.plot(args.plot)
     data = report.to_dict()
-    said = {"command": "compare", "model": args.model, "pruned": args.pruned, "inputs": [str(each) for each in inputs]}
-    output.result({**said, **data}, Text(report.to_markdown().rstrip(), no_wrap=True) if args.markdown else report)
+    request = {"command": "compare", "model": args.model, "pruned": args.pruned, "inputs": [str(each) for each in inputs]}
+    output.result({**request, **data}, Text(report.to_markdown().rstrip(), no_wrap=True) if args.markdown else report)
     broken = [f"{name}: {data[_COSTS[name]]['left']:.4f} is left" for name in limits if data[_COSTS[name]]["left"] > limits[name]]
     if broken:
         asked = ", ".join(f"{name}={limit:g}" for name, limit in limits.items())

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         "a picture of which layers lose channels together",
         """
         Draws which layers lose channels together. A box around calls is a group:
-        its units go everywhere at once. Graphviz makes .svg, .png and .pdf of it;
+        its units are removed together. Graphviz makes .svg, .png and .pdf of it;
         .dot is its text. An existing picture is overwritten. All three views put
         every call at the same place.
         """,
@@ -38,13 +38,13 @@ def add(commands: Any) -> None:
         "--view",
         default="dependency",
         metavar="VIEW",
-        help="computational (data flow), dependency (what loses channels together; default) or combined",
+        help="computational (data flow), dependency (layers that lose channels together; default) or combined",
     )
     group.add_argument(
         "--fold",
         type=int,
         metavar="DEPTH",
-        help="calls of modules nested deeper than this are one node; 0: every call alone (default: what fits a page)",
+        help="calls of modules nested deeper than this are one node; 0: every call alone (default: the depth that fits a page)",
     )
 
 
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     _, gm, inputs = captured(args, output)
     with output.stage(f"drawing {target}"):
         written = analyze(gm).draw(target, view=args.view, fold=args.fold)
-    said = {"command": "draw", "model": args.model, "inputs": [str(each) for each in inputs]}
-    output.result({**said, "view": args.view, "output": str(written)}, Text(str(written)))
+    request = {"command": "draw", "model": args.model, "inputs": [str(each) for each in inputs]}
+    output.result({**request, "view": args.view, "output": str(written)}, Text(str(written)))
     if written != target:
         output.note("note: Graphviz's dot is not installed, so the picture is its text (apt-get install graphviz)")
         return 1

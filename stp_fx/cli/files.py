@@ -15,7 +15,7 @@ __all__ = ["CheckFailed", "write_plan"]
 
 
 class CheckFailed(StpFxError):
-    """The work was done, but what came of it is not what was asked for."""
+    """The work was done, but its result fails the check that was asked for."""
 
 
 def write_plan(pruned: fx.GraphModule, path: pathlib.Path) -> None:

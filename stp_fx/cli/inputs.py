@@ -57,7 +57,7 @@ def example_of_shapes(inputs: list[InputShape]) -> tuple[tuple[torch.Tensor, ...
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """``key=literal``; what is no Python literal is a string."""
+    """``key=literal``; a value that is not a Python literal is a string."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value")

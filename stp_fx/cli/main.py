@@ -1,4 +1,4 @@
-"""The entry point: arguments, what goes wrong, exit codes."""
+"""The entry point: arguments, errors, exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["main"]
 _CODES = """\
 exit codes:
   0  done
-  1  not what was asked for: nothing to prune, a target out of reach, a check
+  1  the request cannot be met: nothing to prune, a target out of reach, a check
      that failed (--at-most); nothing was written
   2  bad usage or input: an unknown model, layer or option, an unreadable file
   3  an unexpected failure; --debug shows where
@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (by default the process's own) and returns the exit code; never raises SystemExit."""
     try:
         args = _parser().parse_args(argv)
-    except SystemExit as stop:  # --help, --version and bad usage have said what they have to
+    except SystemExit as stop:  # --help, --version and bad usage have printed their text
         return stop.code if isinstance(stop.code, int) else 2
     output = Output(as_json=args.json, quiet=args.quiet)
     try:
-        with importable(os.getcwd()), _said(args):
+        with importable(os.getcwd()), _logging(args):
             return args.run(args, output)
     except BrokenPipeError:
-        # The reader has seen enough (`| head`). What Python still holds back must not fail again as the process ends.
+        # The pipe is closed (`| head`). Output that Python still buffers must not fail again as the process ends.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stp-fx",
-        description="Structured pruning of PyTorch models: takes channels out the way a\ncompiler takes out dead code.",
+        description="Structured pruning of PyTorch models: removes channels as a compiler\nremoves dead code.",
         epilog="start here:\n  stp-fx analyze resnet18\n  stp-fx prune resnet18 --ratio 0.5 --dry-run\n\n" + _CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,8 +84,8 @@ def _failed(error: Exception, debug: bool, code: int) -> int:
 
 
 @contextlib.contextmanager
-def _said(args: argparse.Namespace) -> Iterator[None]:
-    """Logs and warnings as lines on standard error; what torch logs of failures that become our errors, with --debug alone."""
+def _logging(args: argparse.Namespace) -> Iterator[None]:
+    """Logs and warnings as lines on standard error; torch's logs of failures that become our errors, with --debug alone."""
     ours, level = logging.getLogger("stp_fx"), logging.getLogger("stp_fx").level
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())

@@ -27,7 +27,7 @@ _WEIGHTS = ("weights", "pretrained", "checkpoint_path")
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode. ``random`` says that its weights are known to be random; ``size`` is the input that a collection
+    """A model in eval mode. ``random``: its weights are known to be random; ``size`` is the input that a collection
     recommends, without the batch."""
 
     model: nn.Module
@@ -110,7 +110,7 @@ def _from_factory(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     found = named_object(spec, "MODEL")
     if isinstance(found, nn.Module):
         if arguments:
-            raise InputError(f"MODEL: {spec} is a module already, so --factory-arg has nothing to go to")
+            raise InputError(f"MODEL: {spec} is already a module, so --factory-arg has no function to be passed to")
         return found
     if not callable(found):
         raise InputError(f"MODEL: {spec} is a {type(found).__name__}; name a module, its class, or a function that makes one")
@@ -122,7 +122,7 @@ def _from_factory(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def _unknown(name: str) -> str:
     if name.endswith(".py"):
-        return f"MODEL: {name!r} is a file; say which of its objects: {name}:NAME"
+        return f"MODEL: {name!r} is a file; name one of its objects: {name}:NAME"
     known = list(torchvision.models.list_models())
     try:
         import timm

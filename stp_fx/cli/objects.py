@@ -50,7 +50,7 @@ def named_object(spec: str, option: str) -> Any:
 
 
 def called(function: Any, spec: str, option: str, arguments: dict[str, Any] | None = None) -> Any:
-    """What a factory gives; an exception in it becomes one line that says whose it is.
+    """The result of a factory; an exception in it becomes one line that names the factory.
 
     Raises:
         InputError: the call failed.

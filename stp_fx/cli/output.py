@@ -1,4 +1,4 @@
-"""What a command says and where: results on standard output, everything else on standard error."""
+"""Output of a command: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Output:
     quiet: bool = False
 
     def result(self, data: dict[str, Any], *shown: RenderableType) -> None:
-        """The result of the command: ``data`` with ``--json``, else what is ``shown``."""
+        """The result of the command: ``data`` with ``--json``, else ``shown``."""
         if self.as_json:
             _write(json.dumps(_finite({"schema": 1, **data}), indent=2, allow_nan=False) + "\n")
             return
         console, terminal = _console(), sys.stdout.isatty()
         with console.capture() as captured:
             for each in shown:
-                # Lines of text are broken for readers alone; what a program or a document takes stays as it is.
+                # Lines are broken on terminals alone; text for a program or a document is not changed.
                 as_it_is = isinstance(each, Text) and (each.no_wrap or not terminal)
                 console.print(each, highlight=False, soft_wrap=as_it_is)
         _write("\n".join(line.rstrip(" ") for line in captured.get().split("\n")))
@@ -54,7 +54,7 @@ class Output:
 
     @contextlib.contextmanager
     def stage(self, text: str) -> Iterator[None]:
-        """Says what is being done while it takes its time; on a terminal only, and gone afterwards."""
+        """Names the work in progress; on a terminal only, and erased afterwards."""
         if self.quiet or not sys.stderr.isatty():
             yield
             return

@@ -1,4 +1,4 @@
-"""``stp-fx prune``: prune a model and write what is left."""
+"""``stp-fx prune``: prune a model and write the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stp_fx.io import save
 from stp_fx.ir import provenance_of
 from stp_fx.measure.calibration import eval_twin
 from stp_fx.measure.latency import example_values
-from stp_fx.passes import Pipeline
+from stp_fx.passes import Pipeline, RemoveChannels
 from stp_fx.passes.compensations import CompensationName
 
 __all__ = ["add"]
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         run,
         "remove channels, write the smaller model",
         """
-        Removes the least important channels of a model, writes what is left, and
+        Removes the least important channels of a model, writes the result, and
         reports on standard output. The model is run once before and once after:
         nothing is written unless its outputs keep their shapes.
         """,
@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
         pruned = stp_fx.load("half.stp", model)
         """,
     )
-    group = parser.add_argument_group("what is removed")
+    group = parser.add_argument_group("removal")
     add_selection(parser, group)
     group.add_argument(
         "--compensation", choices=get_args(CompensationName),
@@ -69,10 +69,10 @@ def add(commands: Any) -> None:
         "\"ScoreUnits('magnitude'), SelectUnits(0.5), RemoveChannels()\"",
     )  # fmt: skip
     add_data(parser, "--calibration", "batches for criteria and compensation that read data")
-    files = parser.add_argument_group("what is written")
+    files = parser.add_argument_group("output files")
     files.add_argument(
         "--output", "-o", metavar="FILE",
-        help=".stp or .safetensors: plan and weights, for stp_fx.load and any reader of safetensors; "
+        help=".stp or .safetensors: plan and weights, for stp_fx.load and any other program that reads safetensors; "
         ".json: the plan alone, for stp_fx.apply_plan",
     )  # fmt: skip
     files.add_argument("--force", action="store_true", help="overwrite FILE if it exists; without it that is an error")
@@ -102,11 +102,11 @@ def run(args: argparse.Namespace, output: Output) -> int:
         with output.stage(f"writing {target}"):
             write_plan(pruned, target) if target.suffix == ".json" else save(pruned, target)
     asked = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-    said = {"command": "prune", "model": args.model, "inputs": [str(each) for each in inputs], "asked": asked}
-    said |= {"output": None if target is None else str(target), "dry_run": args.dry_run, "plan": plan_of(pruned).digest()}
+    request = {"command": "prune", "model": args.model, "inputs": [str(each) for each in inputs], "asked": asked}
+    request |= {"output": None if target is None else str(target), "dry_run": args.dry_run, "plan": plan_of(pruned).digest()}
     checked = provenance_of(pruned).validation
-    said |= {"validation": None if checked is None else checked.to_dict()}
-    output.result({**said, **report.to_dict()}, report)
+    request |= {"validation": None if checked is None else checked.to_dict()}
+    output.result({**request, **report.to_dict()}, report)
     output.note("unchecked: --validate no" if checked is None else checked.line())
     output.note("dry run: nothing was written" if target is None else f"wrote {target}")
     return 0
@@ -123,9 +123,9 @@ def _pipeline(args: argparse.Namespace, data: Any, loss: Any) -> Pipeline:
     given = [name for name, value in vars(plain.parse_args([])).items() if getattr(args, name) != value]
     given += [name for name in ("compensation", "recalibrate") if getattr(args, name) is not None]
     if given:
-        raise InputError(f"--pipeline says what is run, so --{given[0].replace('_', '-')} cannot be given beside it")
+        raise InputError(f"--pipeline lists the passes to run, so --{given[0].replace('_', '-')} cannot be given beside it")
     named = {name: value for name, value in (("calibration", data), ("loss", loss)) if value is not None}
-    if args.validate != "auto":
+    if args.validate != "auto" and RemoveChannels.__name__ in args.pipeline:
         named["validate"] = VALIDATE[args.validate]
     return Pipeline.parse(args.pipeline, **named)
 

@@ -1,4 +1,4 @@
-"""``stp-fx sweep``: what different ratios come to, and how much each group's loss of channels hurts."""
+"""``stp-fx sweep``: the plans of several ratios, and the loss with each group masked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         run,
         "a table of many ratios, or of how much each group matters",
         """
-        Plans many ratios and says what each would leave; nothing is removed.
+        Plans many ratios and reports what each would keep; nothing is removed.
         With --sensitivity: masks each group alone, at each ratio, and measures
         the loss on --data.
         """,
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
             --batches 8 --plot sensitivity.png
         """,
     )
-    group = parser.add_argument_group("what is tried")
+    group = parser.add_argument_group("ratios and data")
     group.add_argument(
         "--at", type=ratio_list, metavar="R,R,...", help="the ratios (default: 0.1 to 0.9; with --sensitivity: 0.25,0.5,0.75)"
     )
@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace, output: Output) -> int:
     if args.plot is not None:
         if not args.sensitivity:
-            raise InputError("--plot draws what --sensitivity measures: give both")
+            raise InputError("--plot draws the results of --sensitivity: give both")
         checked_output(args.plot, (".png", ".svg", ".pdf"), overwrite=True)
     data, loss = data_of(args, "--data"), loss_of(args)
     if args.sensitivity and data is None:
@@ -56,14 +56,14 @@ def run(args: argparse.Namespace, output: Output) -> int:
     loaded, gm, inputs = captured(args, output)
     if loaded.random and not args.weights:
         output.note(f"note: the weights of {args.model} are random; --weights FILE loads trained ones")
-    said = {"command": "sweep", "model": args.model, "inputs": [str(each) for each in inputs]}
+    request = {"command": "sweep", "model": args.model, "inputs": [str(each) for each in inputs]}
     if args.sensitivity:
         chosen = {"ratios": args.at or _SENSITIVITY_RATIOS, "criterion": args.criterion, "ignore": tuple(args.ignore)}
         found = sensitivity(gm, data or (), loss, **chosen)
         if args.plot is not None:
             found.plot(args.plot)
             output.note(f"wrote {args.plot}")
-        output.result({**said, **found.to_dict()}, found)
+        output.result({**request, **found.to_dict()}, found)
         return 0
     options = selection_of(args)
     if data is None:
@@ -71,5 +71,5 @@ def run(args: argparse.Namespace, output: Output) -> int:
             swept = sweep(gm, args.at or _RATIOS, **options)
     else:
         swept = sweep(gm, args.at or _RATIOS, **options, calibration=data, loss=loss)
-    output.result({**said, **swept.to_dict()}, swept)
+    output.result({**request, **swept.to_dict()}, swept)
     return 0

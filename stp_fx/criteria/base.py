@@ -1,4 +1,4 @@
-"""What a criterion is, what it may read, how it is found by name, and the checks every score passes."""
+"""Criteria: the protocol, the data that a criterion may read, their names, and the checks of every score."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ class ScoreContext:
     """Everything a criterion may read beside the group; it changes none of it.
 
     ``tensors`` holds parameters and buffers by name, ``seed`` feeds random criteria. ``module`` is the graph that the
-    groups came from; ``statistics`` what was measured at its sites, ``gradients`` what the loss says of its parameters,
-    each only where somebody collected them. ``dims`` names the dimensions of
-    each tensor that the groups at hand touch, so that one read of a weight can serve them all, ``groups`` is these
-    groups; :func:`score_groups` fills both in. ``cache`` lives as long as the context: make a new context after the
+    groups came from; ``statistics`` and ``gradients`` are those that were collected on it, or None. ``dims`` names the
+    dimensions of each tensor that the scored groups touch, so that one read of a weight can serve them all, ``groups`` are
+    these groups; :func:`score_groups` fills both in. ``cache`` is kept as long as the context: make a new context after the
     tensors changed.
     """
 
@@ -97,21 +96,21 @@ class ScoreContext:
 class Criterion(Protocol):
     """Scores the units of one group: a floating tensor of shape [units], higher is more important.
 
-    Write it as a frozen dataclass with this ``__call__``; a plain function ``(group, context) -> scores`` serves as
-    well. What it reads beside weights it names in an attribute ``needs``, a tuple of the names in :data:`NEEDS`; a
-    criterion without one gets whatever the calibration data at hand gives without gradients.
+    Write it as a frozen dataclass with this ``__call__``; a plain function ``(group, context) -> scores`` works as
+    well. An attribute ``needs``, a tuple of names in :data:`NEEDS`, lists the data that it reads beside weights; a
+    criterion without one gets site statistics where calibration data is given.
     """
 
     def __call__(self, group: Group, context: ScoreContext, /) -> torch.Tensor: ...
 
 
 NEEDS = ("statistics", "covariance", "gradients", "fisher", "hessian")
-"""What a criterion may need: site statistics, those with full second moments, the mean gradient of every parameter, the
+"""The data that a criterion may need: site statistics, those with full second moments, the mean gradient of every parameter, the
 mean of the squared per-sample gradients, the diagonal of the Hessian."""
 
 
 def needs_of(criterion: object) -> tuple[str, ...]:
-    """What ``criterion`` says it needs; raises :class:`InputError` for a name that is not in :data:`NEEDS`."""
+    """The ``needs`` of ``criterion``; raises :class:`InputError` for a name that is not in :data:`NEEDS`."""
     needs = tuple(getattr(criterion, "needs", ()))
     for need in needs:
         if need not in NEEDS:

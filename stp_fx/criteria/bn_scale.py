@@ -1,4 +1,4 @@
-"""Scales of norms: a channel whose norm multiplies it by almost nothing says almost nothing.
+"""Scales of norms: a channel that its norm multiplies by almost zero contributes almost nothing.
 
 Liu et al., "Learning efficient convolutional networks through network slimming", ICCV 2017.
 """

@@ -1,12 +1,12 @@
-"""Importance against cost: of two units that matter alike, the one that costs more goes first.
+"""Importance against cost: of two units of the same importance, the one that costs more is removed first.
 
 Report, section 1.3.4. With b the base criterion's score and r = cost / cost_max, it prints
 
     additive        alpha * b + (1 - alpha) * r^beta
     multiplicative  b * r^beta
 
-Both grow with the cost, and low scores go first: as printed, *cheap* units go. The section's aim is the reverse, so the
-default scores a costly unit lower:
+Both grow with the cost, and low scores are removed first: as printed, *cheap* units are removed. The section's aim is the
+reverse, so the default scores a costly unit lower:
 
     additive        alpha * b + (1 - alpha) * (1 - r^beta)
     multiplicative  b / r^beta
@@ -24,6 +24,7 @@ import torch
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.groups import Group
+from stp_fx.checks import is_number
 from stp_fx.criteria.base import Criterion, ScoreContext, needs_of, register, resolve
 from stp_fx.criteria.costs import PER, CostModel, Macs
 from stp_fx.criteria.reduce import NORMALIZERS, REDUCTIONS, check_choice, normalize_scores
@@ -38,12 +39,12 @@ FORMS = ("costly_first", "printed")
 @register("mac_aware")
 @dataclasses.dataclass(frozen=True)
 class CostAware:
-    """Any criterion's scores, weighed against what a unit costs.
+    """Any criterion's scores, weighed against the cost of a unit.
 
     ``base`` is a name or a criterion. ``reduction`` replaces the base's own unless it is None; ``normalizer`` is applied to
     the base's scores before the cost comes in ("max" puts them in [0, 1], as the cost is). ``alpha`` in [0, 1] is the
     weight of importance in the additive mode, ``beta`` >= 0 the exponent of the cost. ``cost`` is one of
-    :mod:`stp_fx.criteria.costs` or any function like them, ``per`` "unit" or "layer" says what it counts; cost_max is
+    :mod:`stp_fx.criteria.costs` or any function like them, ``per`` "unit" or "layer" as in :class:`CostModel`; cost_max is
     taken over all groups that are scored.
 
     The multiplicative mode needs scores that are not negative, so not the normaliser "gaussian". There a unit that costs
@@ -78,6 +79,7 @@ class CostAware:
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """What the base criterion reads beside weights."""
         return needs_of(self.criterion)
 
     @property
@@ -120,6 +122,6 @@ class CostAware:
 
 
 def _check_number(what: str, value: object, largest: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= largest or math.isinf(value):
+    if not is_number(value) or not 0 <= value <= largest or math.isinf(value):
         limits = "in [0, 1]" if largest == 1.0 else "of at least 0"
         raise InputError(f"{what} is a finite number {limits}; got {value!r}")

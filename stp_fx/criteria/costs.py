@@ -1,4 +1,4 @@
-"""What removing a unit saves, as replaceable objects for :class:`~stp_fx.criteria.CostAware`; report, section 1.3.4."""
+"""The savings of removing a unit, as replaceable objects for :class:`~stp_fx.criteria.CostAware`; report, section 1.3.4."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.unit_costs import activation_elements, contraction_macs, group_costs, parameter_elements
+from stp_fx.checks import is_number, is_whole
 from stp_fx.criteria.base import ScoreContext, part
 from stp_fx.errors import CriterionError, InputError
 from stp_fx.measure.latency import latency_work, node_seconds
@@ -25,7 +26,7 @@ PER = ("unit", "layer")
 class CostModel(Protocol):
     """The cost of one unit of each group: float64 by group index, at least 0.
 
-    ``per`` "unit": what goes when one unit alone goes. "layer": the cost of everything that the unit is part of, which is
+    ``per`` "unit": the saving when one unit alone is removed. "layer": the cost of everything that the unit is part of, which is
     the report's ``cost_m``. Write a frozen dataclass with this ``__call__`` for any other cost.
     """
 
@@ -81,7 +82,7 @@ class Latency:
     runs: int = 5
 
     def __post_init__(self) -> None:
-        if isinstance(self.runs, bool) or not isinstance(self.runs, int) or self.runs < 1:
+        if not is_whole(self.runs) or self.runs < 1:
             raise InputError(f"the runs of a latency measurement are an integer of at least 1; got {self.runs!r}")
 
     def __call__(self, context: ScoreContext, per: str) -> np.ndarray:
@@ -93,9 +94,9 @@ class Latency:
 @part
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The user's own numbers: power, bandwidth, what a vendor's tool says.
+    """The user's own numbers: power, bandwidth, a vendor's figures.
 
-    ``costs`` maps names to the cost of one unit, whatever ``per`` says: a group's name, or that of a weight or module. A
+    ``costs`` maps names to the cost of one unit, for either ``per``: a group's name, or that of a weight or module. A
     group that is not named itself costs the sum over the named layers whose outputs its units are.
 
     Raises :class:`CriterionError` for a group that neither way gives a cost.
@@ -105,7 +106,7 @@ class Table:
 
     def __post_init__(self) -> None:
         for name, value in self.costs.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            if not is_number(value) or not 0 <= value < math.inf:
                 raise InputError(f"the cost of {name!r} is {value!r}; a cost is a finite number of at least 0")
 
     def __call__(self, context: ScoreContext, per: str) -> np.ndarray:

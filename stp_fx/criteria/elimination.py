@@ -1,15 +1,15 @@
-"""Greedy elimination: which unit is cheapest to remove next, once those that stay have absorbed the ones that went.
+"""Greedy elimination: the unit that is cheapest to remove next, once the kept units have absorbed the removed ones.
 
 For inputs x with precision P = S^-1 and a consumer's weights W [positions, outputs], removing the positions J and
 letting the others take over what they can predict of them costs ``tr(W_J^T (P_JJ)^-1 W_J)`` in mean squared error of the
 outputs (Hassibi and Stork, "Second order derivatives for network pruning: optimal brain surgeon", NeurIPS 1992, for a
-block of weights of a linear layer). With P_JJ = C C^T, L = P_:J C^-T and U = C^-1 W_J what is left is
+block of weights of a linear layer). With P_JJ = C C^T, L = P_:J C^-T and U = C^-1 W_J, the rest becomes
 
     P <- P - L L^T        W <- W - L U
 
 Only inner products of rows of W are needed: with G = W W^T and H = G_:J C^-T - L (U U^T) / 2, G <- G - L H^T - H L^T.
 The columns of a few steps are gathered and subtracted in one matrix product, as in a blocked Cholesky factorisation:
-n^3 operations for n positions, at the speed of matrix products, and rows of what is gone are dropped on the way.
+n^3 operations for n positions, at the speed of matrix products, and rows of removed units are dropped on the way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Elimination", "precision"]
 _PANEL = 64
 """Columns gathered before they are subtracted from the whole matrix."""
 _CROWDED = 0.85
-"""Rows of what is gone are dropped when less than this fraction is left: copies cost as much as products otherwise."""
+"""Rows of removed units are dropped when less than this fraction is left: copies cost as much as products otherwise."""
 
 
 def precision(covariance: torch.Tensor, ridge: float, name: str) -> torch.Tensor:
@@ -55,12 +55,12 @@ class Elimination:
         self._precision, self._gram = precision, gram
         self._order = torch.arange(units)
         self._place = list(range(units))
-        self._alive = torch.ones(units, dtype=torch.bool)
+        self._kept = torch.ones(units, dtype=torch.bool)
         self._own_precision, self._own_gram = self._diagonal(precision), self._diagonal(gram)
         self._start_panel()
 
     def costs(self) -> torch.Tensor:
-        """What removing each unit next costs: float64 [units]; 0 for those that are gone."""
+        """The cost of removing each unit next: float64 [units]; 0 for removed units."""
         if self._block == 1:
             return (self._own_gram / self._own_precision).reshape(-1)
         factor, _ = torch.linalg.cholesky_ex(self._own_precision)
@@ -89,12 +89,12 @@ class Elimination:
         crossed = tall @ wide.mT
         self._own_precision[self._order] -= tall @ tall.mT
         self._own_gram[self._order] -= crossed + crossed.mT
-        gone = ~self._alive
-        self._own_precision[gone], self._own_gram[gone] = self._identity, 0.0
+        removed = ~self._kept
+        self._own_precision[removed], self._own_gram[removed] = self._identity, 0.0
 
     def _set_aside(self, unit: int) -> None:
-        """What is gone is left as the identity, so that the factorisations of all blocks at once go through."""
-        self._own_precision[unit], self._own_gram[unit], self._alive[unit] = self._identity, 0.0, False
+        """Makes a removed unit's block the identity, so that all blocks can be factorised at once."""
+        self._own_precision[unit], self._own_gram[unit], self._kept[unit] = self._identity, 0.0, False
 
     def _gather(self, left: torch.Tensor, half: torch.Tensor) -> None:
         stop = self._width + self._block
@@ -104,14 +104,14 @@ class Elimination:
             self._subtract_panel()
 
     def _subtract_panel(self) -> None:
-        """Subtracts what has been gathered; once enough units are gone, only from the rows and columns of the others."""
-        stay = self._alive[self._order]
+        """Subtracts the gathered columns; once enough units are removed, only from the rows and columns of the others."""
+        kept = self._kept[self._order]
         left, half = self._left, self._half
-        if float(stay.float().mean()) < _CROWDED:
-            rows = torch.repeat_interleave(stay, self._block).nonzero().ravel()
+        if float(kept.float().mean()) < _CROWDED:
+            rows = torch.repeat_interleave(kept, self._block).nonzero().ravel()
             left, half = left[rows], half[rows]
             self._precision, self._gram = self._precision[rows][:, rows], self._gram[rows][:, rows]
-            self._order = self._order[stay]
+            self._order = self._order[kept]
             for place, unit in enumerate(self._order.tolist()):
                 self._place[unit] = place
         self._precision.addmm_(left, left.T, alpha=-1.0)

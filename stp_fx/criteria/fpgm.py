@@ -63,8 +63,8 @@ def _vectors(member: Member, group: Group, context: ScoreContext) -> torch.Tenso
 
 
 def _distance_sums(vectors: torch.Tensor) -> np.ndarray:
-    """Sum of the distances from each row to all others: float64 [rows]. Each pair is looked at once."""
-    vectors = vectors - vectors.mean(0)  # distances stay, and |a|^2 + |b|^2 - 2ab loses fewer digits
+    """Sum of the distances from each row to all others: float64 [rows]. Each pair is computed once."""
+    vectors = vectors - vectors.mean(0)  # distances are unchanged, and |a|^2 + |b|^2 - 2ab loses fewer digits
     squares = vectors.square().sum(1)
     total = torch.zeros(len(vectors), dtype=torch.float64, device=vectors.device)
     for start in range(0, len(vectors), _BLOCK):

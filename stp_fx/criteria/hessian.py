@@ -1,4 +1,4 @@
-"""Optimal Brain Damage: what the loss rises by at a minimum when a unit's weights become zero, by the Hessian's diagonal.
+"""Optimal Brain Damage: the rise of the loss, at a minimum, when a unit's weights become zero, by the Hessian's diagonal.
 
 LeCun, Denker and Solla, "Optimal brain damage", NeurIPS 1990, equation 5, summed over the weights of a unit. The diagonal
 is that of the empirical Fisher matrix (mean squared gradients of single samples), or Hutchinson's estimate of the
@@ -22,7 +22,7 @@ from stp_fx.criteria.taylor import collected, members_with_gradients
 __all__ = ["Hessian"]
 
 METHODS = {"fisher": "fisher", "hutchinson": "hessian"}
-"""Method to the name of what it needs."""
+"""By method, the name of the need."""
 
 
 @register("hessian")
@@ -30,11 +30,11 @@ METHODS = {"fisher": "fisher", "hutchinson": "hessian"}
 class Hessian:
     """Half the sum of w^2 * h over a unit's weights, on every axis of the group, reduced over the axes.
 
-    ``method`` "fisher" or "hutchinson" says where h comes from. Fisher's h is never negative. Hutchinson's may be: the
+    ``method`` "fisher" or "hutchinson" is the source of h. Fisher's h is never negative. Hutchinson's may be: the
     estimate is noisy, and away from a minimum the curvature itself can be negative. Such values count as they are
     within the sum, where noise of either sign cancels; a unit whose sum is negative on an axis scores 0 there, since the
-    quadratic model has no rise of the loss to offer. So scores are never negative. Frozen parameters are left out as
-    they are by :class:`~stp_fx.criteria.Taylor`.
+    quadratic model has no rise of the loss to offer. So scores are never negative. Frozen parameters are left out,
+    as in :class:`~stp_fx.criteria.Taylor`.
     """
 
     method: str = "fisher"
@@ -47,6 +47,7 @@ class Hessian:
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """The kind of gradients that ``method`` reads."""
         return (METHODS[self.method],)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from stp_fx.analysis.groups import Axis, Group
+from stp_fx.checks import is_number
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.norms import power_sums
 from stp_fx.criteria.reduce import check_combining, combine, local_sums, scored_members
@@ -42,7 +43,7 @@ class Magnitude:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not 0 < self.p < math.inf:
+        if not is_number(self.p) or not 0 < self.p < math.inf:
             raise InputError(f"the p of a magnitude norm is a finite number above 0; got {self.p!r}")
         check_combining(self.reduction, self.normalizer)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from stp_fx.analysis.groups import Group
+from stp_fx.checks import is_whole
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.reduce import check_combining, combine
 from stp_fx.errors import InputError
@@ -46,5 +47,5 @@ class Random:
 
 
 def _check_seed(seed: object) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if not is_whole(seed) or seed < 0:
         raise InputError(f"a seed is an integer of at least 0; got {seed!r}")

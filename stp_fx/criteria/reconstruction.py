@@ -1,8 +1,8 @@
-"""Reconstruction: what removing a unit costs once the others have absorbed what they can of it.
+"""Reconstruction: the error that removing a unit leaves once the others have absorbed what they can of it.
 
 Hassibi and Stork, "Second order derivatives for network pruning: optimal brain surgeon", NeurIPS 1992, for whole units of
 a layer's input in place of single weights: with the covariance S of what a layer reads and its weights W, unit j costs
-``|W_j|^2 / [S^-1]_jj``. :mod:`stp_fx.criteria.elimination` has the mathematics of what is left after it.
+``|W_j|^2 / [S^-1]_jj``. :mod:`stp_fx.criteria.elimination` has the mathematics of the steps that follow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from stp_fx.analysis.consumers import find_consumers
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.sites import SiteMember
+from stp_fx.checks import is_number
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.elimination import Elimination, precision
 from stp_fx.criteria.reduce import check_combining, normalize_scores, reduce_scores
@@ -27,16 +28,16 @@ __all__ = ["Reconstruction"]
 @register("reconstruction")
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """Greedy removal of the cheapest unit, again and again; a unit's score is the error accumulated when it goes.
+    """Greedy removal of the cheapest unit, again and again; a unit's score is the error accumulated at its removal.
 
     The error is the mean square by which the outputs of the layers that read the group differ, after the best linear
-    use of what is left, summed over outputs; ``reduction`` joins the sites that read the group (default: their sum) at
+    use of the kept units, summed over outputs; ``reduction`` joins the sites that read the group (default: their sum) at
     every step. So scores rise in the order of removal, are never negative, and a prefix of them is a plan whose error is
-    the score of its last unit; groups compare by errors. A unit with several positions goes as a block.
+    the score of its last unit; groups compare by errors. A unit with several positions is removed as a block.
 
     ``ridge`` is added to the covariance's diagonal, relative to its mean: the less data there is, the larger it should
     be. In a grouped convolution only inputs of the same group absorb each other. Where no weight is read
-    (query and key meet) the unit's own signal is what has to be reconstructed:
+    (query and key meet) the unit's own signal is reconstructed:
     W is the identity. Taps of a kernel count as outputs that read the same signal.
 
     Time is cubic in a site's positions, in float64 on the CPU (2048 units: seconds), where norms are linear.
@@ -50,20 +51,20 @@ class Reconstruction:
     needs: ClassVar[tuple[str, ...]] = ("covariance",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 < self.ridge <= 1:
+        if not is_number(self.ridge) or not 0 < self.ridge <= 1:
             raise InputError(f"the ridge is a number above 0 and at most 1; got {self.ridge!r}")
         check_combining(self.reduction, self.normalizer)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:
         sites = [each for member in context.site_members(group) for each in self._eliminations(member, group, context)]
-        scores, gone, error = np.zeros(group.size), np.zeros(group.size, dtype=bool), 0.0
+        scores, removed, error = np.zeros(group.size), np.zeros(group.size, dtype=bool), 0.0
         for _ in range(group.size):
             local = np.stack([site.costs().numpy() for site in sites])
-            local = np.maximum(local, 0.0)  # of what is left of nothing, rounding
-            costs = np.where(gone, np.inf, reduce_scores(local, self.reduction))
+            local = np.maximum(local, 0.0)  # rounding may leave a negative rest
+            costs = np.where(removed, np.inf, reduce_scores(local, self.reduction))
             cheapest = int(costs.argmin())
             error += float(costs[cheapest])
-            scores[cheapest], gone[cheapest] = error, True
+            scores[cheapest], removed[cheapest] = error, True
             for site in sites:
                 site.remove(cheapest)
         return torch.from_numpy(normalize_scores(scores, self.normalizer))

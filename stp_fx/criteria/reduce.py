@@ -46,7 +46,7 @@ def check_choice(what: str, value: object, known: Sequence[str]) -> None:
 
 
 def check_combining(reduction: str, normalizer: str) -> None:
-    """Raise :class:`InputError` unless both names are known: what every criterion asks of its two fields."""
+    """Raise :class:`InputError` unless both names are known: the check of every criterion's two fields."""
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("normalizer", normalizer, NORMALIZERS)
 
@@ -73,8 +73,8 @@ def scored_members(
 ) -> tuple[Member, ...]:
     """The axes of the group that a weight criterion reads: weights and scales; "first" and "gate": the first weight.
 
-    ``roles`` lists what to read, and what to fall back to in a group without any; a group that has none of it, only
-    buffers say, raises :class:`CriterionError`.
+    ``roles`` lists the roles that are read, and those to fall back to in a group without any; a group with neither, such as one
+    of buffers alone, raises :class:`CriterionError`.
     """
     found = next(filter(None, (members_with(group, choice) for choice in roles)), ())
     if not found:

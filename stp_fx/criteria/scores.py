@@ -18,6 +18,7 @@ from stp_fx.criteria.base import Criterion, ScoreContext, resolve, score_groups
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.stamp import Stamp, check_stamp, stamp_of
 from stp_fx.measure.measured import Measured
+from stp_fx.typed import from_numpy
 
 __all__ = ["Scores", "score"]
 
@@ -77,9 +78,9 @@ def score(
 def _masked_first(
     graph: ChannelGraph, groups: Sequence[Group], scores: Sequence[torch.Tensor], masked: np.ndarray
 ) -> list[torch.Tensor]:
-    """What is masked stays so: below every other unit, whatever its weights are by now."""
+    """Masked units score below every other unit, whatever their weights are by now, so they are removed first."""
     lowest = min((float(each.min()) for each in scores if len(each)), default=0.0) - 1.0
     return [
-        torch.where(torch.from_numpy(masked[group.units]), torch.full_like(each, lowest), each)
+        torch.where(from_numpy(masked[group.units]), torch.full_like(each, lowest), each)
         for group, each in zip(groups, scores, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Taylor expansion of the loss, first order: what the loss changes by when a unit's weights become zero.
+"""Taylor expansion of the loss, first order: the change of the loss when a unit's weights become zero.
 
 Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", ICLR 2017, and "Importance
 estimation for neural network pruning", CVPR 2019, equations 7 and 8.

@@ -49,7 +49,7 @@ class Variance:
                 "statistics; put the group in `ignore`, or use a criterion that reads weights"
             )
         sums = np.stack([_variance_sums(member, group, context) for member in members])
-        # A site that does not read a unit gets no signal from it: 0, as the sum says.
+        # A site that does not read a unit gets no signal from it: its sum is 0.
         return combine(sums / np.maximum(positions, 1), self.reduction, self.normalizer)
 
 

@@ -16,8 +16,8 @@ from stp_fx.training import PATPassManager
 
 try:
     from accelerate import Accelerator
-except ImportError as error:
-    raise ImportError('stp_fx.integrations.accelerate needs accelerate: pip install "stp-fx[accelerate]"') from error
+except ImportError as _error:
+    raise ImportError('stp_fx.integrations.accelerate needs accelerate: pip install "stp-fx[accelerate]"') from _error
 
 __all__ = ["pat_manager"]
 

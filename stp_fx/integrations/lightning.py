@@ -78,7 +78,10 @@ class PATCallback(Callback):
 
     def __init__(self, model: str | None = None, *, add_loss: bool = True, log: bool = True, **options: Any) -> None:
         check_options(options)
-        self.path, self.add_loss, self.logs, self.options = model, add_loss, log, options
+        self.path: str | None = model
+        self.add_loss: bool = add_loss
+        self.logs: bool = log
+        self.options: dict[str, Any] = options
         self.manager: PATPassManager | None = None
         self._trainer: Trainer | None = None
 

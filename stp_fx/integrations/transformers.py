@@ -18,8 +18,8 @@ from stp_fx.training import PATPassManager
 try:
     from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
-except ImportError as error:
-    raise ImportError('stp_fx.integrations.transformers needs transformers: pip install "stp-fx[transformers]"') from error
+except ImportError as _error:
+    raise ImportError('stp_fx.integrations.transformers needs transformers: pip install "stp-fx[transformers]"') from _error
 
 __all__ = ["PATCallback"]
 
@@ -62,7 +62,9 @@ class PATCallback(TrainerCallback):
 
     def __init__(self, model: str | None = None, *, log: bool = True, **options: Any) -> None:
         check_options(options)
-        self.path, self.logs, self.options = model, log, options
+        self.path: str | None = model
+        self.logs: bool = log
+        self.options: dict[str, Any] = options
         self.manager: PATPassManager | None = None
         self._model: nn.Module | None = None
         self._output = ""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import fx
 
 from stp_fx.analysis.build import analyze
+from stp_fx.checks import is_whole
 from stp_fx.errors import FileError, InputError
 from stp_fx.io.files import path_of
 from stp_fx.rewrite.removal import remove
@@ -50,7 +51,7 @@ def prune_shards(gm: fx.GraphModule, plan: PrunePlan, source: Any, target: Any, 
     """
     if not isinstance(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (stp_fx.plan_of)")
-    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
+    if not is_whole(max_shard_bytes) or max_shard_bytes < 1:
         raise InputError(f"`max_shard_bytes` is a positive number of bytes; got {max_shard_bytes!r}")
     folder = Path(path_of(target))
     if folder.exists():

@@ -1,4 +1,8 @@
-"""Keeping the batch free. A trace runs with a large prime as the batch, so every number that came from it gives itself away."""
+"""Keeping the batch free. A trace runs with a large prime as the batch, so that a number that came from it gives itself away.
+
+Where numbers may have come from it, a second trace runs with another batch. What is the same in both has nothing to do with the
+batch; what differs is ``a * batch + b``, and computed from the input's leading size; or else the graph is bound to one batch.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,26 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.fx.node import map_aggregate
 
-__all__ = ["BATCH", "bakes_batch", "free_batch", "with_batch"]
+__all__ = ["bakes_batch", "batches_for", "free_batch", "holds_multiple", "same_constants", "with_batch"]
 
-BATCH = 1009
-"""Prime, and larger than the channel counts, window sizes and head counts that could be mistaken for a multiple of it."""
+_PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
+"""Larger than the channel counts, window sizes and head counts that could be mistaken for a multiple of one."""
+
+
+_APART = 367
+"""From the first batch to the second: a prime, so that rounding (``b // 8 * 8``) is no straight line through both."""
+
+
+def batches_for(model: nn.Module, values: dict[str, Any]) -> tuple[int, int]:
+    """Two batch sizes; no size of a parameter or an input is a multiple of either."""
+    inputs = (value for value in values.values() if isinstance(value, torch.Tensor))
+    sizes = {size for tensor in (*model.parameters(), *model.buffers(), *inputs) for size in tensor.shape if size >= _PRIMES[0]}
+    free = (p for p in _PRIMES if all(size % p and size % (p + _APART) for size in sizes))
+    first = next(free, _PRIMES[0])
+    return first, first + _APART
 
 
 def with_batch(values: dict[str, Any], batch: int) -> dict[str, Any] | None:
@@ -25,42 +43,107 @@ def with_batch(values: dict[str, Any], batch: int) -> dict[str, Any] | None:
     return {name: torch.empty((batch, *t.shape[1:]), dtype=t.dtype, device="meta") for name, t in values.items()}
 
 
-def free_batch(graph: fx.Graph) -> None:
-    """Replaces every number that is a multiple of the prime by what it was computed from, the input's leading size."""
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    made: dict[int, fx.Node] = {}
+def holds_multiple(graph: fx.Graph, batch: int) -> bool:
+    """Whether a number that is written in the graph is a multiple of ``batch``."""
+    found: list[int] = []
 
-    def regenerated(value: int) -> fx.Node:
-        if BATCH not in made:
-            with graph.inserting_after(placeholders[-1]):
-                made[BATCH] = graph.call_method("size", (placeholders[0], 0))
-        if value not in made:
-            with graph.inserting_after(made[BATCH]):
-                made[value] = graph.call_function(operator.mul, (made[BATCH], value // BATCH))
-        return made[value]
+    def look(value: Any) -> None:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value and value % batch == 0:
+            found.append(1)
 
-    for node in list(graph.nodes):
-        if node.op in ("call_function", "call_method"):
-            node.args = _replaced(node.args, regenerated)
-            node.kwargs = _replaced(node.kwargs, regenerated)
+    for node in graph.nodes:
+        map_aggregate((node.args, node.kwargs), look)
+    return bool(found)
 
 
-def bakes_batch(constants: Iterable[Any]) -> bool:
+def bakes_batch(constants: Iterable[Any], batch: int) -> bool:
     """Whether a constant tensor of the graph was made as long as the batch; then the batch cannot be freed."""
-    return any(isinstance(t, torch.Tensor) and any(size and size % BATCH == 0 for size in t.shape) for t in constants)
+    return any(isinstance(t, torch.Tensor) and any(size and size % batch == 0 for size in t.shape) for t in constants)
 
 
-def _replaced(value: Any, regenerated: Any) -> Any:
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return regenerated(value) if value and value % BATCH == 0 and abs(value) < 2**40 else value
-    if isinstance(value, (list, tuple)):
-        new = [_replaced(v, regenerated) for v in value]
-        return value if all(a is b for a, b in zip(new, value, strict=True)) else type(value)(new)
-    if isinstance(value, dict):
-        return {k: _replaced(v, regenerated) for k, v in value.items()}
-    if isinstance(value, slice):
-        parts = [_replaced(v, regenerated) for v in (value.start, value.stop, value.step)]
-        return slice(*parts)
-    return value
+def same_constants(first: Iterable[Any], second: Iterable[Any]) -> bool:
+    """Whether two traces have lifted the same tensors out of the code."""
+    pairs = list(zip(list(first), list(second), strict=False))
+    return all(isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b) for a, b in pairs)
+
+
+class _Bound(Exception):
+    """The two graphs differ in more than numbers of the batch."""
+
+
+def free_batch(graph: fx.Graph, other: fx.Graph, batches: tuple[int, int]) -> bool:
+    """Replaces the numbers in which two traces differ by what they were computed from; whether that was possible.
+
+    ``graph`` was traced with the first of ``batches``, ``other`` with the second. A graph that cannot be freed is left half done.
+    """
+    first, second = list(graph.nodes), list(other.nodes)
+    if [(n.op, n.target) for n in first] != [(n.op, n.target) for n in second]:
+        return False
+    freed = _Freed(graph, batches, dict(zip(second, first, strict=True)))
+    try:
+        for one, two in zip(first, second, strict=True):
+            if one.op in ("call_function", "call_method", "call_module", "output"):
+                args, kwargs = freed.value(one.args, two.args), freed.value(one.kwargs, two.kwargs)
+                if args is not one.args or kwargs is not one.kwargs:
+                    one.args, one.kwargs = args, kwargs
+    except _Bound:
+        return False
+    return True
+
+
+class _Freed:
+    def __init__(self, graph: fx.Graph, batches: tuple[int, int], twins: dict[fx.Node, fx.Node]) -> None:
+        self.graph, self.batches, self.twins = graph, batches, twins
+        self.made: dict[tuple[Any, Any], fx.Node] = {}
+        self.last = next(n for n in reversed(list(graph.nodes)) if n.op == "placeholder")
+
+    def value(self, one: Any, two: Any) -> Any:
+        """``one`` with what differs from ``two`` replaced; ``one`` itself where nothing does."""
+        if isinstance(one, fx.Node):
+            if self.twins.get(two) is not one:
+                raise _Bound
+            return one
+        if type(one) is not type(two):
+            raise _Bound
+        if isinstance(one, (list, tuple)):
+            return self._items(one, two)
+        if isinstance(one, dict):
+            items = self._items(list(one.values()), list(two.values()))
+            return one if all(a is b for a, b in zip(items, one.values(), strict=True)) else dict(zip(one, items, strict=True))
+        if isinstance(one, slice):
+            parts = [self.value(getattr(one, name), getattr(two, name)) for name in ("start", "stop", "step")]
+            return slice(*parts) if any(isinstance(part, fx.Node) for part in parts) else one
+        if one is two or one == two or (one != one and two != two):
+            return one
+        if isinstance(one, (int, float)) and not isinstance(one, bool):
+            return self._regenerated(one, two)
+        raise _Bound
+
+    def _items(self, one: Any, two: Any) -> Any:
+        if len(one) != len(two):
+            raise _Bound
+        items = [self.value(a, b) for a, b in zip(one, two, strict=True)]
+        return one if all(a is b for a, b in zip(items, one, strict=True)) else type(one)(items)
+
+    def _regenerated(self, one: Any, two: Any) -> fx.Node:
+        """``a * batch + b`` with whole ``a`` and ``b``. A curve through both values has an offset as large as the batch."""
+        slope = (one - two) / (self.batches[0] - self.batches[1])
+        offset = one - slope * self.batches[0]
+        if slope != round(slope) or offset != round(offset) or abs(offset) > self.batches[0] // 2:
+            raise _Bound
+        kind = type(one)
+        return self._made(kind(slope), kind(offset))
+
+    def _made(self, slope: Any, offset: Any) -> fx.Node:
+        if (slope, offset) not in self.made:
+            if not self.made:
+                first = next(n for n in self.graph.nodes if n.op == "placeholder")
+                with self.graph.inserting_after(self.last):
+                    self.made[1, 0] = self.last = self.graph.call_method("size", (first, 0))
+            node = self.made[1, 0]
+            for function, number, neutral in ((operator.mul, slope, 1), (operator.add, offset, 0)):
+                if number != neutral or isinstance(number, float):
+                    with self.graph.inserting_after(self.last):
+                        node = self.last = self.graph.call_function(function, (node, number))
+            self.made[slope, offset] = node
+        return self.made[slope, offset]

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 from torch.fx import graph_module
 from torch.package import Importer, PackageExporter, PackageImporter, sys_importer
 
@@ -28,6 +28,14 @@ class CapturedGraph(fx.GraphModule):
     A shallow copy shares modules, tensors and the graph; it has a ``meta`` of its own, with the same values.
     """
 
+    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        super().__init__(root, graph, class_name)
+        if isinstance(root, graph_module._CodeOnlyModule):  # a copy, of which GraphModule takes one name of what is tied
+            for store in ("_modules", "_parameters", "_buffers"):
+                for name, value in root.__dict__[store].items():
+                    self.__dict__[store].setdefault(name, value)
+            self._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
+
     def __copy__(self) -> CapturedGraph:
         body = graph_module._CodeOnlyModule({**self.__dict__, "_modules": dict(self._modules)})
         result = CapturedGraph(body, self.graph, class_name=type(self).__name__)
@@ -36,7 +44,7 @@ class CapturedGraph(fx.GraphModule):
         return result
 
     def _deepcopy_init(self) -> Callable[..., None]:
-        return functools.partial(CapturedGraph.__init__, class_name=type(self).__name__)
+        return functools.partial(_copied, class_name=type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (type(self).__name__, self._body(), self._source(sys_importer))
@@ -57,6 +65,13 @@ class CapturedGraph(fx.GraphModule):
         kept = {key: value for key, value in self.__dict__.items() if key not in ("_graph", "_code", "_lineno_map", "meta")}
         kept["meta"] = {KEY: self.meta[KEY]} if KEY in self.meta else {}
         return {**kept, "_graphmodule_graph_node_meta_stack_trace": traces}
+
+
+def _copied(result: CapturedGraph, body: nn.Module, graph: fx.Graph, class_name: str) -> None:
+    """``result`` gets all that ``body``, a deep copy, stores: torch would leave out the names that no node reads."""
+    CapturedGraph.__init__(result, body, graph, class_name=class_name)
+    for store in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        result.__dict__[store] = body.__dict__[store]
 
 
 def _unpickled(name: str, body: dict[str, Any], source: str) -> CapturedGraph:

@@ -27,8 +27,9 @@ from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
+from stp_fx.ir.spelling import SPELLED
 from stp_fx.ir.stored import COUNTER, count_batches, store_as_model
-from stp_fx.ir.train_eval import attention_with_dropout, mode_calls, modes_kept, switch_modes
+from stp_fx.ir.train_eval import mode_calls, modes_kept, switch_modes
 
 __all__ = ["capture_with_export"]
 
@@ -44,16 +45,18 @@ _COUNT = "num_batches_tracked"
 _SAME = {"aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach_"}
 
 
-def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
+def capture_with_export(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> fx.GraphModule:
     """A GraphModule over the model's own parameters and buffers, in its mode, with a placeholder for each tensor.
+
+    ``arguments`` are those of ``forward`` by parameter name, ``named`` the ones that were given by name.
 
     Raises:
         TraceError: ``torch.export`` cannot capture it.
     """
-    now = _exported(model, arguments, model.training)
+    now = _exported(model, arguments, named, model.training)
     calls = mode_calls(now.graph)
     try:
-        other = _exported(model, arguments, not model.training)
+        other = _exported(model, arguments, named, not model.training)
     except TraceError:
         other = None
     if other is not None and _alike(now.graph, other.graph):
@@ -64,7 +67,7 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
         mode = "train" if model.training else "eval"
         _log.warning("%s: its graphs for training and evaluation differ; this one is for %s mode", type(model).__name__, mode)
         gm, names = now, {name for name, training in calls.items() if not training} if not model.training else set()
-    _allow_one(gm, model, arguments)
+    _allow_one(gm, model, arguments, named)
     gm.train(model.training)
     if names:
         switch_modes(gm, names, model.training)
@@ -72,13 +75,13 @@ def capture_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.Graph
     return gm
 
 
-def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any]) -> None:
+def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> None:
     """Lets a batch of one pass, if the graph for it is the same."""
     one = batch_of_one(arguments)
     if one is None:
         return
     try:
-        single = _exported(model, one, gm.training)
+        single = _exported(model, one, named, gm.training)
     except TraceError as error:
         _log.debug("%s: no graph for a batch of one: %s", type(model).__name__, error)
         return
@@ -101,14 +104,15 @@ def _is_arithmetic(node: fx.Node) -> bool:
     )
 
 
-def _exported(model: nn.Module, arguments: dict[str, Any], training: bool) -> fx.GraphModule:
+def _exported(model: nn.Module, arguments: dict[str, Any], named: frozenset[str], training: bool) -> fx.GraphModule:
     try:
         with modes_kept(model), containers_kept(model, []):
             if training != model.training:
                 model.train(training)
-            given = dict(arguments)
-            every = pytree.tree_map(_free_sizes, given)
-            program = torch.export.export(model, (), given, dynamic_shapes=every, strict=False)
+            args = tuple(value for name, value in arguments.items() if name not in named)
+            kwargs = {name: value for name, value in arguments.items() if name in named}
+            every = pytree.tree_map(_free_sizes, dict(arguments))
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=every, strict=False)
             source = program.module(check_guards=False)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
@@ -253,7 +257,7 @@ class _Raised:
         kwargs = self._portable(kwargs)
         if packet == "aten.scaled_dot_product_attention" and kwargs.get("scale") is None:
             kwargs["scale"] = node.args[0].meta["val"].shape[-1] ** -0.5  # type: ignore[union-attr]  # whatever is pruned
-        special = _SPECIAL.get(packet)
+        special = SPELLED.get(packet)
         if special is not None:
             return special(self.graph, args, kwargs)
         name = target._opname
@@ -342,94 +346,3 @@ def _known(model: nn.Module, target: str) -> Any:
     except AttributeError:
         return None
     return value if isinstance(value, torch.Tensor) else None
-
-
-# -- calls that PyTorch spells in another way than ATen ----------------------------------------------------------------
-
-_SPECIAL: dict[str, Callable[[fx.Graph, tuple[Any, ...], dict[str, Any]], Any]] = {}
-
-
-def _spelled(*packets: str) -> Callable[[Any], Any]:
-    def register(function: Any) -> Any:
-        _SPECIAL.update({f"aten.{packet}": function for packet in packets})
-        return function
-
-    return register
-
-
-def _with(target: Any, *kept: int) -> Any:
-    """The call of ``target`` with the first of the arguments only."""
-    return lambda graph, args, kwargs: graph.call_function(target, args[: kept[0]] if kept else args, kwargs)
-
-
-_SPECIAL |= {
-    "aten.linear": _with(F.linear), "aten.layer_norm": _with(F.layer_norm, 5), "aten.group_norm": _with(F.group_norm, 5),
-    "aten.rms_norm": _with(F.rms_norm), "aten.dropout": _with(F.dropout), "aten.gelu": _with(F.gelu), "aten.silu": _with(F.silu),
-    "aten.relu": _with(F.relu), "aten.pad": _with(F.pad), "aten.constant_pad_nd": lambda g, a, k: g.call_function(
-        F.pad, (a[0], a[1], "constant", a[2] if len(a) > 2 else 0), k),
-    "aten.conv1d": _with(F.conv1d), "aten.conv2d": _with(F.conv2d), "aten.conv3d": _with(F.conv3d),
-    "aten.max_pool2d": _with(F.max_pool2d), "aten.avg_pool2d": _with(F.avg_pool2d),
-    "aten.adaptive_avg_pool2d": _with(F.adaptive_avg_pool2d), "aten.embedding": lambda g, a, k: g.call_function(
-        F.embedding, (a[1], a[0])),
-    "aten.where": _with(torch.where), "aten.cat": _with(torch.cat), "aten.stack": _with(torch.stack),
-    "aten._to_copy": lambda g, a, k: g.call_method("to", a, k),
-}  # fmt: skip
-
-
-@_spelled("sym_size")
-def _size(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    return graph.call_method("size", args)
-
-
-@_spelled("to")
-def _to(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    return graph.call_method("to", args[:2], kwargs)
-
-
-@_spelled("slice")
-def _slice(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, dim, start, stop, step = _padded(args, (None, 0, None, None, 1))
-    stop = None if isinstance(stop, int) and stop > 2**40 else stop
-    if start in (0, None) and stop is None and step == 1:
-        return x
-    return graph.call_function(operator.getitem, (x, _at(dim, slice(start, stop, step))))
-
-
-@_spelled("select")
-def _select(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    x, dim, index = args
-    return graph.call_function(operator.getitem, (x, _at(dim, index)))
-
-
-def _at(dim: int, item: Any) -> tuple[Any, ...]:
-    every = slice(None)
-    return (*[every] * dim, item) if dim >= 0 else (..., item, *[every] * (-dim - 1))
-
-
-@_spelled("index")
-def _index(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    return graph.call_function(operator.getitem, (args[0], tuple(slice(None) if i is None else i for i in args[1])))
-
-
-@_spelled("batch_norm")
-def _batch_norm(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    x, weight, bias, mean, variance, training, momentum, eps = args[:8]
-    return graph.call_function(F.batch_norm, (x, mean, variance, weight, bias, training, momentum, eps))
-
-
-@_spelled("scaled_dot_product_attention")
-def _attention(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    q, k, v, mask, dropout, causal = _padded(args, (None, None, None, None, 0.0, False))
-    if kwargs.get("enable_gqa"):
-        return graph.call_function(F.scaled_dot_product_attention, args, kwargs)
-    return graph.call_function(attention_with_dropout, (q, k, v, mask, causal, kwargs["scale"], dropout, dropout > 0.0))
-
-
-def _padded(args: tuple[Any, ...], defaults: tuple[Any, ...]) -> list[Any]:
-    return [*args, *defaults[len(args) :]]
-
-
-for _name, _operator in {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}.items():
-    _SPECIAL[f"aten.{_name}"] = lambda graph, args, kwargs, _name=_name, _operator=_operator: (
-        graph.call_function(getattr(torch, _name), args, kwargs) if kwargs else graph.call_function(_operator, args)
-    )

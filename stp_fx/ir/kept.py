@@ -87,8 +87,11 @@ class _Contents:
         if small and not isinstance(tensor, nn.Parameter):
             self.tensors.append((tensor, tensor._version, tensor.detach().clone()))
 
-    def restore(self, ours: tuple[str, ...]) -> list[str]:
-        """Puts everything back, but for keys of the library's own; returns the paths of what was written to."""
+    def restore(self, ours: tuple[str, ...], ran: bool = False) -> list[str]:
+        """Puts everything back, but for keys of the library's own; returns the paths of what was written to.
+
+        Kernels, as batch norm's, write to buffers without a new version: ``ran`` says that some have run.
+        """
         changed: list[str] = []
         for path, container, before in self.containers:
             if isinstance(container, dict):
@@ -98,7 +101,7 @@ class _Contents:
                 container.clear()
                 (container.update if isinstance(container, set) else container.extend)(before)
         for tensor, version, value in self.tensors:
-            if tensor._version != version:
+            if tensor._version != version or (ran and not torch.equal(tensor, value)):
                 with torch.no_grad():
                     tensor.copy_(value)
         return changed
@@ -155,18 +158,19 @@ def _restore_dict(now: dict[Any, Any], before: dict[Any, Any], ours: tuple[str, 
 
 
 @contextmanager
-def containers_kept(root: nn.Module, written: list[str], ours: tuple[str, ...] = ()) -> Iterator[None]:
+def containers_kept(root: nn.Module, written: list[str], ours: tuple[str, ...] = (), ran: bool = False) -> Iterator[None]:
     """A block after which everything that can be reached from ``root`` holds what it held before.
 
     Args:
         written: gets the paths of what the block has written to.
         ours: the beginnings of attribute names that stay.
+        ran: whether the block runs the model for real.
     """
     contents = _Contents(root)
     try:
         yield
     finally:
-        written += contents.restore(ours)
+        written += contents.restore(ours, ran)
 
 
 @contextmanager

@@ -35,8 +35,11 @@ __all__ = ["LOCK", "PatchedTracer", "active", "suspended", "tracing"]
 LOCK = threading.RLock()
 """Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
 
-_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "rand", "randn", "linspace", "eye", "tensor", "randperm", "randint")
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor")
 """These take no tensor, so proxies among their sizes and dtypes do not reach ``__torch_function__``."""
+
+_RANDOM = ("rand", "randn", "randint", "randperm")
+"""These draw anew at each call of the graph, whatever they are given."""
 
 _SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
 """Methods of a tensor that the model's own code made; proxies among their sizes do not reach it either."""
@@ -203,6 +206,17 @@ def _taking_proxies(original: Any, kind: str, target: Any) -> Callable[..., Any]
     return call
 
 
+def _drawing(original: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = active()
+        if tracer is None or kwargs.get("generator") is not None:
+            return original(*args, **kwargs)
+        return tracer.create_proxy("call_function", original, args, kwargs)
+
+    return call
+
+
 # -- modules of functions ----------------------------------------------------------------------------------------------
 
 
@@ -227,7 +241,9 @@ class _Limits(type):
 @functools.cache
 def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
-    calls = {name: _taking_proxies(getattr(torch, name), "call_function", getattr(torch, name)) for name in _FACTORIES}
+    calls: dict[str, Any] = {name: _taking_proxies(vars(torch)[name], "call_function", vars(torch)[name]) for name in _FACTORIES}
+    calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
+    calls["is_tensor"] = _is_tensor
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
     return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}}
@@ -247,6 +263,17 @@ def _module_type(module: types.ModuleType, names: dict[str, Any]) -> type:
         )
 
     return type("module", (type(module),), {name: answering(name, patched) for name, patched in names.items()})
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    """``isinstance`` as a model's forward means it: a node that stands for a tensor is one."""
+    if isinstance(value, kinds):
+        return True
+    return isinstance(value, ValueProxy) and issubclass(value.tracer.kind_of(value.node), kinds)
+
+
+def _is_tensor(value: Any) -> bool:
+    return _is_instance(value, torch.Tensor)
 
 
 # -- names in the globals of a model's own code ------------------------------------------------------------------------
@@ -301,9 +328,31 @@ def _wrapped(original: Any) -> Callable[..., Any]:
     return call
 
 
-def _is_instance(value: Any, kinds: Any) -> bool:
-    """``isinstance`` as a model's forward means it: a node that stands for a tensor is one."""
-    return isinstance(value, kinds) or (isinstance(value, ValueProxy) and isinstance(value.value, kinds))
+class _MetaType(type):
+    """The type of what stands for ``type``: it is ``type`` to whoever asks."""
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, type)
+
+    def __subclasscheck__(cls, kind: Any) -> bool:
+        return issubclass(kind, type)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is type or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(type)
 
 
-_BUILTINS: dict[str, Any] = {"isinstance": _is_instance}
+class _Type(type, metaclass=_MetaType):
+    """``type`` as a model's forward means it: that of a node is the type of its value."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs:
+            return type(*args, **kwargs)
+        (value,) = args
+        kind = value.tracer.kind_of(value.node) if isinstance(value, ValueProxy) else type(value)
+        return cls if kind is type else kind
+
+
+_BUILTINS: dict[str, Any] = {"isinstance": _is_instance, "type": _Type}

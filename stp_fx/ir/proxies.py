@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import fx
 from stp_fx.errors import TraceError
 from stp_fx.ir.nested import holds
 
-__all__ = ["ValueProxy", "holds_proxy", "user_line"]
+__all__ = ["AUGMENTED", "ValueProxy", "holds_proxy", "user_line"]
 
 _PLAIN = {
     "ndim",
@@ -55,6 +55,15 @@ class ValueProxy(fx.Proxy):
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self.tracer.create_proxy("call_method", method, (self, *args), kwargs)
 
+    def _augmented(self, name: str, other: Any) -> Any:
+        """``y += other``: of a tensor, it writes to ``y`` and to what is a view of it; of a number it makes another."""
+        in_place, plain = AUGMENTED[name]
+        if not isinstance(self.value, torch.Tensor):
+            return self.tracer.create_proxy("call_function", plain, (self, other), {})
+        result = self.tracer.create_proxy("call_method", in_place, (self, other), {}, name=plain.__name__.strip("_"))
+        self.tracer.augmented[result.node] = plain
+        return result
+
     def dim(self) -> int:
         return self.value.dim()
 
@@ -67,10 +76,32 @@ class ValueProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, k), {}) for k in range(len(self))])
+        count = len(self)
+        if isinstance(self.value, torch.Tensor) and self.tracer.is_of_batch(count):
+            raise TraceError(f"iterates over the batch, at {user_line()}: the graph holds for the example's batch only")
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, k), {}) for k in range(count)])
 
     def __len__(self) -> int:
-        return len(self.value)
+        """Of a tensor: a size, for which the graph holds. (Python wants a number.)"""
+        value = self.value
+        if isinstance(value, torch.Tensor) and value.dim():
+            size = self.tracer.create_proxy("call_method", "size", (self, 0), {})
+            self.tracer.guard(size.node, len(value), truth=False)
+        return len(value)
+
+    def __hash__(self) -> int:
+        """Of a number: its own, so that sets and dicts find it, and the graph holds for this number; else the node's."""
+        value = self.value
+        if not isinstance(value, (bool, int, float)):
+            return hash(value) if isinstance(value, (str, torch.dtype, torch.device)) else id(self)
+        self.tracer.guard(self.node, value, truth=False, counted=True)
+        return hash(value)
+
+    def __eq__(self, other: object) -> Any:
+        """A node; but a proxy that was left in a cache of the user's equals nothing once its trace is over."""
+        if self.tracer.finished:
+            return self is other
+        return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
     def __contains__(self, item: Any) -> bool:
         return any(bool(each == item) for each in self)
@@ -134,3 +165,21 @@ def user_line() -> str:
 def holds_proxy(value: Any) -> bool:
     """Whether any of the values in a nested structure is a node."""
     return holds(fx.Proxy, value)
+
+
+AUGMENTED: dict[str, tuple[str, Callable[..., Any]]] = {
+    "__iadd__": ("add_", operator.add),
+    "__isub__": ("sub_", operator.sub),
+    "__imul__": ("mul_", operator.mul),
+    "__itruediv__": ("div_", operator.truediv),
+    "__ifloordiv__": ("floor_divide_", operator.floordiv),
+    "__imod__": ("remainder_", operator.mod),
+    "__ipow__": ("pow_", operator.pow),
+    "__iand__": ("bitwise_and_", operator.and_),
+    "__ior__": ("bitwise_or_", operator.or_),
+    "__ixor__": ("bitwise_xor_", operator.xor),
+}
+"""Augmented assignments: the method that writes in place, and the operator that gives the same in a new tensor."""
+
+for _name in AUGMENTED:
+    setattr(ValueProxy, _name, functools.partialmethod(ValueProxy._augmented, _name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.train_eval import BatchCount
 
-__all__ = ["COUNTER", "count_batches", "store_as_model"]
+__all__ = ["COUNTER", "count_batches", "store_as_model", "unreached"]
 
+_log = logging.getLogger(__name__)
 COUNTER = "stp_fx_batch_count"
 """The module of a graph that counts batches; see :class:`~stp_fx.ir.train_eval.BatchCount`."""
 
@@ -20,7 +22,8 @@ COUNTER = "stp_fx_batch_count"
 def store_as_model(gm: CapturedGraph, model: nn.Module, called: Iterable[nn.Module]) -> None:
     """Gives ``gm`` the buffers of every module that it reaches, and every name under which the model ties a tensor that it has.
 
-    ``called`` are the modules whose forward was traced. Parameters that nothing reads stay out.
+    ``called`` are the modules whose forward was traced. Parameters that nothing reads stay out, and so do buffers that nothing
+    reads and no state dict holds.
     """
     has = {id(tensor) for tensor in (*gm.parameters(), *gm.buffers())}
     reached = {id(module) for module in (model, *called)}
@@ -37,7 +40,7 @@ def store_as_model(gm: CapturedGraph, model: nn.Module, called: Iterable[nn.Modu
         for key, tensor in tensors.items():
             if isinstance(tensor, nn.Parameter) and id(tensor) in has:
                 _owner(gm, name)._parameters.setdefault(key, tensor)
-            elif not isinstance(tensor, nn.Parameter):
+            elif not isinstance(tensor, nn.Parameter) and (id(tensor) in has or key not in module._non_persistent_buffers_set):
                 _owner(gm, name)._buffers.setdefault(key, tensor)
     _keep_persistence(gm, model)
 
@@ -117,3 +120,16 @@ def _insert(gm: CapturedGraph, before: fx.Node, count: str) -> None:
         gm.add_submodule(COUNTER, BatchCount().train(gm.training))
     with gm.graph.inserting_before(before):
         gm.graph.call_module(COUNTER, (gm.graph.get_attr(count),))
+
+
+def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
+    """A note of the parameters that are not in the graph, if any."""
+    reached = {id(t) for t in (*gm.parameters(), *gm.buffers())}
+    missing = [name for name, p in model.named_parameters() if id(p) not in reached]
+    if not missing:
+        return ()
+    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    mode = "train" if model.training else "eval"
+    note = f"not part of the graph, since the forward does not reach them in {mode} mode: {shown}"
+    _log.warning("%s: %s", type(model).__name__, note)
+    return (note,)

@@ -14,22 +14,22 @@ from torch.nn.parameter import is_lazy
 
 from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.base_tracer import ReplayTracer
-from stp_fx.ir.batch import BATCH, bakes_batch, free_batch, with_batch
-from stp_fx.ir.batch_of_one import allow_one, batch_of_one
+from stp_fx.ir.batch import with_batch
 from stp_fx.ir.call import Call, call_of, restored
-from stp_fx.ir.captured import CapturedGraph
+from stp_fx.ir.example import bound_arguments, check_that_it_runs, is_plain, on_meta
 from stp_fx.ir.examples import Example, example_of_call
 from stp_fx.ir.export import capture_with_export
+from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
 from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
-from stp_fx.ir.nested import holds, mapped
+from stp_fx.ir.nested import holds
 from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
+from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.runner import run_graph
-from stp_fx.ir.shapes import meta_like, meta_twin
-from stp_fx.ir.stored import count_batches, store_as_model
-from stp_fx.ir.tracer import ModuleTracer
-from stp_fx.ir.train_eval import mode_calls, modes_kept, switch_modes
+from stp_fx.ir.shapes import meta_twin
+from stp_fx.ir.stored import unreached
+from stp_fx.ir.train_eval import modes_kept
 from stp_fx.ir.validate import validate_capture
 from stp_fx.ir.validation import Budget, Validate
 from stp_fx.ir.verify import verify
@@ -37,7 +37,6 @@ from stp_fx.ir.verify import verify
 __all__ = ["bound_arguments", "retrace", "trace"]
 
 _log = logging.getLogger(__name__)
-_OWN_BATCH = "the model was traced with the example's own batch size, which it may depend on"
 
 
 def trace(
@@ -68,8 +67,9 @@ def trace(
             at all. A difference in the mode that the model is in is an error; in the other mode it is logged and recorded.
 
     Raises:
-        InputError: missing or unfitting example inputs, an unknown front end, uninitialised lazy modules.
-        TraceError: the model's Python code cannot be captured, or the graph computes something else; says where.
+        InputError: missing example inputs, or such on which the model itself fails; an unknown front end; uninitialised lazy
+            modules.
+        TraceError: the model's Python code cannot be captured, or the graph computes something else; says where and what to do.
     """
     budget = Budget(validate)
     if not isinstance(model, nn.Module):
@@ -86,8 +86,14 @@ def trace(
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     with LOCK, state_kept():
         arguments = bound_arguments(model, example_inputs, kwargs or {})
-        example = example_of_call(example_inputs, kwargs or {})
-        gm = _first_capture(model, arguments, frontend, lambda gm: _validated(model, gm, example, budget))
+        try:
+            example = example_of_call(example_inputs, kwargs or {})
+            gm = _first_capture(
+                model, arguments, frozenset(kwargs or ()), frontend, lambda gm: _validated(model, gm, example, budget)
+            )
+        except TraceError:
+            check_that_it_runs(model, example_inputs, kwargs or {}, arguments)
+            raise
     return with_provenance(gm, call=call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend))
 
 
@@ -118,10 +124,14 @@ def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
 
 
 def _first_capture(
-    model: nn.Module, arguments: dict[str, Any], frontend: str, checked: Callable[[fx.GraphModule], fx.GraphModule]
+    model: nn.Module,
+    arguments: dict[str, Any],
+    named: frozenset[str],
+    frontend: str,
+    checked: Callable[[fx.GraphModule], fx.GraphModule],
 ) -> fx.GraphModule:
     said: dict[str, TraceError] = {}
-    for gm in _captures(model, arguments, frontend, said):
+    for gm in _captures(model, arguments, named, frontend, said):
         try:
             return checked(gm)
         except TraceError as error:
@@ -134,17 +144,17 @@ def _first_capture(
 
 
 def _captures(
-    model: nn.Module, arguments: dict[str, Any], frontend: str, said: dict[str, TraceError]
+    model: nn.Module, arguments: dict[str, Any], named: frozenset[str], frontend: str, said: dict[str, TraceError]
 ) -> Iterator[fx.GraphModule]:
     """Captures by one front end after the other, the best first; those that are not asked for are not made."""
     bound: fx.GraphModule | None = None
     for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
         try:
-            gm = _record_arguments(_FRONT_ENDS[name](model, arguments), arguments)
+            gm = _record_arguments(_FRONT_ENDS[name](model, arguments, named), arguments)
         except TraceError as error:
             said[name] = error
             continue
-        suspect = bound is not None or _OWN_BATCH in provenance_of(gm).notes
+        suspect = bound is not None or OWN_BATCH in provenance_of(gm).notes
         if frontend != "auto" or not suspect or _takes_another_batch(gm):
             yield gm
             continue
@@ -163,7 +173,7 @@ def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: B
     if budget.off:
         return gm
     budget.again()
-    bound = _OWN_BATCH in provenance_of(gm).notes and not _takes_another_batch(gm)
+    bound = OWN_BATCH in provenance_of(gm).notes and not _takes_another_batch(gm)
     by_name = functools.partial(bound_arguments, model)
     found, difference = validate_capture(model, gm, example, by_name, budget, bound=bound)
     if difference is not None:
@@ -172,101 +182,26 @@ def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: B
     return with_provenance(gm, validation=found, notes=provenance_of(gm).notes + notes)
 
 
-def bound_arguments(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by parameter name of ``forward``; spread ones are numbered.
-
-    Raises:
-        InputError: no example, or not what ``forward`` takes.
-    """
-    if example_inputs is None and not kwargs:
-        raise InputError(f"example_inputs is missing: give a tensor or a tuple of what {type(model).__name__}.forward takes")
-    positional = () if example_inputs is None else example_inputs
-    if isinstance(positional, list):
-        positional = tuple(positional)
-    if not isinstance(positional, tuple):
-        positional = (positional,)
-    signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*positional, **kwargs)
-    except TypeError as error:
-        raise InputError(f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}") from error
-    arguments: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            arguments.update({f"{name}_{k}": each for k, each in enumerate(value)})
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(value)
-        else:
-            arguments[name] = value
-    if not any(_has_tensor(value) for value in arguments.values()):
-        raise InputError("example_inputs hold no tensor, so there is nothing to trace with")
-    return arguments
-
-
 def _record_arguments(gm: fx.GraphModule, arguments: dict[str, Any]) -> fx.GraphModule:
-    plain = {name: _has_tensor(value) or _is_plain(value) for name, value in arguments.items()}
-    known = {name: _on_meta(value) for name, value in arguments.items() if plain[name]}
+    plain = {name: holds(torch.Tensor, value) or is_plain(value) for name, value in arguments.items()}
+    known = {name: on_meta(value) for name, value in arguments.items() if plain[name]}
     return with_provenance(gm, arguments=known, lost=tuple(name for name, kept in plain.items() if not kept))
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value can stay on the graph: it is copied, pickled and compared like a number."""
-    if isinstance(value, (list, tuple)):
-        return type(value) in (list, tuple) and all(_is_plain(v) for v in value)
-    if isinstance(value, dict):
-        return all(_is_plain(v) for v in value.values())
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
-
-
-def _trace_with_fx(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
-    values = {name: _on_meta(value) for name, value in arguments.items() if _has_tensor(value)}
-    constants = {name: value for name, value in arguments.items() if not _has_tensor(value)}
-    notes: tuple[str, ...] = ()
-    wide = with_batch(values, BATCH)
-    tracer = None if wide is None else _capture_wide(model, wide, constants)
-    if tracer is None:
-        tracer, wide = _capture(model, values, constants), values
-        notes = (_OWN_BATCH,)
-    _drop_dead_numbers(tracer.graph)
-    calls = _mode_dependent(tracer.graph, model, wide or values, constants)
-    gm = _graph_module(tracer, model)
-    notes += count_batches(gm, model, model.training)
-    if notes:
-        _let_one_pass(gm, model, values, constants)
-    if calls:
-        switch_modes(gm, calls, model.training)
-        gm.recompile()
-    inputs = tuple(values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
-    return attach_provenance(gm, Provenance(inputs, notes + _assigned(tracer, model) + _unreached(gm, model)))
-
-
-def _let_one_pass(gm: fx.GraphModule, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> None:
-    """A graph that was traced with the example's own batch may branch over it, and be the same for a batch of one."""
-    one = batch_of_one(values)
-    if one is None:
-        return
-    try:
-        tracer = _capture(model, one, constants)
-    except TraceError as error:
-        _log.debug("%s: no trace with a batch of one: %s", type(model).__name__, error)
-        return
-    _drop_dead_numbers(tracer.graph)
-    allow_one(gm, one, _graph_module(tracer, model))
-
-
-def _trace_with_export(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
+def _trace_with_export(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> fx.GraphModule:
     spread = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.VAR_POSITIONAL]
     if any(name.startswith(f"{each}_") for each in spread for name in arguments):
         raise TraceError(f"arguments spread over *{spread[0]} are not supported here")
-    gm = capture_with_export(model, arguments)
-    values = {name: _on_meta(value) for name, value in arguments.items() if _has_tensor(value)}
+    by_keyword = {p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    gm = capture_with_export(model, arguments, named | by_keyword)
+    values = {name: on_meta(value) for name, value in arguments.items() if holds(torch.Tensor, value)}
     places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
     missing = [name for name in places if name not in values]
     if missing:
         raise TraceError(f"its input {missing[0]!r} is nested or no tensor; give tensors by name")
     gm.graph._tracer_cls = ReplayTracer
-    attach_provenance(gm, Provenance(tuple(values[name] for name in places), _unreached(gm, model), frontend="export"))
+    notes = unreached(gm, model) + backward_hooks(model, ())
+    attach_provenance(gm, Provenance(tuple(values[name] for name in places), notes, frontend="export"))
     try:
         verify(gm)
     except VerificationError as error:
@@ -290,104 +225,7 @@ def _takes_another_batch(gm: fx.GraphModule) -> bool:
     return True
 
 
-_FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any]], fx.GraphModule]] = {
-    "fx": _trace_with_fx,
+_FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any], frozenset[str]], fx.GraphModule]] = {
+    "fx": capture_with_fx,
     "export": _trace_with_export,
 }
-
-
-def _capture_wide(model: nn.Module, wide: dict[str, Any], constants: dict[str, Any]) -> ModuleTracer | None:
-    """A capture whose batch is free; ``None`` if the model cannot run with another batch than its own."""
-    try:
-        tracer = _capture(model, wide, constants)
-    except TraceError as error:
-        _log.debug("a trace with a batch of %d failed, so the example's own is used: %s", BATCH, error)
-        return None
-    if tracer.branches_on_batch or bakes_batch(tracer.lifted()):
-        tracer.forget_constants()
-        return None
-    free_batch(tracer.graph)
-    return tracer
-
-
-def _capture(model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> ModuleTracer:
-    tracer = ModuleTracer(model, values, constants)
-    try:
-        tracer.trace(model)
-    except TraceError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(f"{name}: {_described(value)}" for name, value in values.items())
-        raise TraceError(f"{type(error).__name__}: {error} (traced with {shapes})") from error
-    return tracer
-
-
-def _mode_dependent(graph: fx.Graph, model: nn.Module, values: dict[str, Any], constants: dict[str, Any]) -> set[str]:
-    """Calls whose ``training`` literal is the model's own flag: functional dropout and the like."""
-    calls = mode_calls(graph)
-    if not model.training:
-        return {name for name, training in calls.items() if not training}
-    if not any(calls.values()):
-        return set()
-    try:
-        with modes_kept(model):
-            model.eval()
-            tracer = _capture(model, values, constants)
-            tracer.forget_constants()
-            evaluated = mode_calls(tracer.graph)
-    except TraceError:
-        evaluated = {}
-    return {name for name, training in calls.items() if training and evaluated.get(name) is False}
-
-
-def _drop_dead_numbers(graph: fx.Graph) -> None:
-    """Takes out numbers that nobody reads, and the values that tracing needed."""
-    for node in reversed(list(graph.nodes)):
-        value = node.meta.pop("val", None)
-        number = isinstance(value, (int, float, str, torch.Size, torch.dtype, torch.device))
-        if number and not node.users and node.op in ("call_function", "call_method"):
-            graph.erase_node(node)
-
-
-def _graph_module(tracer: ModuleTracer, model: nn.Module) -> CapturedGraph:
-    tracer.graph.lint()
-    gm = CapturedGraph(model, tracer.graph, class_name=type(model).__name__)
-    tracer.forget_constants()
-    store_as_model(gm, model, tracer.called.values())
-    originals = dict(model.named_modules(remove_duplicate=False))
-    for name, module in gm.named_modules():
-        if name in originals:
-            module.training = originals[name].training
-    return gm
-
-
-def _assigned(tracer: ModuleTracer, model: nn.Module) -> tuple[str, ...]:
-    if not tracer.assigned:
-        return ()
-    note = f"the forward assigns to {', '.join(dict.fromkeys(tracer.assigned))}, which the graph does not keep from call to call"
-    _log.warning("%s: %s", type(model).__name__, note)
-    return (note,)
-
-
-def _unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
-    reached = {id(t) for t in (*gm.parameters(), *gm.buffers())}
-    missing = [name for name, p in model.named_parameters() if id(p) not in reached]
-    if not missing:
-        return ()
-    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    mode = "train" if model.training else "eval"
-    note = f"not part of the graph, since the forward does not reach them in {mode} mode: {shown}"
-    _log.warning("%s: %s", type(model).__name__, note)
-    return (note,)
-
-
-def _has_tensor(value: Any) -> bool:
-    return holds(torch.Tensor, value)
-
-
-def _on_meta(value: Any) -> Any:
-    return mapped(torch.Tensor, meta_like, value)
-
-
-def _described(value: Any) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import operator
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ from torch.fx import _symbolic_trace
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
-from stp_fx.ir.batch import BATCH
+from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.patches import suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
+from stp_fx.ir.root_hooks import with_hooks
 from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
 from stp_fx.ir.train_eval import AutogradCall
@@ -38,9 +38,16 @@ _OWN = ("_tensor_constant", _LEAF)
 class ModuleTracer(BaseTracer):
     """Traces ``root`` with the given meta values; see :func:`stp_fx.trace`."""
 
-    def __init__(self, root: nn.Module, values: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        values: Mapping[str, Any],
+        constants: Mapping[str, Any],
+        by_name: Collection[str] = (),
+        batch: int = 0,
+    ) -> None:
         super().__init__(param_shapes_constant=False)
-        self._values, self._constants = values, constants
+        self._values, self._constants, self._by_name = values, constants, by_name
         memo: dict[int, Any] = {}
         self._twin = meta_twin(root, memo)
         self._twins = dict(self._twin.named_modules(remove_duplicate=False))
@@ -56,8 +63,12 @@ class ModuleTracer(BaseTracer):
         self._hidden = _hidden_functions()
         self.inputs: list[Any] = []
         self.called: dict[int, nn.Module] = {}
+        self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
+        self._batch = batch
         self.branches_on_batch = False
+        self.bakes_batch = False
+        self.finished = False
         self.root = root  # fx sets it too, but only once it traces
 
     # -- what stays a node -----------------------------------------------------------------------------------------
@@ -151,6 +162,11 @@ class ModuleTracer(BaseTracer):
     def _device(self) -> torch.device:
         return next((p.device for p in self.root.parameters()), torch.device("cpu"))  # type: ignore[union-attr]
 
+    def kind_of(self, node: fx.Node) -> type:
+        """The type of a node's value; of a stored tensor, that which the model has."""
+        with suspended():
+            return type(fetch(self.root, str(node.target)) if node.op == "get_attr" else node.meta["val"])
+
     # -- branches over sizes ---------------------------------------------------------------------------------------
 
     def guard(self, node: fx.Node, value: Any, *, truth: bool, counted: bool = False) -> None:
@@ -158,38 +174,63 @@ class ModuleTracer(BaseTracer):
 
         ``counted``: as the length of a loop or a list, of which the graph keeps the steps and not the number.
         """
-        if not isinstance(value, (bool, int, float)):
+        if not isinstance(value, (bool, int, float)) or self.finished:
             return
         if self._of_batch(node):
-            if not truth and not counted and value and value % BATCH == 0:
-                return  # a number that comes from the batch is made of it again later
-            if not (truth and self._compares_batches(node)):
+            if not truth and not counted:
+                self.bakes_batch = True  # it is made of the input again later, if a trace with another batch says how
+                for size in self._sizes_of(node):
+                    self._fix(size)
+            elif not (truth and self._compares_batches(node)):
                 self.branches_on_batch = True
             return
-        message = f"captured with another shape: {user_line()} went another way; trace again with an example of this shape"
         if not truth:
-            node = self.create_proxy("call_function", operator.eq, (self.proxy(node), value), {}).node
-        elif not value:
+            self._assert(self.proxy(node) == value)
+        else:
             # Not ``not``: the code of a pickled graph is traced again, and there ``not`` would ask a proxy for its truth.
-            node = self.create_proxy("call_function", operator.eq, (self.proxy(node), False), {}).node
-        self.create_proxy("call_function", torch._assert, (self.proxy(node), message), {})
+            self._assert(self.proxy(node) if value else self.proxy(node) == False)  # noqa: E712
+
+    def _assert(self, holds: Any) -> None:
+        message = f"captured with another shape: {user_line()} went another way; trace again with an example of this shape"
+        self.create_proxy("call_function", torch._assert, (holds, message), {})
+
+    def _sizes_of(self, node: fx.Node) -> list[fx.Node]:
+        """The sizes that a number was computed from."""
+        numbers = [n for n in node.all_input_nodes if isinstance(n.meta["val"], (bool, int, float))]
+        return [size for n in numbers for size in self._sizes_of(n)] if numbers else [node]
+
+    def _fix(self, size: fx.Node) -> None:
+        """A size that goes into a number beside the batch, or that has the batch in it, is what it was, whatever the batch is."""
+        value = size.meta["val"]
+        if not self.is_of_batch(value):
+            self._assert(self.proxy(size) == value)
+        elif value != self._batch:
+            first = next(n for n in self.graph.nodes if n.op == "placeholder")
+            self._assert(self.proxy(size) == self.proxy(first).size(0) * (value // self._batch))
 
     def _of_batch(self, node: fx.Node) -> bool:
         """Whether a number was computed from the batch: it is a multiple of the prime, or made of one that is."""
         value = node.meta["val"]
-        if isinstance(value, int) and not isinstance(value, bool) and value and value % BATCH == 0:
-            return True
-        return isinstance(value, (bool, int, float)) and any(self._of_batch(n) for n in node.all_input_nodes)
+        if not self._batch or not isinstance(value, (bool, int, float)):
+            return False
+        return self.is_of_batch(value) or any(self._of_batch(n) for n in node.all_input_nodes)
+
+    def is_of_batch(self, value: Any) -> bool:
+        """Whether a number is a multiple of the prime that the batch is."""
+        whole = isinstance(value, int) and not isinstance(value, bool) and value != 0
+        return whole and self._batch != 0 and value % self._batch == 0
 
     def _compares_batches(self, node: fx.Node) -> bool:
         """``b == b2``, ``2 * b > b``: true or false whatever the batch."""
-        values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
-        return all(isinstance(v, int) and v and v % BATCH == 0 for v in values)
+        return all(self.is_of_batch(a.meta["val"] if isinstance(a, fx.Node) else a) for a in node.args)
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
-        """Placeholders for the given tensors, in the order of the signature; everything else is a constant."""
+        """Placeholders for the given tensors, in the order of the signature; everything else is a constant.
+
+        What was given by name is passed by name: hooks see the difference.
+        """
         positional: list[Any] = []
         named: dict[str, Any] = {}
         spread: list[str] = []
@@ -205,15 +246,14 @@ class ModuleTracer(BaseTracer):
                     {k: self._argument(k) for k in (*self._values, *self._constants) if k not in known and k not in named}
                 )
             elif parameter.name in self._values or parameter.name in self._constants:
-                if parameter.kind is parameter.KEYWORD_ONLY:
+                if parameter.kind is parameter.KEYWORD_ONLY or parameter.name in self._by_name:
                     named[parameter.name] = self._argument(parameter.name)
                 else:
                     positional.append(self._argument(parameter.name))
-            elif parameter.kind is not parameter.KEYWORD_ONLY:
-                positional.append(parameter.default)
 
         def call(root: nn.Module, *args: Any) -> Any:
-            return self._returned(root_fn(root, *args, **named) if own is None else own(*args, **named))
+            forward = functools.partial(root_fn, root) if own is None else own
+            return self._returned(with_hooks(root, forward, args, named))
 
         return call, [self.root, *positional]
 
@@ -240,7 +280,10 @@ class ModuleTracer(BaseTracer):
         except BaseException:
             self.forget_constants(before)
             raise
+        finally:
+            self.finished = True
         self._before = before
+        relax(graph, self.augmented)
         graph._tracer_cls = ReplayTracer
         return graph
 
@@ -269,14 +312,21 @@ class ModuleTracer(BaseTracer):
         """Tensors that the model's code made while it was traced, now constants of the graph."""
         return [getattr(self.root, k) for k in self._lifted_names(self._before) if not k.startswith(_LEAF)]
 
+    def _stores(self) -> tuple[dict[str, Any], ...]:
+        return self.root.__dict__, self.root._buffers, self.root._modules  # type: ignore[union-attr]
+
     def _lifted_names(self, before: set[str]) -> list[str]:
-        stores = (self.root.__dict__, self.root._buffers, self.root._modules)  # type: ignore[union-attr]
-        return [k for store in stores for k in store if k not in before and k.startswith(_OWN)]
+        return [k for store in self._stores() for k in store if k not in before and k.startswith(_OWN)]
 
     def forget_constants(self, before: set[str] | None = None) -> None:
         """Takes back the attributes under which constants were stored on the module that was traced."""
-        for name in self._lifted_names(self._before if before is None else before):
-            delattr(self.root, name)
+        names = set(self._lifted_names(self._before if before is None else before))
+        self._forgotten = [(store, name, store.pop(name)) for store in self._stores() for name in names.intersection(store)]
+
+    def remember_constants(self) -> None:
+        """Puts back what was taken back last, for the graph to be made."""
+        for store, name, value in self._forgotten:
+            store[name] = value
 
 
 def _autocasts() -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from stp_fx.ir.patches import LOCK
 from stp_fx.ir.stamp import weights_of
 
 __all__ = ["Unchanged"]
@@ -31,6 +32,11 @@ class Unchanged:
 
 
 def _look(gm: fx.GraphModule) -> dict[str, Any]:
+    with LOCK:  # a trace in another thread may run modules that this graph shares in another mode
+        return _look_alone(gm)
+
+
+def _look_alone(gm: fx.GraphModule) -> dict[str, Any]:
     modules = list(gm.modules())
     stores = [store for module in modules for store in (module._parameters, module._buffers)]
     tensors = [tensor for store in stores for tensor in store.values() if tensor is not None]

@@ -146,11 +146,11 @@ class _Checker:
 
     def _batch(self, example: Example, bound: bool) -> str | None:
         tensors = example.tensors
-        rows = {int(t.shape[0]) if t.dim() else 0 for t in tensors}
-        if len(rows) != 1 or rows == {0}:
+        rows = {t.shape[0] if t.dim() else None for t in tensors}
+        own = rows.pop()
+        if rows or not own:
             self.left_out["another batch"] = "the inputs share no leading dimension"
             return None
-        own = next(iter(rows))
         number = 3 if own <= 2 else 2
         if bound:
             self.left_out[f"batch {number}"] = "the graph is bound to the example's batch"

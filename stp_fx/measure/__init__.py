@@ -1,1 +1,1 @@
-"""Measurements: calibration data run through a graph, and what was read of it (statistics, gradients, seconds)."""
+"""Measurements on a graph: statistics and gradients over calibration data, seconds."""

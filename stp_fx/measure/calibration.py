@@ -1,4 +1,4 @@
-"""Calibration data: from what a DataLoader yields to the arguments of a graph, on its device, one batch after another."""
+"""Calibration data: the batches of a DataLoader as arguments of a graph, on its device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batches(
     on a terminal, if ``show``. A single tensor is one batch.
 
     Raises:
-        InputError: nothing to iterate over, no batch at all, or a batch that is not what the graph takes; names the batch.
+        InputError: nothing to iterate over, no batch at all, or a batch that does not fit the graph's inputs; names the batch.
     """
     if calibration is None:
         raise InputError(f"{what} needs calibration data: give `calibration`, an iterable of batches (a DataLoader)")

@@ -19,7 +19,7 @@ def several_processes() -> bool:
 
 
 def agreed(value: T) -> T:
-    """What rank 0 has, on every rank: for measurements that differ from process to process, such as times."""
+    """The value of rank 0, on every rank: for measurements that differ from process to process, such as times."""
     if not several_processes():
         return value
     box = [value]

@@ -1,4 +1,4 @@
-"""What a loss says of every parameter: mean gradients, squared per-sample gradients, the diagonal of the Hessian."""
+"""Derivatives of a loss for every parameter: mean gradients, squared per-sample gradients, the diagonal of the Hessian."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def collect_gradients(
     hutchinson: int = 0,
     seed: int = 0,
 ) -> Gradients:
-    """Runs the batches in eval mode; gradients that the parameters hold stay as they are.
+    """Runs the batches in eval mode; gradients that the parameters hold are not changed.
 
     ``hutchinson`` is the number of random sign vectors a batch for the Hessian's diagonal (Hutchinson 1990).
 

@@ -83,7 +83,7 @@ def whole_seconds(graphs: Sequence[fx.GraphModule], runs: int, clock: Callable[[
 def example_values(gm: fx.GraphModule) -> tuple[Any, ...]:
     """The recorded example as real data on the graph's device: random numbers, zeros for integers, which may be indices.
 
-    The same numbers every time; torch's own random state stays as it was.
+    The same numbers every time; torch's own random state is not changed.
     """
     draws = torch.Generator().manual_seed(0)
     return tuple(_filled(value, device_of(gm), draws) for value in example_of(gm))

@@ -1,4 +1,4 @@
-"""``measure``: one value that holds all that calibration data said of a graph."""
+"""``measure``: all measurements of a graph on calibration data, as one value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stp_fx.measure.statistics import Statistics, collect_statistics
 __all__ = ["Measured", "Reading", "measure", "reading_for"]
 
 _PATCH = 1152
-"""Values of a patch up to which least squares looks at all taps: 128 channels under a 3 x 3 kernel, 10 MB in float64."""
+"""Values of a patch up to which least squares uses all taps: 128 channels under a 3 x 3 kernel, 10 MB in float64."""
 _DRAWS = 4
 """Random sign vectors a batch for the diagonal of the Hessian."""
 _OF_STATISTICS = ("statistics", "covariance", "maps", "patches")
@@ -25,7 +25,7 @@ _OF_GRADIENTS = ("gradients", "fisher", "hessian")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """``statistics`` of what every contraction reads and ``gradients`` of a loss; each None where nobody collected it."""
+    """``statistics`` of every contraction's activation input and ``gradients`` of a loss; each None if it was not collected."""
 
     statistics: Statistics | None = None
     gradients: Gradients | None = None
@@ -33,14 +33,14 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What has to be collected: arguments of :func:`collect_statistics` and :func:`collect_gradients`, None for neither."""
+    """The collections to run: arguments of :func:`collect_statistics` and :func:`collect_gradients`, None for neither."""
 
     statistics: dict[str, Any] | None = None
     gradients: dict[str, Any] | None = None
 
 
 def reading_for(needs: Sequence[str], data: object) -> Reading:
-    """What the named needs (of criteria, of compensation) come to.
+    """The collections that the named needs (of criteria, of compensation) ask for.
 
     Raises:
         InputError: something is needed and ``data`` is None.
@@ -60,7 +60,7 @@ def reading_for(needs: Sequence[str], data: object) -> Reading:
 
 
 def measure(gm: fx.GraphModule, needs: Sequence[str], batches: Iterable[Any] | None, loss: Loss | None = None) -> Measured:
-    """Collects what ``needs`` names (see :data:`stp_fx.criteria.NEEDS`) from ``batches``; ``gm`` is only read.
+    """Collects the named ``needs`` (see :data:`stp_fx.criteria.NEEDS`) from ``batches``; ``gm`` is only read.
 
     A loader is iterated once for statistics and once for gradients; of a one-shot iterator the batches are kept.
 

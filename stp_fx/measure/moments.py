@@ -16,7 +16,7 @@ __all__ = ["Moments", "RunningMap", "RunningMoments"]
 _CANCELLATION = 1e3
 """Where a squared mean is so many times the variance, a variance from float32 sums has lost its digits: it is redone."""
 _ROWS = 512
-"""Observations summed in float32 before the sum goes to float64."""
+"""Observations summed in float32 before they are added in float64."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class RunningMoments:
     def __init__(self, dim: int, covariance: bool = False) -> None:
         self.dim = dim
         self.with_covariance = covariance
-        self.count = 0
+        self.count: int = 0
         self.mean: torch.Tensor | None = None
         self.square: torch.Tensor | None = None  # sums of squared deviations, or of their outer products
 
@@ -91,9 +91,9 @@ class RunningMap:
     """The mean over dimension 0, position by position: float64 [1, *rest]; ``None`` once batches differ in shape."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self.total: torch.Tensor | None = None
-        self.uneven = False
+        self.uneven: bool = False
 
     def add(self, value: torch.Tensor) -> None:
         if self.total is not None and self.total.shape != value.shape[1:]:

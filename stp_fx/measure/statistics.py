@@ -1,4 +1,4 @@
-"""Statistics at the sites of a graph: what each contraction reads, over calibration data.
+"""Statistics of the activation input of each contraction of a graph, over calibration data.
 
 Report, section 1.3.3: for convolutions every spatial position is an observation, for linear layers every token.
 """
@@ -28,10 +28,10 @@ Key = tuple[str, int, int]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
-    """Moments of what every site reads. Sites that read one value share them.
+    """Moments at every activation input. Inputs that read one value share them.
 
-    ``maps``: the mean over dimension 0 of what a site reads, position by position (float64 [1, *rest]); ``patches``: the
-    moments of what one output position of a convolution reads, [in x taps], by the convolution's node. Both only where
+    ``maps``: the mean over dimension 0 at an activation input, position by position (float64 [1, *rest]); ``patches``: the
+    moments of the patch that one output position of a convolution reads, [in x taps], by the convolution's node. Both only where
     they were asked for; a map is None where batches had several shapes. ``stamp``: of the graph and weights measured.
     """
 
@@ -99,7 +99,7 @@ def collect_statistics(
 
 
 class _SiteReader(fx.Interpreter):
-    """Runs a graph and looks at what each site's reader is about to read."""
+    """Runs a graph and observes the activation inputs of each consumer."""
 
     def __init__(self, gm: fx.GraphModule, covariance: bool, maps: bool, patches: int) -> None:
         super().__init__(eval_twin(gm), graph=gm.graph)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.plan import PrunePlan
+from stp_fx.checks import is_a
 from stp_fx.criteria.scores import Scores
 from stp_fx.errors import PassError
 from stp_fx.ir.stamp import check_stamp, stamp_of
@@ -17,7 +18,7 @@ from stp_fx.measure.measured import Measured
 from stp_fx.measure.statistics import Statistics
 from stp_fx.report.run_report import RunReport
 
-__all__ = ["Artifacts", "Outcome"]
+__all__ = ["Artifacts", "Outcome", "outcome_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,9 +31,9 @@ class Artifacts:
     plan: PrunePlan | None = None
     report: RunReport | None = None
 
-    def with_(self, **changes: object) -> Artifacts:
+    def with_(self, **changes: Any) -> Artifacts:
         """These artifacts with fields replaced."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)
 
     def carried_to(self, gm: fx.GraphModule) -> Artifacts:
         """The same artifacts for a graph of the same structure whose weights a pass has repaired: what was measured and scored
@@ -85,9 +86,24 @@ class Artifacts:
 class Outcome(PassResult):
     """What a pass returns: torch's ``PassResult`` (``graph_module``, ``modified``) with ``artifacts``."""
 
+    # torch's named tuple gives its fields no types
+    graph_module: fx.GraphModule  # pyright: ignore[reportIncompatibleVariableOverride]
+    modified: bool  # pyright: ignore[reportIncompatibleVariableOverride]
     artifacts: Artifacts
 
     def __new__(cls, graph_module: fx.GraphModule, modified: bool, artifacts: Artifacts | None = None) -> Outcome:
         made: Any = super().__new__(cls, graph_module, modified)
         made.artifacts = artifacts or Artifacts()
         return made
+
+
+def outcome_of(result: object, culprit: str, artifacts: Artifacts) -> Outcome:
+    """What ``culprit`` returned, torch's ``PassResult``, with ``artifacts``.
+
+    Raises:
+        PassError: it returned something else.
+    """
+    pair = cast("tuple[object, ...]", result) if is_a(result, tuple) else ()
+    if len(pair) == 2 and isinstance(pair[0], fx.GraphModule):
+        return Outcome(pair[0], bool(pair[1]), artifacts)
+    raise PassError(f"{culprit} returned a {type(result).__name__}; return PassResult(graph_module, modified)")

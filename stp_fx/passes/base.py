@@ -12,7 +12,7 @@ from stp_fx.errors import PassError
 from stp_fx.ir.provenance import needs_whole_tensors, provenance_of
 from stp_fx.ir.unchanged import Unchanged
 from stp_fx.ir.verify import verify
-from stp_fx.passes.artifacts import Artifacts, Outcome
+from stp_fx.passes.artifacts import Artifacts, Outcome, outcome_of
 from stp_fx.registry import Registry
 
 __all__ = ["GraphPass", "known_passes"]
@@ -50,7 +50,7 @@ class GraphPass:
 
     def __str__(self) -> str:
         """The pass as the call that makes it: its fields that are printed and not at their defaults."""
-        parts = []
+        parts: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -65,18 +65,17 @@ class GraphPass:
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """The pass without artifacts."""
-        raise PassError(f"{type(self).__name__} overrides neither `call` nor `run`: a pass says what it does in one of them")
+        raise PassError(f"{type(self).__name__} overrides neither `call` nor `run`: override one of them")
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         """The pass with what earlier passes made; returns what later ones may use."""
-        result = self.call(gm)
-        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], fx.GraphModule):
-            raise PassError(f"{type(self).__name__}.call returned a {type(result).__name__}; return PassResult(graph, modified)")
-        if not result[1] or not isinstance(result[0], fx.GraphModule):
-            return Outcome(result[0], bool(result[1]), artifacts)
-        return Outcome(result[0], True, artifacts.carried_to(result[0]) if self.repairs else Artifacts())
+        outcome = outcome_of(self.call(gm), f"{type(self).__name__}.call", artifacts)
+        if not outcome.modified:
+            return outcome
+        result = outcome.graph_module
+        return Outcome(result, True, artifacts.carried_to(result) if self.repairs else Artifacts())
 
-    def ensures(self, result: PassResult) -> None:
+    def ensures(self, result: Outcome) -> None:
         """Raises if the result is not what this pass promises."""
         if result.modified:
             verify(result.graph_module)
@@ -95,7 +94,8 @@ class GraphPass:
         return self.checked(gm, artifacts or Artifacts())
 
     def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
-        """:meth:`apply` for a caller that has called :meth:`requires`; ``before`` is a look at ``gm`` that has been taken."""
+        """:meth:`apply` for a caller that has called :meth:`requires`; ``before``: the record of ``gm`` that the caller has
+        taken already."""
         before = before or Unchanged(gm)
         outcome = self.run(gm, artifacts)
         name = type(self).__name__
@@ -104,7 +104,7 @@ class GraphPass:
                 f"{name} is an analysis and returned another graph; declare kind = 'rewrite', or return the given one"
             )
         if outcome.modified and outcome.graph_module is gm:
-            raise PassError(f"{name} says that it modified the graph that it was given; a rewrite returns a new GraphModule")
+            raise PassError(f"{name} returned the given graph as modified; a rewrite returns a new GraphModule")
         difference = before.difference()
         if difference is not None:
             raise PassError(f"{name} changed the graph that it was given: {difference}; change a copy (copy.deepcopy) instead")

@@ -1,4 +1,4 @@
-"""CollectGradients: what a loss says of every parameter."""
+"""CollectGradients: the gradient of a loss for every parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CollectStatistics: what calibration data says of every value that a contraction reads."""
+"""CollectStatistics: means and variances of the activation inputs of all contractions, over calibration data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["CollectStatistics"]
 
 @dataclasses.dataclass(frozen=True)
 class CollectStatistics(GraphPass):
-    """Mean and variance of every channel at every site; with ``covariance`` the full second moments too.
+    """Mean and variance of every channel at the activation input of every contraction; with ``covariance`` the full second
+    moments too.
 
-    ``maps`` keeps the mean of every position (exact mean compensation of padded convolutions reads it), ``patches`` the
-    second moments of convolutions' patches of up to so many values (least squares over all taps reads them).
+    ``maps`` keeps the mean of every position (needed for exact mean compensation of padded convolutions), ``patches`` the
+    second moments of convolutions' patches of up to so many values (needed for least squares over all taps).
 
     One collection serves criteria and compensation alike: they are artifacts of the pipeline.
 

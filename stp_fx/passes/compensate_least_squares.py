@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from stp_fx.checks import is_number
 from stp_fx.errors import InputError
 from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.rewrite.compensation import LeastSquares, Method
@@ -17,9 +18,9 @@ class CompensateLeastSquares(CompensateMean):
 
     The consumer's output is then the best linear reconstruction of what it was, on the calibration data. Convolutions with
     several taps: over all taps where :class:`CollectStatistics` kept their ``patches``, else channel by channel with one
-    matrix for every tap (best for each tap alone). Needs ``covariance``. Where a system is too ill-conditioned, for
-    weights computed from others and for transposed convolutions whose outputs overlap, the mean is compensated alone,
-    and a log message says so.
+    matrix for every tap (best for each tap alone). Needs ``covariance``. The mean alone is compensated, with a log
+    message, where a system is too ill-conditioned, for weights computed from others, and for transposed convolutions
+    whose outputs overlap.
 
     ``ridge`` is relative to each channel's variance.
     """
@@ -27,7 +28,7 @@ class CompensateLeastSquares(CompensateMean):
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 <= self.ridge < 1:
+        if not is_number(self.ridge) or not 0 <= self.ridge < 1:
             raise InputError(f"the ridge is a number in [0, 1), relative to the variance; got {self.ridge!r}")
 
     def method(self) -> Method:

@@ -1,4 +1,4 @@
-"""MaskChannels: the training-time twin of removal. Same architecture; consumers read zero from the units of a plan."""
+"""MaskChannels: the architecture is kept, and consumers read zero from the units of a plan."""
 
 from __future__ import annotations
 

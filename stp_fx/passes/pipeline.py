@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.errors import InputError, PassError, StpFxError
 from stp_fx.ir.unchanged import Unchanged
-from stp_fx.passes.artifacts import Artifacts, Outcome
+from stp_fx.passes.artifacts import Artifacts, Outcome, outcome_of
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.text import parse_pipeline
 from stp_fx.text import ROWS, html_table
@@ -35,8 +34,7 @@ class Pipeline(GraphPass):
     def __init__(self, *passes: GraphPass | Callable[[fx.GraphModule], Any]) -> None:
         for each in passes:
             if isinstance(each, type) or not callable(each):
-                what = f"the class {each.__name__}; give {each.__name__}()" if isinstance(each, type) else repr(each)
-                raise InputError(f"a Pipeline is made of passes; got {what}")
+                raise InputError(f"a Pipeline is made of passes; got {_shown(each)}")
         object.__setattr__(self, "passes", tuple(passes))
 
     @classmethod
@@ -49,7 +47,8 @@ class Pipeline(GraphPass):
                 every pass that has such a field.
 
         Raises:
-            InputError: no such pass, an argument that the pass does not take, or text that is no pipeline; shows the place.
+            InputError: an unknown pass, an argument that the pass does not take, or text that is not a pipeline; quotes the
+                place.
         """
         return cls(*parse_pipeline(text, arguments))
 
@@ -63,8 +62,8 @@ class Pipeline(GraphPass):
                 return
 
     def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
-        """Every pass is checked by itself; one look at a graph serves all passes that return it."""
-        looks = before
+        """Every pass is checked by itself; a graph is recorded once for all passes that return it."""
+        record = before
         modified, required = False, True
         for position, each in enumerate(self.passes):
             try:
@@ -73,8 +72,8 @@ class Pipeline(GraphPass):
                 else:
                     if not required:
                         each.requires(gm)
-                    looks = looks if looks is not None and looks.graph_module is gm else Unchanged(gm)
-                    outcome = each.checked(gm, artifacts, looks)
+                    record = record if record is not None and record.graph_module is gm else Unchanged(gm)
+                    outcome = each.checked(gm, artifacts, record)
             except StpFxError as error:
                 self._explain(error, position)
                 raise
@@ -87,7 +86,7 @@ class Pipeline(GraphPass):
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         return self.checked(gm, artifacts)
 
-    def ensures(self, result: PassResult) -> None:
+    def ensures(self, result: Outcome) -> None:
         """Every pass has checked its own."""
 
     def _explain(self, error: StpFxError, position: int) -> None:
@@ -112,13 +111,15 @@ class Pipeline(GraphPass):
         return html_table("Pipeline", ("", "pass"), rows[:ROWS], len(rows))
 
 
+def _shown(given: object) -> str:
+    return f"the class {given.__name__}; give {given.__name__}()" if isinstance(given, type) else repr(given)
+
+
 def _rewrites(each: Any) -> bool:
     """Whether a member may return another graph."""
     return any(map(_rewrites, each.passes)) if isinstance(each, Pipeline) else getattr(each, "kind", "rewrite") == "rewrite"
 
 
 def _called(each: Any, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
-    result = each(gm)
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], fx.GraphModule):
-        raise PassError(f"{each!r} returned a {type(result).__name__}; a pass returns PassResult(graph_module, modified)")
-    return Outcome(result[0], bool(result[1]), artifacts if result[0] is gm and not result[1] else Artifacts())
+    outcome = outcome_of(each(gm), repr(each), artifacts)
+    return outcome if outcome.graph_module is gm and not outcome.modified else Outcome(outcome.graph_module, outcome.modified)

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from stp_fx.checks import is_whole
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import arguments_of, batches
 from stp_fx.passes.base import GraphPass
 from stp_fx.rewrite.slicing import copied
+from stp_fx.typed import BatchNorm, modules_of
 
 __all__ = ["RecalibrateBatchNorm"]
 
@@ -28,8 +29,8 @@ class RecalibrateBatchNorm(GraphPass):
     """Measures the running statistics of every BatchNorm again, on up to ``limit`` batches of ``calibration``.
 
     They are reset, then averaged over the batches with equal weights (not blended by momentum), without gradients, the
-    BatchNorms in train mode and everything else in eval mode. Nothing else moves; train/eval flags and momenta are as
-    before. A graph without BatchNorm comes back unchanged. A batch needs more than one value a channel.
+    BatchNorms in train mode and everything else in eval mode. Nothing else changes; train/eval flags and momenta are restored.
+    A graph without BatchNorm comes back unchanged. A batch needs more than one value a channel.
 
     Raises:
         InputError: no batch, one that does not fit, or one that leaves statistics that are not finite.
@@ -40,7 +41,7 @@ class RecalibrateBatchNorm(GraphPass):
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and (isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1):
+        if self.limit is not None and (not is_whole(self.limit) or self.limit < 1):
             raise InputError(f"the limit of a recalibration is a number of batches, at least 1; got {self.limit!r}")
 
     def call(self, gm: fx.GraphModule) -> PassResult:
@@ -66,13 +67,13 @@ class RecalibrateBatchNorm(GraphPass):
         return PassResult(result, True)
 
 
-def _norms(gm: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    for name, module in gm.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+def _norms(gm: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
+    for name, module in modules_of(gm):
+        if isinstance(module, BatchNorm) and module.running_mean is not None:
             yield name, module
 
 
-def _check_finite(norms: dict[str, _BatchNorm]) -> None:
+def _check_finite(norms: dict[str, BatchNorm]) -> None:
     for name, norm in norms.items():
         assert norm.running_mean is not None
         assert norm.running_var is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import FunctionChangedError
@@ -64,6 +63,6 @@ class RemoveChannels(GraphPass):
             )
         return with_provenance(result, validation=together(known.validation, found))
 
-    def ensures(self, result: PassResult) -> None:
+    def ensures(self, result: Outcome) -> None:
         """The rewrite has run every node of its result and compared every shape."""
         result.graph_module.graph.lint()

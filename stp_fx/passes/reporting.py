@@ -1,4 +1,4 @@
-"""What the passes that carry a plan out say of it."""
+"""The report of a selection, attached to the graph that its plan was applied to."""
 
 from __future__ import annotations
 

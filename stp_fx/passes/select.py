@@ -29,7 +29,7 @@ class SelectUnits(GraphPass):
 
     Raises:
         InputError: an argument out of range, a name in ``ratios`` or ``ignore`` that matches nothing.
-        TargetError: a target that cannot be met; says what can.
+        TargetError: a target that cannot be met; the message names the cost in reach.
         PassError: no scores.
     """
 

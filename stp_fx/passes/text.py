@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from stp_fx.checks import is_a
 from stp_fx.criteria import base as criteria
 from stp_fx.errors import InputError, StpFxError
 from stp_fx.passes.base import GraphPass, known_passes
@@ -21,19 +22,19 @@ def parse_pipeline(text: str, arguments: Mapping[str, Any]) -> list[GraphPass]:
     """The passes of a text such as ``"ScoreUnits('variance'), SelectUnits(0.5)"``, with or without ``Pipeline(...)`` around it.
 
     Raises:
-        InputError: no such pass, an argument that the pass does not take, or text that is no pipeline.
+        InputError: an unknown pass, an argument that the pass does not take, or text that is not a pipeline.
     """
-    if not isinstance(text, str):
+    if not is_a(text, str):
         raise InputError(f"a pipeline is read from text; got a {type(text).__name__}")
     if len(text) > _LONGEST:
         raise InputError(f"a pipeline of {len(text):,} characters is not read; the longest has {_LONGEST:,}")
     try:
         tree = ast.parse(f"({text.strip()},)" if text.strip() else "()", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{text!r} is no pipeline: {error}; write ScoreUnits('magnitude'), SelectUnits(0.5)") from None
+        raise InputError(f"{text!r} is not a pipeline: {error}; write ScoreUnits('magnitude'), SelectUnits(0.5)") from None
     items = list(tree.elts) if isinstance(tree, ast.Tuple) else [tree]
     if len(items) == 1 and _called(items[0]) == "Pipeline":
-        items = list(items[0].args)  # type: ignore[attr-defined]
+        items = _arguments(items[0])
     used: set[str] = set()
     passes = [_pass(item, arguments, used) for item in items]
     unused = [name for name in arguments if name not in used]
@@ -45,10 +46,10 @@ def parse_pipeline(text: str, arguments: Mapping[str, Any]) -> list[GraphPass]:
 def _pass(node: ast.expr, arguments: Mapping[str, Any], used: set[str]) -> GraphPass:
     name, known = _called(node), known_passes()
     if name == "Pipeline":
-        inner = [_pass(item, arguments, used) for item in node.args]  # type: ignore[attr-defined]
+        inner = [_pass(item, arguments, used) for item in _arguments(node)]
         return known["Pipeline"](*inner)
     if name not in known:
-        raise InputError(f"{_source(node)} is no pass; known: {', '.join(sorted(known))}")
+        raise InputError(f"{_source(node)} is not a pass; known: {', '.join(sorted(known))}")
     cls = known[name]
     given = {f.name for f in dataclasses.fields(cls) if f.init} & set(arguments)
     used.update(given)
@@ -77,17 +78,23 @@ def _value(node: ast.expr) -> Any:
     if name:
         known = criteria.known_classes()
         if name not in known:
-            raise InputError(f"{_source(node)} is no criterion or cost; known: {', '.join(sorted(known))}")
+            raise InputError(f"{_source(node)} is not a criterion or cost; known: {', '.join(sorted(known))}")
         return _made(node, known[name], {})
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise InputError(f"{_source(node)} is no literal: a pipeline's text holds numbers, strings, lists and criteria") from None
+        raise InputError(
+            f"{_source(node)} is not a literal: a pipeline's text holds numbers, strings, lists and criteria"
+        ) from None
 
 
 def _called(node: ast.expr) -> str:
     """The name that a call calls, or ""."""
     return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+
+
+def _arguments(node: ast.expr) -> list[ast.expr]:
+    return node.args if isinstance(node, ast.Call) else []
 
 
 def _source(node: ast.expr) -> str:

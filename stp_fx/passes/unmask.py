@@ -1,4 +1,4 @@
-"""UnmaskChannels: removes the masks; masked units are read again."""
+"""UnmaskChannels: removes the masks, so that consumers read the masked units again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["UnmaskChannels"]
 
 @dataclasses.dataclass(frozen=True)
 class UnmaskChannels(GraphPass):
-    """The graph without any mask; weights are as they are, so training and compensation since then stay.
+    """The graph without any mask; weights are as they are, so training and compensation since the masking are kept.
 
     A graph that is not masked is returned as it is.
     """

@@ -30,7 +30,7 @@ def compare(before: fx.GraphModule, after: fx.GraphModule, *, latency: Any = Fal
     inputs to measure with (a tensor, or a tuple of arguments). Sizes on disk are of the state dicts, as safetensors writes them.
 
     Raises:
-        InputError: ``after`` does not come from ``before``: a tensor is missing or has another length than its plan says.
+        InputError: ``after`` does not come from ``before``: a tensor is missing, or its length is not that of its plan.
     """
     graph = analyze(before)
     left = _Left(before, after)
@@ -78,10 +78,10 @@ def _check(before: fx.GraphModule, after: fx.GraphModule, graph: ChannelGraph, l
         expected = None if kept is None else int(kept.sum())
         found = tensor.shape[axis.dim] if axis.dim < tensor.dim() else 1
         if found != expected:
-            says = "positions that the first has not" if kept is None else f"{expected} positions"
+            planned = "positions that the first has not" if kept is None else f"{expected} positions"
             raise InputError(
                 f"the second graph does not come from the first: '{axis.tensor}' dim {axis.dim} has {found} positions, its plan "
-                f"leaves {says} of {axis.size}"
+                f"leaves {planned} of {axis.size}"
             )
 
 
@@ -101,11 +101,11 @@ def _changes(after: fx.GraphModule, graph: ChannelGraph, left: _Left, unmasked: 
 
 def _alive_units(group: Group, left: _Left) -> np.ndarray:
     """Bool, one a unit of the group: those that have a position left."""
-    lives = np.zeros(group.size, dtype=bool)
+    alive = np.zeros(group.size, dtype=bool)
     member = next(m for m in group.members if not is_mask_buffer(m.axis.tensor))
     kept = left.of((member.axis.tensor, member.axis.dim), member.axis.size)
-    lives[member.unit if kept is None else member.unit[kept[member.index]]] = True
-    return lives
+    alive[member.unit if kept is None else member.unit[kept[member.index]]] = True
+    return alive
 
 
 def _compensations(after: fx.GraphModule) -> dict[str, str]:

@@ -19,6 +19,7 @@ from stp_fx.ir.provenance import provenance_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin, reiterable
 from stp_fx.measure.moments import Moments, RunningMoments
 from stp_fx.rewrite.bias import sole_norm
+from stp_fx.typed import from_numpy
 
 __all__ = ["ConsumerShift", "MeanCheck", "mean_check"]
 
@@ -62,11 +63,11 @@ class MeanCheck:
 
 
 def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Iterable[Any]) -> MeanCheck:
-    """Runs both graphs on the same batches in eval mode and compares what every consumer gives.
+    """Runs both graphs on the same batches in eval mode and compares the outputs of every consumer.
 
-    ``after`` is ``before`` with units masked or removed; only channels that are alive there are compared. Where a consumer
-    is followed by a BatchNorm, the norm's output is looked at: a shift may have gone into its running mean. Earlier
-    consumers' errors show in later ones, as they do in use.
+    ``after`` is ``before`` with units masked or removed; only its kept channels are compared. Where a consumer
+    is followed by a BatchNorm, the norm's output is compared: a shift may be in its running mean. Earlier
+    consumers' errors show in later ones, as in use.
 
     Raises:
         InputError: ``after`` does not come from ``before``, or the data does not fit.
@@ -80,7 +81,7 @@ def mean_check(before: fx.GraphModule, after: fx.GraphModule, calibration: Itera
     new = _output_moments(after, {n: (pair[1], dims[n]) for n, pair in pairs.items()}, data)
     graph = analyze(before)
     removed = provenance_of(after).masked is None
-    rows = []
+    rows: list[ConsumerShift] = []
     for name, (place, _) in pairs.items():
         keep = survivors.flags(graph.value(place).dims[dims[name]])
         rows.append(_compared(name, old[name], new[name], keep, keep[keep] if removed else keep))
@@ -136,10 +137,10 @@ def _output_moments(gm: fx.GraphModule, places: Mapping[str, tuple[str, int]], d
 
 
 def _compared(name: str, old: Moments, new: Moments, keep: np.ndarray, mine: np.ndarray) -> ConsumerShift:
-    """``keep`` flags the channels of the old output that are alive, ``mine`` those of the new one."""
+    """``keep`` flags the kept channels in the old output, ``mine`` those in the new one."""
     if len(old.mean) != len(keep) or len(new.mean) != len(mine):
         raise InputError(f"node {name!r} has {len(new.mean)} channels, not {len(mine)}: the graphs do not belong together")
-    first, second = torch.from_numpy(keep), torch.from_numpy(mine)
+    first, second = from_numpy(keep), from_numpy(mine)
     spread = old.variance[first].clamp_min(1e-30)
     shift = (new.mean[second] - old.mean[first]).square() / spread
     return ConsumerShift(name, float(shift.mean().sqrt()), float((new.variance[second] / spread).median()))

@@ -41,7 +41,8 @@ class Latency:
 
 
 def paired_latency(before: fx.GraphModule, after: fx.GraphModule, example: Any = None, *, rounds: int = 9) -> Latency:
-    """Times both graphs with ``torch.utils.benchmark``, a block of calls of each in every round, taking turns at going first.
+    """Times both graphs with ``torch.utils.benchmark``, a block of calls of each in every round, the graph that is first
+    alternates.
 
     In eval mode without gradients, with torch's present number of threads, each on its own device. ``example`` is a tensor or a
     tuple of arguments; by default random numbers of the recorded example's shapes.

@@ -23,7 +23,7 @@ class GroupChange:
     """One group that lost units.
 
     ``macs`` and ``params`` are what would be saved if this group alone had lost them: what two groups share, such as a
-    convolution between them, is counted in both, so they do not add up to the total. ``compensation`` is how the readers
+    convolution between them, is counted in both, so they do not add up to the total. ``compensation`` is how the consumers
     of the group were compensated ("mean", "least_squares", ...), "no", or None where no selection has recorded it.
     """
 
@@ -72,7 +72,7 @@ class Report:
         return as_markdown(self)
 
     def plot(self, path: str | pathlib.Path) -> pathlib.Path:
-        """A bar for every group that lost units: how many it keeps of how many; needs matplotlib, the suffix says the format.
+        """A bar for every group that lost units: how many it keeps of how many; needs matplotlib, the suffix gives the format.
 
         Raises:
             InputError: matplotlib is not installed, or it does not know the suffix.

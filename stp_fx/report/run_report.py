@@ -27,7 +27,7 @@ _log = logging.getLogger("stp_fx.report")
 class GroupRun:
     """One group: how many of its units are removed, the range of its scores, and whether masking it is removing it.
 
-    ``compensation`` says how its consumers were compensated: "mean", "least_squares", both, with "(in part)" where a consumer is
+    ``compensation`` is how its consumers were compensated: "mean", "least_squares", both, with "(in part)" where a consumer is
     neither a linear layer nor a convolution; empty if none was.
     """
 

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.names import entries_of, prunable_groups
+from stp_fx.checks import is_a
 from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import batches, eval_twin, reiterable
@@ -39,7 +40,7 @@ _HEADS = ("ratio", "channels", "MACs", "left", "parameters", "left")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SweepEntry:
-    """One ratio: its plan, and what the plan comes to; nothing has been removed."""
+    """One ratio: its plan, and the report of the plan; nothing has been removed."""
 
     ratio: float
     plan: PrunePlan
@@ -66,7 +67,7 @@ class Sweep:
         return plain_table(_HEADS, self._rows())
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for entry in self.entries:
             report = entry.report
             removed, units = sum(g.removed for g in report.groups), sum(g.size for g in report.groups)
@@ -78,7 +79,7 @@ class Sweep:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Ratios with what their plans leave, as plain data for JSON."""
+        """Ratios and the reports of their plans, as plain data for JSON."""
         return {"entries": [{"ratio": entry.ratio, **entry.report.to_dict()} for entry in self.entries]}
 
 
@@ -110,11 +111,11 @@ def sweep(
     return Sweep(tuple(SweepEntry(ratio, choice.plan, run_report(gm, scores, choice)) for ratio, choice in choices))
 
 
-def _listed(ratios: Any) -> list[float]:
+def _listed(ratios: object) -> list[float]:
     """Raises :class:`InputError` unless there is at least one ratio, each in [0, 1)."""
     if isinstance(ratios, (str, bytes)) or not isinstance(ratios, Iterable):
         raise InputError(f"`ratios` is a list of fractions in [0, 1); got {ratios!r}")
-    found = list(ratios)
+    found = list(cast("Iterable[float]", ratios))
     if not found:
         raise InputError("`ratios` is empty: give at least one fraction in [0, 1)")
     return [Selection(ratio).ratio for ratio in found]
@@ -180,7 +181,7 @@ def sensitivity(
     criterion: str | Criterion = "magnitude",
     ignore: Iterable[Any] = (),
 ) -> Sensitivity:
-    """Masks each group alone, at several ratios, and measures the loss on ``data``; the graph stays as it was.
+    """Masks each group alone, at several ratios, and measures the loss on ``data``; the graph is not changed.
 
     ``loss(gm, batch)`` gives a scalar (default: cross-entropy on ``(input, target)`` batches); criteria that read data
     read the same batches.
@@ -202,7 +203,7 @@ def sensitivity(
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("measuring groups", total=len(groups) * len(ratios))
         for group in groups:
-            measured = []
+            measured: list[float] = []
             for ratio in ratios:
                 plan = select(gm, scores, Selection(0.0, ratios={group.name: ratio}, products="none"))
                 measured.append(_mean_loss(mask(gm, plan), held, function, show=False))
@@ -217,7 +218,7 @@ def _mean_loss(gm: fx.GraphModule, data: Iterable[Any], loss: Loss, *, show: boo
     with torch.no_grad():
         for number, batch in enumerate(batches(gm, data, "measuring the loss", show=show), 1):
             value = loss(twin, batch)
-            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            if not is_a(value, torch.Tensor) or value.numel() != 1:
                 raise InputError(f"the loss of batch {number - 1} is no scalar tensor, but {type(value).__name__}")
             total += float(value)
     return total / number

@@ -42,7 +42,7 @@ def as_markdown(report: Report) -> str:
 
 
 def as_text(shown: RenderableType, width: int = 120) -> str:
-    """What a table reads like without colour."""
+    """A table as plain text, without colour."""
     from stp_fx.terminal import Console
 
     out = io.StringIO()
@@ -52,7 +52,7 @@ def as_text(shown: RenderableType, width: int = 120) -> str:
 
 def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> Table:
     """A table without walls; columns flush right but for the first and those in ``left``, which wrap where it is too narrow.
-    Names in the first column stay in one piece, unless they would take half of a terminal."""
+    Names in the first column are not broken, unless they would take half of a terminal."""
     from stp_fx.terminal import Table, box, escape
 
     rows = list(rows)
@@ -84,11 +84,12 @@ def seconds_text(seconds: float) -> str:
 
 
 def _totals(report: Report) -> list[tuple[str, str, str, str]]:
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
     for label, name in (("MACs", "macs"), ("parameters", "params")):
         old, new = getattr(report.before, name), getattr(report.after, name)
         rows.append((label, f"{old:,}", f"{new:,}", _share(new, old)))
-    rows.append(("size on disk", *map(bytes_text, report.size), _share(report.size[1], report.size[0])))
+    old, new = report.size
+    rows.append(("size on disk", bytes_text(old), bytes_text(new), _share(new, old)))
     if report.latency is not None:
         old, new = report.latency.medians
         rows.append(("latency", seconds_text(old), seconds_text(new), f"{report.latency.left:.1%}"))

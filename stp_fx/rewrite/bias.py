@@ -1,4 +1,4 @@
-"""Where a shift of a consumer's output goes: its bias, the BatchNorm behind it, or a bias made for it."""
+"""Shifts a consumer's output: through its bias, the BatchNorm after it, or a bias made for it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stp_fx.analysis.consumers import Consumer, find_consumers
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.shapes import fetch
+from stp_fx.typed import BatchNorm
 
 __all__ = ["add_to_bias", "restore_biases", "sole_norm"]
 
@@ -45,19 +45,19 @@ def _is_own(gm: fx.GraphModule, name: str, uses: int) -> bool:
     tensor = gm.get_parameter(name)
     names = [k for k, p in gm.named_parameters(remove_duplicate=False) if p is tensor]
     owner = name.rpartition(".")[0]
-    readers = [n for n in gm.graph.nodes if n.op == "call_module" and n.target == owner]
+    calls = [n for n in gm.graph.nodes if n.op == "call_module" and n.target == owner]
     read = [user for n in gm.graph.nodes if n.op == "get_attr" and n.target == name for user in n.users]
-    return len(names) == 1 and len(readers) + len(read) == uses
+    return len(names) == 1 and len(calls) + len(read) == uses
 
 
-def sole_norm(gm: fx.GraphModule, name: str) -> _BatchNorm | None:
+def sole_norm(gm: fx.GraphModule, name: str) -> BatchNorm | None:
     """The BatchNorm with running statistics that alone reads a node, and reads nothing else."""
     users = list(_node(gm, name).users)
     if len(users) != 1 or users[0].op != "call_module":
         return None
     norm = fetch(gm, str(users[0].target))
     calls = sum(n.op == "call_module" and n.target == users[0].target for n in gm.graph.nodes)
-    return norm if isinstance(norm, _BatchNorm) and norm.running_mean is not None and calls == 1 else None
+    return norm if isinstance(norm, BatchNorm) and norm.running_mean is not None and calls == 1 else None
 
 
 def _add_parameter(gm: fx.GraphModule, name: str, value: torch.Tensor, like: torch.Tensor) -> None:

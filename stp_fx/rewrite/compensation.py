@@ -1,7 +1,7 @@
-"""Compensation: the weights that stay take over what they can of the units that go.
+"""Compensation: consumers' kept weights and biases take over what the removed units contributed.
 
-Report, section 1.5.1. A correction is a change of consumers' weights and biases before the units are masked or removed; it
-looks at all that a plan takes from a consumer at once, so corrections of several groups that meet in one consumer are one.
+Report, section 1.5.1. Weights and biases are corrected before the units are masked or removed. A consumer is corrected once
+for all inputs that a plan removes from it, of whatever groups.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class MeanShift:
     name: ClassVar[str] = "mean"
 
     def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
-        return _average(statistics, uses, lambda use: mean_output(use.consumer, statistics, use.consumer.current(gm), use.dead))
+        return _average(
+            statistics, uses, lambda use: mean_output(use.consumer, statistics, use.consumer.current(gm), use.removed)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,26 +95,26 @@ class LeastSquares(MeanShift):
         parameter.copy_(consumer.like(new, parameter))
 
         def lost(use: Use) -> torch.Tensor:
-            everything = np.ones_like(use.dead)
+            everything = np.ones_like(use.removed)
             return mean_output(use.consumer, statistics, old, everything) - mean_output(
-                use.consumer, statistics, parameter, ~use.dead
+                use.consumer, statistics, parameter, ~use.removed
             )
 
         return _average(statistics, uses, lost)
 
     def _absorbed(self, statistics: Statistics, uses: Sequence[Use], weight: torch.Tensor) -> torch.Tensor | None:
-        """The weight as [groups, out, in, taps] in which the kept inputs stand for all; the dead columns are as they were."""
-        consumer, dead = uses[0].consumer, uses[0].dead
+        """The weight as [groups, out, in, taps] in which the kept inputs stand for all; the removed columns are unchanged."""
+        consumer, removed = uses[0].consumer, uses[0].removed
         matrix = consumer.matrix(weight).clone()
         into, taps = matrix.shape[2:]
         with_taps = all(use.consumer.node in statistics.patches for use in uses)
         covariance = _covariance(statistics, uses, with_taps)
         for group, own in enumerate(matrix):
-            flags = dead[group * into : (group + 1) * into]
+            flags = removed[group * into : (group + 1) * into]
             if flags.all() or not flags.any():
                 continue
             blocks = _Block(np.flatnonzero(~flags), np.flatnonzero(flags), group * into, taps if with_taps else 1)
-            absorbed = reconstruction(covariance, blocks.rows(blocks.kept), blocks.rows(blocks.gone), self.ridge)
+            absorbed = reconstruction(covariance, blocks.rows(blocks.kept), blocks.rows(blocks.removed), self.ridge)
             if absorbed is None:
                 return None
             blocks.absorb(own, absorbed)
@@ -121,18 +123,18 @@ class LeastSquares(MeanShift):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
-    """A consumer, and which of its input positions go (bool)."""
+    """A consumer, and which of its input positions are removed (bool)."""
 
     consumer: Consumer
-    dead: np.ndarray
+    removed: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Block:
-    """Which inputs of one convolution group stay and go; ``start`` is its first input, ``taps`` rows of each are looked at."""
+    """The kept and the removed inputs of one convolution group; ``start`` is its first input, each has ``taps`` rows."""
 
     kept: np.ndarray
-    gone: np.ndarray
+    removed: np.ndarray
     start: int
     taps: int
 
@@ -142,7 +144,7 @@ class _Block:
 
     def absorb(self, matrix: torch.Tensor, absorbed: torch.Tensor) -> None:
         """Changes [out, in, taps] in place."""
-        lost = matrix[:, torch.from_numpy(self.gone)]
+        lost = matrix[:, torch.from_numpy(self.removed)]
         if self.taps > 1:
             gain = (lost.reshape(len(matrix), -1) @ absorbed).reshape(len(matrix), len(self.kept), self.taps)
         else:
@@ -167,23 +169,23 @@ def mean_output(consumer: Consumer, statistics: Statistics, weight: torch.Tensor
 
 
 def losing_uses(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> list[Use]:
-    """The consumers that lose inputs, in graph order; says in the log which reader of weights is none."""
+    """The consumers that lose inputs, in graph order; logs the ops with weights that are not among them."""
     found: list[Use] = []
     known = set()
     for consumer in find_consumers(gm):
         site = consumer.site
-        dead = ~survivors.flags(graph.value(site.source).dims[site.dim])
+        removed = ~survivors.flags(graph.value(site.source).dims[site.dim])
         known.add((site.reader, site.source, site.dim))
-        if dead.any():
-            found.append(Use(consumer, dead))
+        if removed.any():
+            found.append(Use(consumer, removed))
     for site in find_sites(gm).all:
         if (site.reader, site.source, site.dim) not in known and site.weights:
-            _log.info("%s is not compensated: its reader is no linear layer or convolution", site.name)
+            _log.info("%s is not compensated: its consumer is neither a linear layer nor a convolution", site.name)
     return found
 
 
 def _by_group(gm: fx.GraphModule, graph: ChannelGraph, result: fx.GraphModule, losing: Sequence[Sequence[Use]]) -> dict[str, str]:
-    """How the readers of every group were compensated; a weight that is as it was has left all to the bias."""
+    """How the consumers of every group were compensated; where the weight is unchanged, through the bias alone."""
     methods: dict[tuple[str, str, int], str] = {}
     for use in (use for uses in losing for use in uses):
         site, weight = use.consumer.site, use.consumer.weight

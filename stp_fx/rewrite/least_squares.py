@@ -11,10 +11,10 @@ _GROWTH = 100.0
 _LARGEST_RIDGE = 1e-1
 
 
-def reconstruction(covariance: torch.Tensor, kept: torch.Tensor, gone: torch.Tensor, ridge: float) -> torch.Tensor | None:
-    """A [gone, kept] such that A x_kept is the best linear estimate of x_gone about their means.
+def reconstruction(covariance: torch.Tensor, kept: torch.Tensor, removed: torch.Tensor, ridge: float) -> torch.Tensor | None:
+    """A [removed, kept] such that A x_kept is the best linear estimate of x_removed about their means.
 
-    ``covariance``: centred, float64 [n, n]; ``kept``, ``gone``: positions (int64). The ridge is added to the correlation
+    ``covariance``: centred, float64 [n, n]; ``kept``, ``removed``: positions (int64). The ridge is added to the correlation
     matrix of the kept channels, so that it is relative to each channel's own variance; channels that are constant are
     not used. Returns None where the system is too ill-conditioned for any ridge up to 0.1.
 
@@ -25,7 +25,7 @@ def reconstruction(covariance: torch.Tensor, kept: torch.Tensor, gone: torch.Ten
     scale = torch.where(variance > 0, variance, torch.ones_like(variance)).rsqrt() * (variance > 0)
     correlation = covariance[kept][:, kept] * scale[:, None] * scale[None, :]
     correlation.diagonal().add_((scale == 0).to(correlation.dtype))
-    right = (covariance[gone][:, kept] * scale[None, :]).T
+    right = (covariance[removed][:, kept] * scale[None, :]).T
     while ridge <= _LARGEST_RIDGE:
         regular = correlation.clone()
         regular.diagonal().add_(ridge)

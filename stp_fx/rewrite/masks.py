@@ -1,4 +1,4 @@
-"""Masks in the graph: what a contraction reads of a dead unit is zero, forwards and backwards."""
+"""Masks in the graph: contractions read zero from a masked unit, and its gradient is zero."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def _insert(
     node: fx.Node,
     source: fx.Node,
     dim: int,
-    dead: np.ndarray,
+    removed: np.ndarray,
     rank: int,
     made: dict[tuple[str, int, bytes], fx.Node],
     device: torch.device,
 ) -> None:
-    key = (source.name, dim, dead.tobytes())
+    key = (source.name, dim, removed.tobytes())
     current = next((n for n in node.all_input_nodes if n is source or _unmasked(n) is source), source)
     if key not in made or current is not source:
         name = f"{MASK_PREFIX}_{sum(1 for b in gm._buffers if is_mask_buffer(b))}"
         shape = [1] * rank
-        shape[dim] = len(dead)
-        gm.register_buffer(name, torch.from_numpy(dead.copy()).reshape(shape).to(device))
+        shape[dim] = len(removed)
+        gm.register_buffer(name, torch.from_numpy(removed.copy()).reshape(shape).to(device))
         with gm.graph.inserting_before(node):
             flags = gm.graph.get_attr(name)
             masked = gm.graph.call_method("masked_fill", (current, flags, 0.0))
@@ -87,7 +87,7 @@ def _unmasked(node: fx.Node) -> fx.Node:
 
 
 def drop_masks(gm: fx.GraphModule, *, idle: bool = False) -> None:
-    """Takes out all masks, or with ``idle`` those that hold nothing dead any more."""
+    """Removes all masks, or with ``idle`` only those that mask nothing any more."""
     dropped = False
     for node in list(gm.graph.nodes):
         if not _is_mask(node):

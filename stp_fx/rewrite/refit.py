@@ -6,8 +6,6 @@ that changed are frozen where they enter arithmetic, and the result must have th
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.runner import call, operands, run_node
 from stp_fx.ir.shapes import meta_twin
+from stp_fx.rewrite.numbers import Numbers, drop_dead_numbers
 from stp_fx.rules import Dim, TensorDims, has_ids
 from stp_fx.rules.edit import Edit, Signature
 from stp_fx.rules.literals import calls_of, fixed_numbers, handler_for, module_calls_of
@@ -36,7 +35,7 @@ def refit(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None
         RewriteError: a node cannot run, or gives a shape that the analysis did not promise.
     """
     _Refit(gm, graph, survivors).run()
-    _drop_dead_numbers(gm)
+    drop_dead_numbers(gm)
     gm.recompile()
 
 
@@ -47,6 +46,7 @@ class _Refit:
         self.env: dict[fx.Node, Any] = {}
         self.seen: set[int] = set()
         self.positions: dict[tuple[int, ...], np.ndarray] = {}
+        self.numbers = Numbers(gm, graph, self.keep, self.env)
 
     def keep(self, dim: Dim) -> np.ndarray:
         key = tuple(id(f.ids) if f.ids is not None else -f.size for f in dim)
@@ -79,22 +79,24 @@ class _Refit:
         if node.op == "call_module":
             self._renew_module(node, args, kwargs)
             return self._call(node, args, kwargs)
-        if node.target is torch._assert and not args[0] and self._before_holds(node):
-            self.gm.graph.erase_node(node)  # it asserted a size that has changed
+        if node.target is torch._assert and node.args[0] is True:
+            self.gm.graph.erase_node(node)  # of channels alone, and it held
             return None
         calls = calls_of(node)
         handler = None if calls is None else calls.handler
         if calls is not None and handler is not None and self._touched(node):
             handler(self._edit(node, calls.signature, args, kwargs))
             args, kwargs = operands(node, self._now)
-        return self._call(node, args, kwargs)
+        try:
+            return self._call(node, args, kwargs)
+        except (ArithmeticError, ValueError):  # a number that is a power of a size, say, and the size is 0 now
+            if not self.numbers.affected(node):
+                raise
+            self.numbers.settle(node)
+            return self._call(node, *operands(node, self._now))
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return call(node, args, kwargs, self.twin.get_submodule)
-
-    def _before_holds(self, node: fx.Node) -> bool:
-        condition = node.args[0]
-        return bool(self._before(condition)) if isinstance(condition, fx.Node) else False
 
     def _now(self, node: fx.Node) -> Any:
         """A value of the new graph; a number that a handler has just written in is computed here."""
@@ -110,25 +112,20 @@ class _Refit:
             signature,
             args,
             kwargs,
-            *operands(node, self._before),
+            *operands(node, self.numbers.old),
             values=self._value_of,
-            before=lambda raw: self._frozen(node, raw),
+            before=self._frozen,
             source=source,
             result=self.graph.value(node.name),
             keep=self.keep,
             module=module,
         )
 
-    def _before(self, node: fx.Node) -> Any:
-        """A number as the old graph had it; anything else as it is now."""
-        value = self.graph.value(node.name)
-        return value if isinstance(value, (int, float)) else self.env[node]
-
     def _value_of(self, arg: Any) -> Any:
         return self.graph.value(arg.name) if isinstance(arg, fx.Node) else None
 
     def _touched(self, node: fx.Node) -> bool:
-        """Whether any factor with elements goes in or comes out: all others keep their literals."""
+        """Whether any factor with elements is among the inputs or outputs: all other calls keep their literals."""
         values = [self.graph.value(n.name) for n in (*node.all_input_nodes, node)]
         return any(has_ids(dim) for value in values for tensor in _leaves(value) for dim in tensor.dims)
 
@@ -136,55 +133,22 @@ class _Refit:
         """Numbers that were computed from sizes keep their old value in arguments that are no sizes or positions themselves."""
         if node.op not in ("call_function", "call_method", "call_module"):
             return
-        if handler_for(node) is None and not _leaves(self.graph.value(node.name)):
+        if node.target is not torch._assert and handler_for(node) is None and not _leaves(self.graph.value(node.name)):
             return
         for where in fixed_numbers(node):
             raw = node.args[where] if isinstance(where, int) else node.kwargs[where]
-            frozen = self._frozen(node, raw)
+            frozen = self._frozen(raw)
             if frozen is not raw and isinstance(where, int):
                 node.update_arg(where, frozen)
             elif frozen is not raw:
                 node.update_kwarg(str(where), frozen)
 
-    def _frozen(self, node: fx.Node, raw: Any) -> Any:
-        """An argument of ``node`` with the numbers that it would have without the removal; the same object if it has them."""
+    def _frozen(self, raw: Any) -> Any:
+        """An argument with the numbers that it would have without the removal; the same object if it has them."""
         found: list[fx.Node] = []
         map_arg(raw, lambda n: found.append(n) or n)
-        freeze: dict[fx.Node, Any] = {}
-        for source in found:
-            before, now = self.graph.value(source.name), self.env[source]
-            if isinstance(before, (int, float)) and isinstance(now, (int, float)) and before != now:
-                with self.gm.graph.inserting_before(node):
-                    freeze[source] = self._as_before(source)
-        return map_arg(raw, lambda n: freeze.get(n, n)) if freeze else raw
-
-    def _as_before(self, node: fx.Node) -> Any:
-        """What a number would be without the removal: of sizes that follow the input only the channels' part is frozen."""
-        before, now = self.graph.value(node.name), self.env[node]
-        numbers = [n for n in node.all_input_nodes if isinstance(self.graph.value(n.name), (int, float))]
-        if isinstance(before, bool) or (node.op != "call_function" and node.target not in ("size", "numel")):
-            return before
-        if numbers and node.target is not operator.getitem:
-            old = {n: self._as_before(n) if self.graph.value(n.name) != self.env[n] else n for n in numbers}
-            if not any(isinstance(value, fx.Node) for value in old.values()):
-                return before
-            args, kwargs = operands(node, lambda n: old.get(n, n))
-            return self.gm.graph.create_node(node.op, node.target, args, kwargs)
-        if not isinstance(before, int) or not self._follows_input(node):
-            return before
-        share = math.gcd(before, now)
-        times = self.gm.graph.call_function(operator.mul, (node, before // share))
-        return self.gm.graph.call_function(operator.floordiv, (times, now // share))
-
-    def _follows_input(self, node: fx.Node) -> bool:
-        """Whether a size that the graph reads may be another with the next input: it is not one of channels alone."""
-        source, dim = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        if node.target is operator.getitem and isinstance(source, fx.Node):
-            source = source.args[0]  # of ``x.shape`` or ``x.size()``
-        promised = self._value_of(source)
-        if not isinstance(promised, TensorDims) or not isinstance(dim, int):
-            return True
-        return any(factor.ids is None for factor in promised.dims[dim])
+        numbers = [n for n in found if isinstance(self.graph.value(n.name), (int, float)) and self.numbers.affected(n)]
+        return map_arg(raw, lambda n: self.numbers.as_before(n) if n in numbers else n) if numbers else raw
 
     def _renew_module(self, node: fx.Node, args: Any, kwargs: Any) -> None:
         module = self.gm.get_submodule(str(node.target))
@@ -219,22 +183,3 @@ def _leaves(value: Any) -> list[TensorDims]:
     if isinstance(value, dict):
         return [leaf for item in value.values() for leaf in _leaves(item)]
     return []
-
-
-def _drop_dead_numbers(gm: fx.GraphModule) -> None:
-    """Sizes that nobody reads any more."""
-    pure = {
-        getattr,
-        operator.getitem,
-        operator.mul,
-        operator.floordiv,
-        operator.add,
-        operator.sub,
-        operator.mod,
-        operator.truediv,
-    }
-    for node in reversed(list(gm.graph.nodes)):
-        if node.users:
-            continue
-        if (node.op == "call_function" and node.target in pure) or (node.op == "call_method" and node.target in ("size", "dim")):
-            gm.graph.erase_node(node)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from stp_fx.analysis.groups import Group
+from stp_fx.checks import is_number, is_whole
 from stp_fx.errors import InputError
 from stp_fx.selection.rounding import GroupLimits
 from stp_fx.selection.scope import SCOPES
@@ -40,7 +41,7 @@ def check_ratios(groups: Sequence[Group], ratio: float, ratios: Mapping[int, flo
 
 def check_ratio(what: str, value: Any) -> None:
     """Raise :class:`InputError` unless ``value`` is a number in [0, 1); ``what`` names it. NaN and bool are no numbers here."""
-    if not _is_number(value) or not 0 <= value < 1:
+    if not is_number(value) or not 0 <= value < 1:
         raise InputError(f"{what} must be in [0, 1), the fraction to remove; got {value!r}")
 
 
@@ -52,9 +53,9 @@ def check_request(scope: str, target: str, cost: Cost | None, max_ratio: float, 
         raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     if target != "channels" and cost is None:
         raise InputError(f"target {target!r} needs a cost function of the removed units")
-    if not _is_number(max_ratio) or not 0 < max_ratio <= 1:
+    if not is_number(max_ratio) or not 0 < max_ratio <= 1:
         raise InputError(f"max_ratio must be in (0, 1], the largest fraction of a group to remove; got {max_ratio!r}")
-    if isinstance(round_to, bool) or not isinstance(round_to, (int, np.integer)) or round_to < 1:
+    if not is_whole(round_to) or round_to < 1:
         raise InputError(f"round_to must be an integer of at least 1; got {round_to!r}")
 
 
@@ -64,7 +65,7 @@ def check_groups(groups: Sequence[Group], scores: Sequence[object], total: int) 
         raise InputError(f"one score array a group is needed; got {len(scores)} for {len(groups)} groups")
     largest = max((int(group.units.max()) for group in groups if group.size), default=-1)
     if largest >= total:
-        raise InputError(f"unit {largest} is out of range: the graph is said to have {total} units")
+        raise InputError(f"unit {largest} is out of range: the graph has {total} units")
 
 
 def check_pieces(pieces: Sequence[np.ndarray], total: int) -> None:
@@ -99,7 +100,3 @@ def check_room(names: Sequence[str], sizes: np.ndarray, max_ratio: float, round_
         f"max_ratio={max_ratio:g} and round_to={round_to} together let no group lose a unit: {what}; "
         "raise `max_ratio` or lower `round_to`"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.names import prunable_groups
+from stp_fx.checks import is_number
 from stp_fx.errors import InputError
 from stp_fx.rules import Dim
 from stp_fx.selection.products import carriers
@@ -61,7 +62,7 @@ def _is_pruned(graph: ChannelGraph, dim: Dim, pruned: np.ndarray) -> bool:
 
 
 def estimate_keep_ratio(gm: fx.GraphModule, mac_target: float, *, ignore: Iterable[Any] = (), products: str = "auto") -> float:
-    """The fraction q of channels to keep everywhere so that about ``mac_target`` of the MACs stay, in (0, 1].
+    """The fraction q of channels to keep everywhere so that about ``mac_target`` of the MACs are kept, in (0, 1].
 
     Solves ``mac_target = (U + S1 q + S2 q^2) / T``: linear where only one axis of every layer is pruned (the MLPs of a
     vision transformer), quadratic where inputs and outputs are. An estimate: it knows of no rounding, no axis that is
@@ -70,7 +71,7 @@ def estimate_keep_ratio(gm: fx.GraphModule, mac_target: float, *, ignore: Iterab
     Raises:
         InputError: a target outside (0, 1], or below what pruning every channel away would leave.
     """
-    if isinstance(mac_target, bool) or not isinstance(mac_target, (int, float)) or not 0 < mac_target <= 1:
+    if not is_number(mac_target) or not 0 < mac_target <= 1:
         raise InputError(f"mac_target is the fraction of MACs to keep, in (0, 1]; got {mac_target!r}")
     shares = mac_shares(gm, ignore=ignore, products=products)
     constant = shares.fixed - mac_target * cost(gm).macs

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import field
-from typing import Any, Literal, TypedDict, TypeVar, Union, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast, get_args
 
 from torch import nn
 
 from stp_fx.analysis.names import entries_of
+from stp_fx.checks import is_a, is_number, is_whole
 from stp_fx.errors import InputError
 
 __all__ = [
@@ -34,14 +34,14 @@ __all__ = [
 Scope = Literal["local", "global", "isomorphic"]
 Target = Literal["channels", "macs", "params", "latency"]
 ProductOption = Literal["auto", "outer", "inner", "both", "none"]
-Name = Union[str, nn.Module]  # noqa: UP007 - evaluated, and `|` of a string and a class is not on all Pythons
+Name: TypeAlias = str | nn.Module
 """A module, parameter, axis (``"conv1.weight:0"``) or group, by name, by glob (``"layer*.conv1"``), or a module itself."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SharedOptions(TypedDict, total=False):
-    """The fields of :class:`Selection` that do not say how much is removed, as keyword arguments."""
+    """The fields of :class:`Selection` but for ``ratio`` and ``ratios``, as keyword arguments."""
 
     scope: Scope
     target: Target
@@ -58,7 +58,7 @@ class SelectionOptions(SharedOptions, total=False):
 
 
 def _help(text: str, form: str = "") -> dict[str, str]:
-    """What the command line says of a field; ``form``: how several values are given there."""
+    """The command line's help text of a field; ``form``: how several values are given there."""
     return {"help": text, "form": form}
 
 
@@ -94,7 +94,9 @@ class Selection:
         default="channels",
         metadata=_help("what a ratio counts (default: channels); latency is predicted from measurements on this machine"),
     )
-    ratios: Mapping[Name, float] | None = field(default_factory=dict, metadata=_help("a layer's own ratio", "NAME=RATIO"))
+    ratios: Mapping[Name, float] | None = field(
+        default_factory=dict[Name, float], metadata=_help("a layer's own ratio", "NAME=RATIO")
+    )
     ignore: Name | Iterable[Name] = field(
         default=(), metadata=_help("a module, tensor or axis (conv1.weight:0) that is kept whole; globs work", "NAME")
     )
@@ -109,17 +111,17 @@ class Selection:
         _check_ratio("`ratio`", self.ratio)
         for name, known in (("scope", Scope), ("target", Target), ("products", ProductOption)):
             _check_choice(name, getattr(self, name), get_args(known))
-        ratios = {} if self.ratios is None else self.ratios
-        if not isinstance(ratios, Mapping):
+        ratios: Mapping[Name, float] = {} if self.ratios is None else self.ratios
+        if not is_a(ratios, Mapping):
             raise InputError(f"`ratios` maps layers to ratios of their own, {{'conv1': 0.3}}; got {_shown(ratios)}")
         for name, own in ratios.items():
             _check_name("ratios", name)
             _check_ratio(f"`ratios`: the ratio of {_named(name)}", own)
         object.__setattr__(self, "ratios", dict(ratios))
         object.__setattr__(self, "ignore", entries_of(self.ignore, "ignore"))
-        if not _is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
+        if not is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
             raise InputError(f"`max_ratio` is the largest fraction of a group to remove, in (0, 1]; got {self.max_ratio!r}")
-        if isinstance(self.round_to, bool) or not isinstance(self.round_to, numbers.Integral) or self.round_to < 1:
+        if not is_whole(self.round_to) or self.round_to < 1:
             raise InputError(f"`round_to` is a whole number of units, at least 1; got {self.round_to!r}")
 
     def __repr__(self) -> str:
@@ -157,8 +159,9 @@ def takes_selection(*own: str) -> Callable[[F], F]:
                 )
             return function(*args, **kwargs)
 
-        call.__signature__ = signature.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
-        return call  # type: ignore[return-value]
+        shown_as: Any = call
+        shown_as.__signature__ = signature.replace(parameters=[*kept, *shown])
+        return shown_as
 
     return decorate
 
@@ -169,17 +172,13 @@ def _check_name(argument: str, name: object) -> None:
 
 
 def _check_ratio(what: str, value: object) -> None:
-    if not _is_number(value) or not 0 <= value < 1:  # type: ignore[operator]
+    if not is_number(value) or not 0 <= value < 1:
         raise InputError(f"{what} is the fraction to remove, in [0, 1); got {value!r}")
 
 
 def _check_choice(what: str, value: object, known: Collection[str]) -> None:
     if value not in known:
         raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def default_of(option: dataclasses.Field[Any]) -> Any:
@@ -195,12 +194,13 @@ def _named(name: Name) -> str:
     return repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A value as text; modules, which have no short one, by their class."""
     if isinstance(value, nn.Module):
         return f"<{type(value).__name__}>"
     if isinstance(value, tuple):
-        return f"({', '.join(map(_plain, value))}{',' if len(value) == 1 else ''})"
+        parts = [_plain(each) for each in cast("tuple[object, ...]", value)]
+        return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_plain(key)}: {each!r}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{_plain(k)}: {v!r}" for k, v in cast("Mapping[object, object]", value).items()) + "}"
     return repr(value)

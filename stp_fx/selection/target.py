@@ -48,7 +48,7 @@ def select_units(
     "params", "latency" take the shortest prefix of the order whose ``cost`` is at most ``1 - ratio`` of the whole.
     ``ratios`` (by ``Group.index``) fixes groups, and the others meet the target. ``exponents`` is what :func:`carriers`
     gave: other groups are left whole; None prunes all, with exponent 1. ``whole`` (by ``Group.index``): the units that a
-    group had before earlier removals; ratios of single groups are meant of those.
+    group had before earlier removals; a group's own ratio is a fraction of those.
 
     A group keeps one unit, loses at most ``floor(max_ratio * n)``, and keeps a multiple of ``round_to`` units (rounded up; all
     of them if that is more than it has). Of each of the ``pieces`` (arrays of unit ids) one unit is kept.
@@ -143,7 +143,7 @@ def _out_of_reach(search: Search, target: str, limit: float, baseline: float, sm
     reach = np.floor(1e4 * (1.0 - smallest / baseline)) / 1e4 if baseline else 0.0
     return (
         f"target {target!r} with ratio {task.ratio} asks for at most {limit:.6g} {target} of {baseline:.6g}, but the smallest in "
-        f"reach is {smallest:.6g} (ratio {reach:.4g}); what holds it: {', '.join(held) or 'every group keeps one unit'}; lower "
+        f"reach is {smallest:.6g} (ratio {reach:.4g}); held back by: {', '.join(held) or 'every group keeps one unit'}; lower "
         "`ratio`" + (", or relax one of these" if held else "")
     )
 

@@ -115,7 +115,7 @@ class buffers_restored:
     """Running statistics move in train mode; the original's are put back."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.buffers = {buffer: buffer.clone() for buffer in module.buffers()}
+        self.buffers: dict[torch.Tensor, torch.Tensor] = {buffer: buffer.clone() for buffer in module.buffers()}
 
     def __enter__(self) -> None:
         pass

@@ -34,6 +34,7 @@ class Shape:
 
     @property
     def rank(self) -> int:
+        """How many spatial dimensions there are."""
         return len(self.size)
 
     @property
@@ -47,6 +48,7 @@ class Shape:
         return (self.channels, *[1] * self.rank) if self.layout == "map" else (self.channels,)
 
     def to(self, **changes: Any) -> Shape:
+        """This shape with fields replaced."""
         return dataclasses.replace(self, **changes)
 
 
@@ -122,7 +124,7 @@ class Block(nn.Module):
     def __init__(self, at: Shape) -> None:
         super().__init__()
         self.at = at
-        self.shape = at
+        self.shape: Shape = at
 
     @classmethod
     def fits(cls, at: Shape) -> bool:
@@ -160,7 +162,7 @@ class Chain(nn.Sequential):
 
     def __init__(self, at: Shape, specs: Sequence[Spec]) -> None:
         super().__init__()
-        self.shape = at
+        self.shape: Shape = at
         for position, each in enumerate(specs):
             made = make(each, self.shape)
             self.add_module(f"{position}_{each.kind}", made)
@@ -179,9 +181,9 @@ class Network(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.body = Chain(recipe.input, recipe.body)
-        self.head = make(recipe.head, self.body.shape)
-        self.free = self.head.shape.free
+        self.body: Chain = Chain(recipe.input, recipe.body)
+        self.head: Block = make(recipe.head, self.body.shape)
+        self.free: bool = self.head.shape.free
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.head(self.body(x))

@@ -1,7 +1,7 @@
 """Putting a rewritten graph into the module that a training loop holds: same object, same parameters, new contents.
 
 An optimizer knows parameters by identity. A parameter that got shorter therefore keeps its object and gets shorter data;
-what an optimizer holds beside it (momenta, second moments) is cut by the same indices.
+the optimizer's state for it (momenta, second moments) is cut by the same indices.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from stp_fx.errors import InputError
 from stp_fx.ir.provenance import attach_provenance, provenance_of
 from stp_fx.selection import PrunePlan
 
-__all__ = ["add_to_optimizers", "adopt", "cut_optimizer", "keep_forward"]
+__all__ = ["add_to_optimizers", "adopt", "cut_optimizer", "keep_forward", "listed_optimizers"]
 
 
 def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Parameter]]:
-    """Makes ``held`` what ``result`` is; ``result`` must not be used any more. Gives the parameters that are new.
+    """Turns ``held`` into ``result``, which must not be used any more; returns the new parameters.
 
-    Parameters of ``held`` that ``result`` still has by name stay the same objects with the new values; their gradients are
+    Parameters of ``held`` that ``result`` still has by name are kept as objects, with the new values; their gradients are
     dropped where the shape changed.
     """
     known = dict(held.named_parameters(remove_duplicate=False))
@@ -55,7 +55,7 @@ def adopt(held: fx.GraphModule, result: fx.GraphModule) -> list[tuple[str, nn.Pa
 def _with_data_of(old: nn.Parameter, new: nn.Parameter) -> nn.Parameter:
     if old.shape != new.shape:
         old.grad = None
-        # A graph that is still alive (a loss that the loop holds, an earlier DistributedDataParallel) keeps the node that
+        # An autograd graph that still exists (a loss that the loop holds, an earlier DistributedDataParallel) keeps the node that
         # accumulates this gradient, and that node keeps the old shape. Other data types make autograd forget the node.
         other = torch.float32 if old.dtype == torch.bfloat16 else torch.bfloat16
         old.data = torch.empty(0, dtype=other, device=old.device)
@@ -65,10 +65,10 @@ def _with_data_of(old: nn.Parameter, new: nn.Parameter) -> nn.Parameter:
 
 
 def cut_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, plan: PrunePlan, before: Mapping[int, torch.Size]) -> None:
-    """Cuts what ``optimizer`` holds for the parameters of ``model`` by ``plan``; ``before``: shapes by ``id`` of the parameter.
+    """Cuts the state of ``optimizer`` for the parameters of ``model`` by ``plan``; ``before``: shapes by ``id`` of the parameter.
 
     Any tensor of the parameter's old shape is cut, and any that has 1 in place of some of its sizes (Adafactor's factored
-    second moment); numbers stay.
+    second moment); numbers are kept.
 
     Raises:
         InputError: a state tensor that fits neither way: names the parameter and the state's key.
@@ -116,10 +116,10 @@ def add_to_optimizers(
 
 
 def keep_forward(gm: fx.GraphModule) -> None:
-    """Lets ``gm.forward`` stay the same function when the graph is compiled anew, with new code.
+    """Keeps ``gm.forward`` the same function when the graph is compiled anew, with new code.
 
-    What is put around it later holds that function (the autocast of Accelerate's ``prepare``), and would go on to run the
-    graph as it was.
+    A wrapper that is put around it later (the autocast of Accelerate's ``prepare``) holds that function, and would
+    otherwise run the old graph.
     """
     cls = type(gm)  # every GraphModule has a class of its own
     if "recompile" in vars(cls):
@@ -136,3 +136,24 @@ def keep_forward(gm: fx.GraphModule) -> None:
         return result
 
     cls.recompile = recompile
+
+
+def listed_optimizers(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
+    """One optimizer, several or None as a tuple, without Accelerate's wrappers.
+
+    Raises:
+        InputError: something else among them.
+    """
+    if optimizer is None:
+        return ()
+    found = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+    for each in found:
+        if not isinstance(each, torch.optim.Optimizer):
+            raise InputError(f"`optimizer` holds a {type(each).__name__}; give torch.optim optimizers")
+    return tuple(_inner(each) for each in found)
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that steps: Accelerate's wrapper passes on the state of the one inside, but runs no hooks of its own."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _inner(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer

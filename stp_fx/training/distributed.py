@@ -1,4 +1,4 @@
-"""What must agree between the processes of a distributed job."""
+"""Values that must agree between the processes of a distributed job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["assert_same_plan", "share_buffers"]
 
 def share_buffers(model: nn.Module) -> None:
     """Gives all ranks rank 0's buffers, as DistributedDataParallel does before a forward: running statistics differ between
-    two forwards, and what is measured then would depend on more than a checkpoint keeps."""
+    two forwards, and measurements would depend on more than a checkpoint keeps."""
     if several_processes():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

@@ -36,8 +36,9 @@ from stp_fx.selection.choice import select
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
 from stp_fx.text import ROWS, html_table
 from stp_fx.training import regularizers, schedules
-from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward
+from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward, listed_optimizers
 from stp_fx.training.distributed import assert_same_plan, share_buffers
+from stp_fx.training.epochs import step_epochs
 from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
 
@@ -62,16 +63,16 @@ class PATPassManager:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    The model object and its parameters stay the same objects throughout; optimizers given here have their state cut with
+    The model and its parameters are the same objects throughout; optimizers given here have their state cut with
     the parameters. Steps before the last mask by default (the structure, the optimizer's state and the learning-rate
-    schedule stay as they are), the last one removes. ``criterion``, ``ratio``, ``loss`` and ``options`` (the other fields of
+    schedule are not changed), the last one removes. ``criterion``, ``ratio``, ``loss`` and ``options`` (the other fields of
     :class:`stp_fx.Selection`) are those of :func:`stp_fx.prune_graph`; ``ratio`` is the fraction removed after the last step, of
     the model as given.
 
     Args:
         gm: what :func:`stp_fx.trace` returned; it is changed in place (trace a copy to keep the original).
         steps: pruning steps; at most 1 is one-shot.
-        start_epoch: the epoch of the first step; regularization goes on before it (sparse pre-training).
+        start_epoch: the epoch of the first step; regularization starts before it (sparse pre-training).
         end_epoch: the epoch of the last step; by default ``start_epoch + (steps - 1) * epoch_rate``.
         epoch_rate: epochs from one step to the next; follows from ``end_epoch`` if that is given.
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
@@ -122,17 +123,17 @@ class PATPassManager:
         **options: Unpack[SelectionOptions],
     ) -> None:
         selection = Selection(ratio, **options)
-        self.model = gm if example_inputs is None else trace(gm, example_inputs, validate=validate)
+        self.model: fx.GraphModule = gm if example_inputs is None else trace(gm, example_inputs, validate=validate)
         if not has_provenance(self.model):
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
         needs_whole_tensors(self.model)
         keep_forward(self.model)
-        self.criterion = resolve(criterion)
-        self.epochs = _epochs(steps, start_epoch, end_epoch, epoch_rate)
+        self.criterion: Criterion = resolve(criterion)
+        self.epochs: tuple[int, ...] = step_epochs(steps, start_epoch, end_epoch, epoch_rate)
         shares = schedules.resolve(schedule)
-        self.ratios = shares.ratios(ratio, len(self.epochs))
-        self.regularizer = None if regularizer is None else regularizers.resolve(regularizer)
-        self.mask_until_last = mask_until_last
+        self.ratios: tuple[float, ...] = shares.ratios(ratio, len(self.epochs))
+        self.regularizer: Regularizer | None = None if regularizer is None else regularizers.resolve(regularizer)
+        self.mask_until_last: bool = mask_until_last
         self._compensation = compensation_named(compensation, train_loader, "train_loader")
         self._needs = (*needs_of(self.criterion), *self._compensation.needs)
         self._loader = None if train_loader is None else limited(reiterable(train_loader, "train_loader"), calibration_batches)
@@ -140,9 +141,10 @@ class PATPassManager:
         if train_loader is None and (self._needs or recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
         self._selection, self._removal = selection, RemoveChannels(validate=validate)
-        self.optimizers = _listed(optimizer)
-        self.followers = tuple(followers)
-        self.step, self.epoch = 0, -1
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
+        self.followers: tuple[fx.GraphModule, ...] = tuple(followers)
+        self.step: int = 0
+        self.epoch: int = -1
         self._whole = cost(self.model)
         self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
         self._sizes = {group.name: group.size for group in analyze(self.model).groups}
@@ -186,7 +188,7 @@ class PATPassManager:
 
     def regularize(self) -> float:
         """Adds the regularizer's gradients to those of the parameters, after ``backward`` (with a ``GradScaler``, after its
-        ``unscale_``), once an optimizer step; gives the L1 norm of what it added.
+        ``unscale_``), once an optimizer step; returns the L1 norm of its gradients.
 
         0.0 without a regularizer that works on gradients, and once the last step has been taken."""
         if self.regularizer is None or self.finished or "gradients" not in self.regularizer.forms:
@@ -203,16 +205,16 @@ class PATPassManager:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step has been taken: what follows is fine-tuning."""
+        """Whether the last step has been taken: the rest is fine-tuning."""
         return self.step >= len(self.epochs)
 
     def connect(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
         """Takes these optimizers in place of those given before: for frameworks that make theirs late, or anew.
 
-        They must have been made from the model as it is now. Biases that earlier steps have added go where a run without a
-        break would have them, so that the state dict of its optimizer can be loaded.
+        They must have been made from the model as it is now. Biases that earlier steps have added are put in the order of an
+        uninterrupted run, so that the state dict of its optimizer can be loaded.
         """
-        self.optimizers = _listed(optimizer)
+        self.optimizers = listed_optimizers(optimizer)
         add_to_optimizers(self.optimizers, self.model, self._new(provenance_of(self.model).added))
         self._hook_optimizers()
 
@@ -252,8 +254,9 @@ class PATPassManager:
         prepared = passes.apply(self.model, Artifacts(measured, scores))
         plan = prepared.artifacts.planned("PATPassManager")
         assert_same_plan(plan)
+        rewrite = MaskChannels() if masking else self._removal
         try:
-            result = (MaskChannels() if masking else self._removal).apply(prepared.graph_module, prepared.artifacts)[0]
+            result = rewrite.apply(prepared.graph_module, prepared.artifacts).graph_module
         except FunctionChangedError:
             if last and self.regularizer is not None:
                 self.regularizer.attach(self.model)
@@ -278,7 +281,7 @@ class PATPassManager:
         )  # fmt: skip
 
     def _plan_of_random_scores(self) -> None:
-        """Plans once at the final ratio, so that arguments that do not fit the model are refused now; keeps nothing."""
+        """Plans once at the final ratio, so that arguments that do not fit the model are refused now; keeps no result."""
         scores = score(self.model, "random", ignore=self._selection.ignore)
         select(self.model, scores, self._selection_at(len(self.epochs)), whole=self._sizes)
 
@@ -315,14 +318,15 @@ class PATPassManager:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data: where the schedule is, what has been removed and masked, the regularizer's state."""
+        """Plain data: the steps taken, the removed and the masked channels, the regularizer's state."""
+        saved = getattr(self.regularizer, "state_dict", None)
         return {
             "version": _VERSION,
             "step": self.step,
             "epoch": self.epoch,
             "epochs": list(self.epochs),
             **self._structure(),
-            "regularizer": self.regularizer.state_dict() if hasattr(self.regularizer, "state_dict") else None,  # type: ignore
+            "regularizer": None if saved is None else saved(),
         }
 
     def _structure(self) -> dict[str, Any]:
@@ -348,13 +352,16 @@ class PATPassManager:
             raise InputError(
                 f"the state is of a schedule with steps at epochs {state['epochs']}; this one has {list(self.epochs)}"
             )
+        load = getattr(self.regularizer, "load_state_dict", None)
+        if load is None and state["regularizer"] is not None:
+            raise InputError("the state holds that of a regularizer, and this manager has none that takes it: give `regularizer`")
         if {key: state[key] for key in ("plan", "masked", "added")} != self._structure():
             if self.step or provenance_of(self.model).plan is not None:
                 raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
             self._restructure(state)
         self.step, self.epoch = int(state["step"]), int(state["epoch"])
-        if state["regularizer"] is not None:
-            self.regularizer.load_state_dict(state["regularizer"])  # type: ignore[union-attr]
+        if load is not None and state["regularizer"] is not None:
+            load(state["regularizer"])
         if self.regularizer is not None and self.finished:
             self.regularizer.detach(self.model)
 
@@ -368,33 +375,3 @@ class PATPassManager:
             self._put(rewrite(self.model, plan), plan, shorter=kind == "plan")
             for held in self.followers:
                 adopt(held, rewrite(held, plan))
-
-
-def _epochs(steps: int, start: int, end: int | None, rate: int) -> tuple[int, ...]:
-    """The epochs of the steps (report, section 2.2)."""
-    for name, value, least in (("steps", steps, 0), ("start_epoch", start, 0), ("epoch_rate", rate, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"`{name}` is an integer of at least {least}; got {value!r}")
-    if steps <= 1:
-        return (start,)
-    if end is None:
-        return tuple(start + k * rate for k in range(steps))
-    if isinstance(end, bool) or not isinstance(end, int) or end < start + steps - 1:
-        raise InputError(f"`end_epoch` is {end!r}; {steps} steps from epoch {start} end at epoch {start + steps - 1} or later")
-    return tuple(start + round(k * (end - start) / (steps - 1)) for k in range(steps))
-
-
-def _listed(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
-    if optimizer is None:
-        return ()
-    found = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
-    for each in found:
-        if not isinstance(each, torch.optim.Optimizer):
-            raise InputError(f"`optimizer` holds a {type(each).__name__}; give torch.optim optimizers")
-    return tuple(_inner(each) for each in found)
-
-
-def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """What steps: Accelerate's wrapper hands on the state of the optimizer in it, but runs no hooks of its own."""
-    inner = getattr(optimizer, "optimizer", None)
-    return _inner(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer

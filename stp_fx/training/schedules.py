@@ -1,4 +1,4 @@
-"""Schedules: which fraction of the original has gone after step t of N, for a target ratio.
+"""Schedules: the fraction of the original that is removed after step t of N, for a target ratio.
 
 Geometric, linear and one-shot: report, section 1.2.1. Cubic: Zhu and Gupta, "To prune, or not to prune: exploring the
 efficacy of pruning for model compression", arXiv 1710.01878, equation 1, from an initial sparsity of zero.
@@ -11,8 +11,9 @@ import itertools
 import math
 import pathlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
+from stp_fx.checks import is_number, is_whole
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
 from stp_fx.views import chart
@@ -20,7 +21,7 @@ from stp_fx.views import chart
 __all__ = ["Cubic", "Custom", "Geometric", "Linear", "OneShot", "Schedule", "Then", "known_schedules", "register", "resolve"]
 
 _SLACK = 1e-9
-"""How far a schedule may be off by rounding and still be said to end at the ratio, or not to fall."""
+"""How far a schedule may be off by rounding and still count as ending at the ratio, or as not falling."""
 
 
 _SCHEDULES: Registry[Callable[[], Schedule]] = Registry("schedule")
@@ -41,8 +42,8 @@ class Schedule:
     """Base of all schedules: a value that maps (step, steps, ratio) to a cumulative ratio, by :meth:`after`."""
 
     def after(self, step: int, steps: int, ratio: float) -> float:
-        """The fraction of the original that has gone after step ``step`` (1 to ``steps``)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what has gone after a step")
+        """The fraction of the original that is removed after step ``step`` (1 to ``steps``)."""
+        raise NotImplementedError(f"{type(self).__name__} does not override `after`, the fraction removed after a step")
 
     def __call__(self, step: int, steps: int, ratio: float) -> float:
         """:meth:`after`, with its arguments checked; the last step gives ``ratio`` itself, step 0 nothing.
@@ -52,12 +53,12 @@ class Schedule:
                 gives a number outside 0 to ``ratio``, or does not end at ``ratio``.
         """
         _check(ratio, steps)
-        if not _is_whole(step) or not 0 <= step <= steps:
+        if not is_whole(step) or not 0 <= step <= steps:
             raise InputError(f"the step of a schedule is a whole number from 0 to {steps}; got {step!r}")
         if step == 0:
             return 0.0
         value = self.after(step, steps, ratio)
-        if not isinstance(value, (int, float)) or not -_SLACK <= value <= ratio + _SLACK:
+        if not is_number(value) or not -_SLACK <= value <= ratio + _SLACK:
             raise InputError(f"{self!r} gives {value!r} after step {step} of {steps}; a number from 0 to {ratio} is expected")
         if step < steps:
             return min(max(float(value), 0.0), ratio)
@@ -69,7 +70,7 @@ class Schedule:
         """The cumulative ratio after each of ``steps`` steps; never falls, and the last one is ``ratio`` exactly.
 
         Raises:
-            InputError: as for a call, and a schedule that falls: what has gone does not come back.
+            InputError: as for a call, and a schedule that falls: removed channels do not come back.
 
         Example:
             >>> Linear().ratios(0.5, 4)
@@ -83,7 +84,7 @@ class Schedule:
         return tuple(itertools.accumulate(values, max))
 
     def plot(self, path: str | pathlib.Path, ratio: float = 0.5, steps: int = 10) -> pathlib.Path:
-        """A picture of the cumulative ratio over the steps; the suffix says the format. Returns the path.
+        """A picture of the cumulative ratio over the steps; the suffix gives the format. Returns the path.
 
         Raises:
             InputError: matplotlib is not installed, or it does not know the suffix.
@@ -98,7 +99,7 @@ class Schedule:
 @register("geometric")
 @dataclasses.dataclass(frozen=True)
 class Geometric(Schedule):
-    """Each step keeps the same fraction of what is left: r^(t/N) is kept, with r = 1 - ratio.
+    """Each step keeps the same fraction of the remaining channels: r^(t/N) is kept, with r = 1 - ratio.
 
     >>> [round(x, 4) for x in Geometric().ratios(0.75, 2)]
     [0.5, 0.75]
@@ -111,7 +112,7 @@ class Geometric(Schedule):
 @register("linear")
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
-    """Each step takes the same number: ratio * t / N."""
+    """Each step removes the same number: ratio * t / N."""
 
     def after(self, step: int, steps: int, ratio: float) -> float:
         return ratio * step / steps
@@ -120,7 +121,7 @@ class Linear(Schedule):
 @register("one_shot")
 @dataclasses.dataclass(frozen=True)
 class OneShot(Schedule):
-    """Everything at the first step; the others take nothing."""
+    """Everything at the first step; the others remove nothing."""
 
     def after(self, step: int, steps: int, ratio: float) -> float:
         return ratio
@@ -157,7 +158,7 @@ class Then(Schedule):
     """One schedule after another, which may be compositions themselves.
 
     ``first`` has the first ``at`` of the steps (a fraction in (0, 1), rounded, at least one step each where there are two)
-    and goes as far as ``share`` of the ratio (default: ``at``); ``second`` prunes what that left, down to the ratio. With a
+    and removes ``share`` of the ratio (default: ``at``); ``second`` prunes the rest, down to the ratio. With a
     single step, ``second`` takes it.
 
     >>> Then(OneShot(), Linear(), at=0.5, share=0.5).ratios(0.5, 4)
@@ -172,9 +173,9 @@ class Then(Schedule):
     def __post_init__(self) -> None:
         for schedule in (self.first, self.second):
             resolve(schedule)
-        if not _is_number(self.at) or not 0.0 < self.at < 1.0:
+        if not is_number(self.at) or not 0.0 < self.at < 1.0:
             raise InputError(f"`at` is the fraction of the steps that the first schedule has, in (0, 1); got {self.at!r}")
-        if self.share is not None and (not _is_number(self.share) or not 0.0 <= self.share <= 1.0):
+        if self.share is not None and (not is_number(self.share) or not 0.0 <= self.share <= 1.0):
             raise InputError(f"`share` is the fraction of the ratio that the first schedule takes, in [0, 1]; got {self.share!r}")
 
     def after(self, step: int, steps: int, ratio: float) -> float:
@@ -206,19 +207,11 @@ def resolve(schedule: str | Schedule | Callable[[int, int, float], float]) -> Sc
         return _SCHEDULES.get(schedule, "A callable (step, steps, ratio) -> ratio works as well")()
     if isinstance(schedule, type) and issubclass(schedule, Schedule):
         raise InputError(f"schedule {schedule.__name__} is a class; pass a value of it: {schedule.__name__}()")
-    return Custom(schedule)
+    return Custom(cast("Callable[[int, int, float], float]", schedule))
 
 
 def _check(ratio: float, steps: int) -> None:
-    if not _is_number(ratio) or not 0.0 <= ratio < 1.0:
-        raise InputError(f"the ratio of a schedule is the fraction that goes, in [0, 1); got {ratio!r}")
-    if not _is_whole(steps) or steps < 1:
+    if not is_number(ratio) or not 0.0 <= ratio < 1.0:
+        raise InputError(f"the ratio of a schedule is the fraction that is removed, in [0, 1); got {ratio!r}")
+    if not is_whole(steps) or steps < 1:
         raise InputError(f"a schedule needs a whole number of steps, 1 or more; got {steps!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "network"]
 
-KINDS = {
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "convolution": ("#a6cee3", ("conv",)),
     "linear or matmul": ("#b2df8a", ("linear", "matmul", "attention", "einsum", "bmm", "embedding", "lstm", "gru", "rnn")),
     "normalisation": ("#fdd49e", ("norm",)),
@@ -30,7 +30,7 @@ _PAGE = 60
 _CALLS_SHOWN = 3
 
 
-def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph:
+def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph[str]:
     """Nodes carry ``label``, ``kind`` (a key of ``KINDS``), ``groups`` (all that its value or parameters touch) and ``home``
     (the one group that its value carries, or None); edges ``relation``:
 
@@ -102,7 +102,7 @@ class _Calls:
             and self._carried[source] == self._carried[call.name]
         )
 
-    def network(self, place: Mapping[str, str]) -> nx.MultiDiGraph:
+    def network(self, place: Mapping[str, str]) -> nx.MultiDiGraph[str]:
         import networkx as nx
 
         result = nx.MultiDiGraph()

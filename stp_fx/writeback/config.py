@@ -36,7 +36,7 @@ def fit_config(result: nn.Module, model: nn.Module, sizes: Sizes, graph: fx.Grap
     Raises:
         WriteBackError: no such config; names the fields, and the tensors that they do not fit.
     """
-    reached = set(tensors_of(graph))
+    reached = _read(graph)
     wanted = {name: shape for name, shape in _shapes(result).items() if name in reached or name in result.state_dict()}
     config: Any = model.config
     best: tuple[int, Choice] = (_misfits(_built_shapes(model, config), wanted), {})
@@ -234,6 +234,19 @@ def _refusal(
         "what they cannot), or take strict_config=False for a module that runs but does not survive from_pretrained"
     )
     return WriteBackError(text, (*lines, *fields) if off else (*fields, *lines))
+
+
+def _read(graph: fx.GraphModule) -> set[str]:
+    """The tensors that the graph reads, under all of their names; it may store others that its model stores."""
+    targets = {str(node.target) for node in graph.graph.nodes if node.op in ("get_attr", "call_module")}
+    tensors = tensors_of(graph)
+    read = {id(tensor) for name, tensor in tensors.items() if any(owner in targets for owner in _owners(name))}
+    return {name for name, tensor in tensors.items() if id(tensor) in read}
+
+
+def _owners(name: str) -> list[str]:
+    atoms = name.split(".")
+    return [".".join(atoms[:end]) for end in range(1, len(atoms) + 1)]
 
 
 def _said(shapes: Shapes, name: str) -> str:

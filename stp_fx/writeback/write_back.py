@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import fx, nn
 
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError, WriteBackError
+from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
-from stp_fx.ir.trace import bound_arguments
 from stp_fx.rewrite.slicing import copied
 from stp_fx.writeback.calls import mapped, recorded
 from stp_fx.writeback.check import Check, stress
@@ -80,13 +81,9 @@ def write_back(
         state_channels(result)
         _accept(Check(pruned, given, pattern), result)
         if _has_config(result):
-            try:
+            with _errors_of_the_config(model, strict_config):
                 fit_config(result, model, sizes, graph, stressed)
                 _accept(Check(pruned, given, pattern), result)
-            except WriteBackError as error:
-                if strict_config:
-                    raise
-                _log.warning("%s: save_pretrained and from_pretrained will not work: %s", type(model).__name__, error)
     _log.info("%s: outputs agree with the graph's in %d sizes", type(model).__name__, stressed.sizes)
     return result
 
@@ -123,6 +120,17 @@ def _accept(check: Check, result: nn.Module) -> None:
         raise WriteBackError(
             f"with its own weights, {failure.text}; with random weights it agrees. Please report this", (failure.text,)
         )
+
+
+@contextmanager
+def _errors_of_the_config(model: nn.Module, strict: bool) -> Iterator[None]:
+    """Without ``strict``, a config that cannot describe the result is a warning."""
+    try:
+        yield
+    except WriteBackError as error:
+        if strict:
+            raise
+        _log.warning("%s: save_pretrained and from_pretrained will not work: %s", type(model).__name__, error)
 
 
 def _has_config(model: nn.Module) -> bool:

@@ -83,7 +83,7 @@ def test_factory_arguments(run: Any) -> None:
     _, err = run("analyze", "net.py:make", *SHAPE, "-a", "depth=12", code=2)
     assert "net.py:make(depth=12) raised TypeError" in err
     _, err = run("analyze", "net.py:module", *SHAPE, "-a", "width=12", code=2)
-    assert "is a module already" in err
+    assert "is already a module" in err
 
 
 @pytest.mark.parametrize("spec", ["squeezenet1_1", "torchvision:squeezenet1_1"])
@@ -107,7 +107,7 @@ def test_timm_names_bring_their_own_input_size(run: Any) -> None:
         ("resnext", "did you mean 'resnext50_32x4d'"),
         ("torchvision:resnet5", "torchvision has no model 'resnet5'; did you mean 'resnet50'"),
         ("qqqq", "write package.module:factory"),
-        ("net.py", "say which of its objects: net.py:NAME"),
+        ("net.py", "name one of its objects: net.py:NAME"),
         ("net.py:mak", "net.py has no 'mak'; did you mean 'make'?"),
         ("nets.py:make", "there is no file 'nets.py'"),
         ("nets:make", "there is no module 'nets'"),
@@ -432,7 +432,7 @@ def test_sensitivity_as_curves(run: Any) -> None:
     ("argv", "said"),
     [
         (["-s"], "give --data MODULE:NAME"),
-        (["--plot", "a.png"], "--plot draws what --sensitivity measures"),
+        (["--plot", "a.png"], "--plot draws the results of --sensitivity"),
         (["--at", "0.5,1"], "is no list of ratios"),
         (["-s", "--data", "net.py:batches", "--plot", "a.gif"], "must end in .png"),
     ],

@@ -10,11 +10,11 @@ from stp_fx.testing import Request
 from stp_fx.testing.laws import Case, check_laws, touched_groups
 from stp_fx.testing.recipe import randomise
 
-from . import attention, joins, layers, reductions, shapes, structures, weights
+from . import attention, in_place, joins, layers, reductions, shapes, structures, weights
 from .catalogue import CONSTRUCTS, Construct
 from .joins import BooleanMask
 
-THEMES = (attention, joins, layers, reductions, shapes, structures, weights)
+THEMES = (attention, in_place, joins, layers, reductions, shapes, structures, weights)
 
 
 def doubled(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -25,7 +25,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.line, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.again, self.tied = self.head, self.line.weight
         self.register_buffer("kept", torch.ones(8))
+        self.register_buffer("other", self.kept)
         self.register_buffer("volatile", torch.ones(8), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +66,10 @@ def assert_as(gm: fx.GraphModule, first: fx.GraphModule) -> None:
     assert type(gm).__name__ == "Net"
     assert torch.equal(gm(x), first(x))
     assert gm.state_dict().keys() == first.state_dict().keys()
-    assert dict(gm.named_buffers()).keys() == dict(first.named_buffers()).keys()
+    assert dict(gm.named_buffers(remove_duplicate=False)).keys() == dict(first.named_buffers(remove_duplicate=False)).keys()
+    assert gm.again.weight is gm.head.weight
+    assert gm.tied is gm.line.weight
+    assert gm.other is gm.kept
     mine, theirs = provenance_of(gm), provenance_of(first)
     assert mine.call == theirs.call
     assert mine.plan == theirs.plan

@@ -389,7 +389,7 @@ def test_callables_and_torchs_results_may_be_members(gm: fx.GraphModule) -> None
     graph_module, modified = outcome
     assert modified
     assert graph_module.get_parameter("0.weight").shape[0] == 4
-    with pytest.raises(PassError, match="returns PassResult"):
+    with pytest.raises(PassError, match="return PassResult"):
         Pipeline(lambda graph: 5)(gm)
 
 
@@ -423,17 +423,17 @@ def test_a_text_prunes_as_the_function_does(gm: fx.GraphModule, batches: list[to
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ScoreUnits(", "is no pipeline"),
-        ("ScoreUnit()", "'ScoreUnit\\(\\)' is no pass; known: .*ScoreUnits"),
-        ("__import__('os').system('false')", "is no pass"),
+        ("ScoreUnits(", "is not a pipeline"),
+        ("ScoreUnit()", "'ScoreUnit\\(\\)' is not a pass; known: .*ScoreUnits"),
+        ("__import__('os').system('false')", "is not a pass"),
         ("SelectUnits(ratio=5)", r"in \[0, 1\)"),
         ("SelectUnits(0.5, scop='global')", "no argument 'scop'"),
-        ("ScoreUnits(open('x'))", "is no criterion"),
-        ("ScoreUnits(criterion=[1 for _ in ()])", "is no literal"),
+        ("ScoreUnits(open('x'))", "is not a criterion"),
+        ("ScoreUnits(criterion=[1 for _ in ()])", "is not a literal"),
         ("RemoveChannels(**{})", "is not read"),
         ("CollectStatistics()", "calibration"),
         ("ScoreUnits(5)", "criterion"),
-        ("(" * 500 + ")" * 500, "is no pipeline"),
+        ("(" * 500 + ")" * 500, "is not a pipeline"),
         ("x" * 50_000, "characters"),
         (5, "read from text"),
     ],

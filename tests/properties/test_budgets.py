@@ -162,7 +162,7 @@ def check_refusal(error: InputError, budget: Budget) -> None:
     """An error names the constraint that is in the way."""
     if isinstance(error, TargetError):
         assert budget.target != "channels"
-        assert "what holds it: " in str(error)
+        assert "held back by: " in str(error)
     else:
         assert f"round_to={budget.round_to}" in str(error) or f"max_ratio={budget.max_ratio:g}" in str(error)
         assert budget.ratio > 0 or budget.own is not None

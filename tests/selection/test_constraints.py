@@ -29,7 +29,7 @@ def test_a_piece_keeps_its_best_unit_and_counts_stay_multiples(make_groups):
         select(groups, scores, total=16, ratio=0.8, round_to=4, pieces=pieces, target="macs", cost=widths_product(groups))
     assert str(error.value) == (
         "target 'macs' with ratio 0.8 asks for at most 3.2 macs of 16, but the smallest in reach is 4 (ratio 0.75); "
-        "what holds it: pieces (1 group), round_to=4 (1 group); lower `ratio`, or relax one of these"
+        "held back by: pieces (1 group), round_to=4 (1 group); lower `ratio`, or relax one of these"
     )
 
 
@@ -120,11 +120,11 @@ def test_out_of_reach_names_every_constraint(make_groups):
             groups, scores, total=44, ratio=0.9, target="macs", cost=lambda removed: float((~removed).sum()),
             exponents={10: 1, 11: 1, 13: 1}, ratios={10: 0.25}, max_ratio=0.8, round_to=4, pieces=pieces,
         )  # fmt: skip
-    why = str(error.value).split("what holds it: ")[1]
+    why = str(error.value).split("held back by: ")[1]
     for part in ("max_ratio=0.8 (2 groups)", "round_to=4 (", "pieces (1 group)", "ratios (1 group)", "products (1 group)"):
         assert part in why
     assert "ignore (4 of 44 units are outside the groups)" in why
-    with pytest.raises(TargetError, match=r"what holds it: every group keeps one unit; lower `ratio`$"):
+    with pytest.raises(TargetError, match=r"held back by: every group keeps one unit; lower `ratio`$"):
         select(make_groups([2]), [np.zeros(2)], total=2, ratio=0.9, target="macs", cost=lambda removed: float((~removed).sum()))
 
 

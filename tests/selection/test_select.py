@@ -308,7 +308,7 @@ def test_no_groups():
         ({"round_to": 0}, "round_to must be an integer"),
         ({"round_to": 2.0}, "round_to must be an integer"),
         ({"round_to": True}, "round_to must be an integer"),
-        ({"total": 3}, "unit 3 is out of range: the graph is said to have 3 units"),
+        ({"total": 3}, "unit 3 is out of range: the graph has 3 units"),
     ],
 )
 def test_bad_arguments(make_groups, change, message):

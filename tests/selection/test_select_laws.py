@@ -214,7 +214,7 @@ def test_costs_out_of_reach_tell_the_smallest_and_why(make_groups, problem):
         assert setting.cost(setting.select(ratio=reach).removed) == pytest.approx(smallest, rel=1e-4, abs=1)
     names = {"max_ratio": problem["max_ratio"] < 1, "round_to": problem["round_to"] > 1, "pieces": bool(problem["pieces"])}
     for name, given_by_user in names.items():
-        assert given_by_user or name not in text.split("holds it")[1]
+        assert given_by_user or name not in text.split("held back by")[1]
     carried = [size for size, power, own in zip(problem["sizes"], problem["powers"], problem["own"], strict=True) if power]
     fixed = [own for own, power in zip(problem["own"], problem["powers"], strict=True) if power and own is not None]
     assert ("ratios (" in text) == bool(fixed)

@@ -404,6 +404,9 @@ def test_a_state_of_another_run_is_refused() -> None:
     pat.prune(0)
     with pytest.raises(InputError, match="unpruned"):
         pat.load_state_dict(state)
+    regularized = stp_fx.PATPassManager(traced(), steps=2, regularizer="growing", optimizer=()).state_dict()
+    with pytest.raises(InputError, match="give `regularizer`"):
+        stp_fx.PATPassManager(traced(), steps=2).load_state_dict(regularized)
 
 
 def test_steps_that_remove_and_compensate_are_kept() -> None:

@@ -17,9 +17,9 @@ class Branch(nn.Module):
 
     def __init__(self, at: Shape, body: Sequence[Spec], out: int | None = None, *, bias: bool = True) -> None:
         super().__init__()
-        self.chain = Chain(at, body)
-        self.shape = self.chain.shape
-        self.fit = None
+        self.chain: Chain = Chain(at, body)
+        self.shape: Shape = self.chain.shape
+        self.fit: nn.Module | None = None
         if out is not None and self.shape.channels != out:
             self.fit = project(self.shape, out, bias=bias)
             self.shape = self.shape.to(channels=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from stp_fx.testing.recipe import Block, Pick, Shape, block
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
     "relu_": lambda: nn.ReLU(inplace=True),
@@ -27,7 +28,7 @@ ACTIVATIONS = {
     "dropout": lambda: nn.Dropout(0.25),
 }
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "cos": torch.cos,
     "exp": lambda x: torch.exp(-x.abs()),
     "where": lambda x: torch.where(x > 0, x, 0.3 - x),

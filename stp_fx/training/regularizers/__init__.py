@@ -1,4 +1,4 @@
-"""Regularizers: what makes the units that will go small, or the others large, while the network trains."""
+"""Regularizers: penalties that make unimportant units small while the network trains."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""What a regularizer is: up to three hooks around a training step, and how one is found by its name."""
+"""Regularizers: up to three hooks around a training step, and their names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.groups import Group
+from stp_fx.checks import is_number, is_whole
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
 
@@ -24,25 +25,39 @@ class Regularizer(Protocol):
 
     - "loss": ``loss(gm, groups)`` gives a differentiable scalar, to be added to the task's loss.
     - "gradients": ``apply_gradients(gm, groups)`` adds to ``.grad`` in place, after the backward pass, and returns the L1
-      norm of what it added (report, section 2.2). It adds what the backward pass of "loss" would, where both exist.
+      norm of these gradients (report, section 2.2). It adds the gradients of "loss", where both exist.
     - "step": ``after_step(gm, groups)`` works on the weights, or on the regularizer itself, after each optimizer step.
 
-    ``groups`` are those of ``analyze(gm)`` that may lose units; None: all. Use "loss" or "gradients", not both. Units that a
-    mask has made dead do not count, and parameters that do not require gradients get none. ``attach(gm)`` is called before
+    ``groups`` are those of ``analyze(gm)`` that may lose units; None: all. Use "loss" or "gradients", not both. Masked units
+    do not count, and parameters that do not require gradients get none. ``attach(gm)`` is called before
     training and ``detach(gm)`` after the last step of pruning.
     """
 
     forms: ClassVar[tuple[str, ...]]
 
-    def attach(self, gm: fx.GraphModule) -> None: ...
-    def detach(self, gm: fx.GraphModule) -> None: ...
-    def loss(self, gm: fx.GraphModule, groups: Groups = None) -> torch.Tensor: ...
-    def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float: ...
-    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None: ...
+    def attach(self, gm: fx.GraphModule) -> None:
+        """Called once, before training."""
+        ...
+
+    def detach(self, gm: fx.GraphModule) -> None:
+        """Called once, after the last pruning step: undoes :meth:`attach`."""
+        ...
+
+    def loss(self, gm: fx.GraphModule, groups: Groups = None) -> torch.Tensor:
+        """The loss term: a differentiable scalar."""
+        ...
+
+    def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float:
+        """Adds to the parameters' ``.grad`` in place; returns the L1 norm of these gradients."""
+        ...
+
+    def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
+        """Called after each optimizer step; may change the weights in place."""
+        ...
 
 
 class BaseRegularizer:
-    """The hooks that a regularizer does not have: loss and gradients say so, the others do nothing."""
+    """The hooks that a regularizer does not have: loss and gradients raise, the others do nothing."""
 
     forms: ClassVar[tuple[str, ...]] = ()
 
@@ -53,9 +68,19 @@ class BaseRegularizer:
         """Nothing to take out of it."""
 
     def loss(self, gm: fx.GraphModule, groups: Groups = None) -> torch.Tensor:
+        """The loss term: a differentiable scalar.
+
+        Raises:
+            InputError: the regularizer has none.
+        """
         raise InputError(f"{type(self).__name__} has no loss term; it has the forms {', '.join(self.forms)}")
 
     def apply_gradients(self, gm: fx.GraphModule, groups: Groups = None) -> float:
+        """Adds to the parameters' ``.grad`` in place; returns the L1 norm of these gradients.
+
+        Raises:
+            InputError: the regularizer adds none.
+        """
         raise InputError(f"{type(self).__name__} adds no gradients; it has the forms {', '.join(self.forms)}")
 
     def after_step(self, gm: fx.GraphModule, groups: Groups = None) -> None:
@@ -64,8 +89,7 @@ class BaseRegularizer:
 
 def check_number(what: str, value: object, low: float, high: float = math.inf, *, whole: bool = False) -> None:
     """Raise :class:`InputError` unless ``value`` is a finite number in [low, high), or with ``whole`` such an integer."""
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not low <= value < high:
+    if not is_number(value) or (whole and not is_whole(value)) or not math.isfinite(value) or not low <= value < high:
         upper = f" and below {high:g}" if math.isfinite(high) else ""
         raise InputError(f"`{what}` is a{' whole' if whole else ' finite'} number from {low:g}{upper}; got {value!r}")
 

@@ -14,7 +14,7 @@ from stp_fx.analysis.groups import Group
 from stp_fx.analysis.sites import find_sites
 from stp_fx.errors import InputError
 from stp_fx.training.regularizers.base import BaseRegularizer, Groups, check_number, register
-from stp_fx.training.regularizers.sums import cached, living
+from stp_fx.training.regularizers.sums import cached, unmasked
 
 __all__ = ["VarianceEntropy"]
 
@@ -73,10 +73,10 @@ class _Observer(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class VarianceEntropy(BaseRegularizer):
     """``strength`` times the sum over sites of ``H = -sum p log p``, with ``p = variance / sum of variances`` over the channels
-    that live there; population variances over batch and positions of the last training forward. Small entropy: few channels
-    carry the signal, and variance tells which.
+    that are not masked there; population variances over batch and positions of the last training forward. Small entropy: few
+    channels carry the signal, those of large variance.
 
-    :meth:`attach` puts observers into the graph, which change no output and no state dict; :meth:`detach` takes them out.
+    :meth:`attach` puts observers into the graph, which change no output and no state dict; :meth:`detach` removes them.
     A manager does both.
     """
 
@@ -87,7 +87,7 @@ class VarianceEntropy(BaseRegularizer):
         check_number("strength", self.strength, 0.0)
 
     def attach(self, gm: fx.GraphModule) -> None:
-        """Observers where units that may go are read; does nothing where there are some already."""
+        """Puts observers where units that may be removed are read; does nothing if there are some already."""
         if _observers(gm):
             return
         places = dict.fromkeys((site.source, site.dim) for site in find_sites(gm).all if len(site.index))
@@ -112,7 +112,7 @@ class VarianceEntropy(BaseRegularizer):
         gm.recompile()
 
     def loss(self, gm: fx.GraphModule, groups: Groups = None) -> torch.Tensor:
-        """Reads what the last forward left, and lets it go."""
+        """Uses the activations of the last forward, and forgets them."""
         channels = cached(gm, groups, type(self), lambda graph, chosen: _channels(gm, graph, chosen))
         seen = {}
         for name, observer in _observers(gm).items():  # all of them: one that is left would keep the graph of this forward
@@ -131,10 +131,10 @@ def _observers(gm: fx.GraphModule) -> dict[str, _Observer]:
 
 
 def _channels(gm: fx.GraphModule, graph: ChannelGraph, groups: tuple[Group, ...]) -> dict[str, torch.Tensor]:
-    """By observer: the positions of living channels (int64), where any of ``groups`` is read."""
+    """By observer: the positions of unmasked channels (int64), where any of ``groups`` is read."""
     device = next((p.device for p in gm.parameters()), torch.device("cpu"))
     units = {int(unit) for group in groups for unit in group.units}
-    alive = living(gm, graph)
+    alive = unmasked(gm, graph)
     nodes = {node.name: node for node in gm.graph.nodes}
     found = {}
     for site in find_sites(gm).all:

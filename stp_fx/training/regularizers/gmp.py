@@ -1,4 +1,4 @@
-"""Single weights set to zero step by step, as sparse pre-training before units go (report, section 1.2, phase 1)."""
+"""Single weights set to zero step by step, as sparse pre-training before units are removed (report, section 1.2, phase 1)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Kept = np.ndarray | None
 class GMP(BaseRegularizer):
     """Gradual magnitude pruning of single weights as sparse pre-training (Zhu and Gupta, "To prune, or not to prune", 2017).
 
-    Every ``every`` optimizer steps each weight that units may leave gets its smallest entries set to zero, up to the sparsity
-    ``final * (1 - (1 - t / steps) ** 3)`` of its living entries; what is zero stays zero.
+    Every ``every`` optimizer steps each weight that may lose units gets its smallest entries set to zero, up to the sparsity
+    ``final * (1 - (1 - t / steps) ** 3)`` of its unmasked entries; zeros are kept zero.
     """
 
     forms: ClassVar[tuple[str, ...]] = ("step",)
@@ -33,8 +33,10 @@ class GMP(BaseRegularizer):
         check_number("final", final, 0.0, 1.0)
         check_number("steps", steps, 1, whole=True)
         check_number("every", every, 1, whole=True)
-        self.final, self.total, self.every = final, steps, every
-        self.steps = 0
+        self.final: float = final
+        self.total: int = steps
+        self.every: int = every
+        self.steps: int = 0
         self._zeros: dict[str, torch.Tensor] = {}
 
     @property
@@ -63,12 +65,17 @@ class GMP(BaseRegularizer):
         return {"steps": self.steps, "zeros": {name: zeros.cpu() for name, zeros in self._zeros.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the steps so far and the zeros of :meth:`state_dict`.
+
+        Raises:
+            InputError: the state of another regularizer.
+        """
         check_keys(self, state, ("steps", "zeros"))
         self.steps, self._zeros = int(state["steps"]), dict(state["zeros"])
 
 
 def _weights(gm: fx.GraphModule, graph: ChannelGraph, groups: tuple[Group, ...]) -> dict[str, list[Kept]]:
-    """By the name of each weight that units may leave: the positions that live, by dimension (None: all of them)."""
+    """By the name of each weight that may lose units: its unmasked positions, by dimension (None: all of them)."""
     kept = kept_positions(gm, graph)
     parameters = dict(gm.named_parameters(remove_duplicate=False))
     names = dict.fromkeys(member.axis.tensor for group in groups for member in group.members if member.axis.role == "weight")
@@ -76,14 +83,14 @@ def _weights(gm: fx.GraphModule, graph: ChannelGraph, groups: tuple[Group, ...])
 
 
 def _smallest(weight: torch.Tensor, fraction: float, kept: Sequence[Kept], before: torch.Tensor | None) -> torch.Tensor:
-    """The given fraction of the living entries, first those of ``before``, then those of smallest magnitude (bool)."""
+    """The given fraction of the unmasked entries, first those of ``before``, then those of smallest magnitude (bool)."""
     size, count = weight.detach().abs(), weight.numel()
     if before is not None:
         size.masked_fill_(before, -1.0)
     for dim, positions in enumerate(kept):
         if positions is not None:
-            dead = np.setdiff1d(np.arange(weight.shape[dim]), positions)
-            size.index_fill_(dim, torch.from_numpy(dead).to(weight.device), torch.inf)
+            masked = np.setdiff1d(np.arange(weight.shape[dim]), positions)
+            size.index_fill_(dim, torch.from_numpy(masked).to(weight.device), torch.inf)
             count = count // weight.shape[dim] * len(positions)
     result = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     result[torch.topk(size.flatten(), int(fraction * count), largest=False, sorted=False).indices] = True

@@ -1,4 +1,4 @@
-"""A penalty that grows on the units that will go (Wang et al., ICLR 2021)."""
+"""A penalty that grows on the units to be removed (Wang et al., ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -46,11 +46,14 @@ class GrowingReg(BaseRegularizer):
         check_number("ratio", ratio, 0.0, 1.0)
         check_number("every", every, 1, whole=True)
         check_number("ceiling", ceiling, 0.0)
-        self.criterion = resolve_criterion(criterion)
+        self.criterion: Criterion = resolve_criterion(criterion)
         if getattr(self.criterion, "needs", ()):
             raise InputError("a growing penalty chooses its units by a criterion that reads weights alone, such as 'magnitude'")
-        self.step, self.ratio, self.every, self.ceiling = step, ratio, every, ceiling
-        self.steps = 0
+        self.step: float = step
+        self.ratio: float = ratio
+        self.every: int = every
+        self.ceiling: float = ceiling
+        self.steps: int = 0
         self._plan: PrunePlan | None = None
         self._rows: tuple[ChannelGraph, RowNorms, torch.Tensor] | None = None
 
@@ -86,6 +89,11 @@ class GrowingReg(BaseRegularizer):
         return {"steps": self.steps, "plan": None if self._plan is None else self._plan.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the steps so far and the chosen units of :meth:`state_dict`.
+
+        Raises:
+            InputError: the state of another regularizer.
+        """
         check_keys(self, state, ("steps", "plan"))
         self.steps, self._rows = int(state["steps"]), None
         self._plan = None if state["plan"] is None else PrunePlan.from_json(state["plan"])

@@ -56,8 +56,8 @@ class GroupLasso(_NormPenalty):
 @register("weight_l21")
 @dataclasses.dataclass(frozen=True)
 class WeightL21(_NormPenalty):
-    """``strength`` times the sum, over every layer whose output channels may go, of those channels' weight norms, each layer
-    by itself (report, section 1.4.2). Transposed, grouped and depthwise convolutions are layers like others."""
+    """``strength`` times the sum, over every layer whose output channels may be removed, of those channels' weight norms, each
+    layer by itself (report, section 1.4.2). Transposed, grouped and depthwise convolutions are layers like others."""
 
     _by_position: ClassVar[bool] = True
 
@@ -68,8 +68,9 @@ class WeightL21(_NormPenalty):
 @register("bn_scale_l1")
 @dataclasses.dataclass(frozen=True)
 class BNScaleL1(_NormPenalty):
-    """``strength`` times the sum of |scale| over the norms' scales that may go (Liu et al., "Learning efficient convolutional
-    networks through network slimming", ICCV 2017). Scales of LayerNorm, GroupNorm and layer scales count as well."""
+    """``strength`` times the sum of |scale| over the norms' scales that may be removed (Liu et al., "Learning efficient
+    convolutional networks through network slimming", ICCV 2017). Scales of LayerNorm, GroupNorm and layer scales count as
+    well."""
 
     _by_position: ClassVar[bool] = True
 

@@ -17,7 +17,7 @@ from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.memo import Same, remembered
 from stp_fx.ir.provenance import provenance_of
 
-__all__ = ["RowNorms", "Rows", "cached", "chosen", "kept_positions", "living", "rows_of"]
+__all__ = ["RowNorms", "Rows", "cached", "chosen", "kept_positions", "rows_of", "unmasked"]
 
 T = TypeVar("T")
 Kept = Mapping[tuple[str, int], torch.Tensor]
@@ -36,7 +36,7 @@ class Rows:
 class RowNorms:
     """The L2 norms of ``rows`` rows, their sum as a loss, and the gradient of that sum; ``strength`` scales both.
 
-    ``kept[name, dim]`` are the positions that live where a mask has made others dead: no row counts elements of the others.
+    ``kept[name, dim]`` are the unmasked positions, where some are masked: no row counts masked elements.
     """
 
     def __init__(self, entries: Sequence[Rows], rows: int, kept: Kept | None = None) -> None:
@@ -44,10 +44,10 @@ class RowNorms:
         for entry in entries:
             self.by_tensor.setdefault(entry.tensor, []).append(entry)
         self.rows = rows
-        self.kept = kept or {}
+        self.kept: Kept = kept or {}
 
     def dtype(self, parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
-        """float64 where a parameter is, else float32: what sums are taken in."""
+        """float64 where a parameter is, else float32: the type in which sums are taken."""
         return torch.float64 if any(parameters[name].dtype == torch.float64 for name in self.by_tensor) else torch.float32
 
     def squares(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -70,13 +70,14 @@ class RowNorms:
 
     @torch.no_grad()
     def apply_gradients(self, parameters: Mapping[str, torch.Tensor], strength: float) -> float:
-        """Adds the gradient of :meth:`loss`; gives the L1 norm of what was added."""
+        """Adds the gradient of :meth:`loss`; returns the L1 norm of the added gradients."""
         squares = self.squares(parameters)
         return self.add_multiples(parameters, torch.where(squares > 0, strength * squares.rsqrt(), 0.0))
 
     @torch.no_grad()
     def add_multiples(self, parameters: Mapping[str, torch.Tensor], factor: torch.Tensor) -> float:
-        """Adds ``factor`` [rows] times the parameters of each row to their gradients; gives the L1 norm of what was added."""
+        """Adds ``factor`` [rows] times the parameters of each row to their gradients; returns the L1 norm of the added
+        gradients."""
         trained = {name: parameters[name] for name in self.by_tensor if parameters[name].requires_grad}
         for name, weight in trained.items():
             if weight.grad is not None and weight.grad.layout != torch.strided:
@@ -91,7 +92,7 @@ class RowNorms:
         return float(total)
 
     def _alive(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """``weight`` with zeros for what is dead."""
+        """``weight`` with zeros at masked positions."""
         for dim in range(weight.dim()):
             if (name, dim) in self.kept:
                 keep = weight.new_zeros(weight.shape[dim]).index_fill_(0, self.kept[name, dim], 1.0)
@@ -111,10 +112,10 @@ def rows_of(
     *,
     by_position: bool = False,
 ) -> RowNorms:
-    """A row for every living unit of ``groups`` over all ``wanted`` axes; with ``by_position`` for each position of each.
+    """A row for every unmasked unit of ``groups`` over all ``wanted`` axes; with ``by_position`` for each position of each.
 
     Raises:
-        InputError: no such axis has a living unit.
+        InputError: no such axis has an unmasked unit.
     """
     parameters = dict(gm.named_parameters(remove_duplicate=False))
     kept = kept_positions(gm, graph)
@@ -138,7 +139,7 @@ def rows_of(
             device = parameters[name].device
             entries.append(Rows(name, dim, torch.from_numpy(index).to(device), torch.from_numpy(row).to(device)))
     if not entries:
-        raise InputError("no unit that may go has a parameter that this regularizer acts on")
+        raise InputError("no unit that may be removed has a parameter that this regularizer acts on")
     alive = {
         (name, dim): torch.from_numpy(positions).to(parameters[name].device)
         for (name, dim), positions in kept.items()
@@ -148,12 +149,12 @@ def rows_of(
 
 
 def kept_positions(gm: fx.GraphModule, graph: ChannelGraph) -> Mapping[tuple[str, int], np.ndarray]:
-    """By tensor and dimension: the positions that live (int64, sorted), where a mask has made others dead."""
+    """By tensor and dimension: the unmasked positions (int64, sorted), where some are masked."""
     return graph.survivors(provenance_of(gm).masked, partial=True).axes
 
 
-def living(gm: fx.GraphModule, graph: ChannelGraph) -> np.ndarray:
-    """Units that no mask has made dead (bool, one per unit)."""
+def unmasked(gm: fx.GraphModule, graph: ChannelGraph) -> np.ndarray:
+    """Units that are not masked (bool, one per unit)."""
     return graph.survivors(provenance_of(gm).masked, partial=True).units
 
 
@@ -169,7 +170,7 @@ def chosen(graph: ChannelGraph, groups: Iterable[Group] | None) -> tuple[Group, 
         if group.index >= len(graph.groups) or graph.groups[group.index] is not group:
             raise InputError(f"group {group.name!r} is of another graph; take the groups of analyze(gm)")
     if not result:
-        raise NothingToPruneError("there is no group whose units may go, so a regularizer has nothing to act on")
+        raise NothingToPruneError("there is no group whose units may be removed, so a regularizer has nothing to act on")
     return tuple(result)
 
 
