@@ -110,7 +110,7 @@ def prune_graph(
         NothingToPruneError: no channel may be removed; the message has the reasons.
         TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
-        FunctionChangedError: groups that `ratios` names cannot be removed without changing the function.
+        FunctionChangedError: removing groups that `ratios` names changes the function.
 
     Example:
         >>> from torch import nn, randn

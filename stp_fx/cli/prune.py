@@ -19,7 +19,7 @@ from stp_fx.io import save
 from stp_fx.ir import provenance_of
 from stp_fx.measure.calibration import eval_twin
 from stp_fx.measure.latency import example_values
-from stp_fx.passes import Pipeline
+from stp_fx.passes import Pipeline, RemoveChannels
 from stp_fx.passes.compensations import CompensationName
 
 __all__ = ["add"]
@@ -125,7 +125,7 @@ def _pipeline(args: argparse.Namespace, data: Any, loss: Any) -> Pipeline:
     if given:
         raise InputError(f"--pipeline lists the passes to run, so --{given[0].replace('_', '-')} cannot be given beside it")
     named = {name: value for name, value in (("calibration", data), ("loss", loss)) if value is not None}
-    if args.validate != "auto":
+    if args.validate != "auto" and RemoveChannels.__name__ in args.pipeline:
         named["validate"] = VALIDATE[args.validate]
     return Pipeline.parse(args.pipeline, **named)
 

@@ -253,6 +253,7 @@ class PATPassManager:
         prepared = passes.apply(self.model, Artifacts(measured, scores))
         plan = prepared.artifacts.planned("PATPassManager")
         assert_same_plan(plan)
+        rewrite = MaskChannels() if masking else self._removal
         try:
             rewrite = MaskChannels() if masking else self._removal
             result = rewrite.apply(prepared.graph_module, prepared.artifacts).graph_module
