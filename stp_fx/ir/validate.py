@@ -25,7 +25,7 @@ from stp_fx.ir.examples import Example, other_sizes, real_example, with_rows
 from stp_fx.ir.first_difference import first_difference, module_values, node_values
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import mapped
-from stp_fx.ir.patches import suspended
+from stp_fx.ir.patches import LOCK, suspended
 from stp_fx.ir.random_ops import FixedDraws
 from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_like, meta_twin
@@ -69,7 +69,7 @@ def run_once(
     """
     given = example.mapped(torch.Tensor.clone)
     start = time.perf_counter()
-    with as_it_was(module, *beside) as held, _quiet(), FixedDraws() if fixed else ExitStack():
+    with LOCK, as_it_was(module, *beside) as held, _quiet(), FixedDraws() if fixed else ExitStack():
         states = _random_states()
         try:
             if training is not None:
@@ -90,7 +90,10 @@ def _random_states() -> list[torch.Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing is traced, no gradients, no warnings, and no fused attention that computes padding differently."""
+    """Nothing is traced, no gradients, no warnings, and no fused attention that computes padding differently.
+
+    Filters of warnings and the choice of attention are the process's, so callers hold :data:`LOCK`.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     with suspended(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -247,12 +250,12 @@ class _Checker:
         called = {str(n.target) for n in self._gm.graph.nodes if n.op == "call_module"}
         inputs = self._inputs(example).mapped(torch.Tensor.clone).args
         try:
-            with as_it_was(self._model, self._gm), _quiet(), FixedDraws():
+            with LOCK, as_it_was(self._model, self._gm), _quiet(), FixedDraws():
                 if training is not None:
                     self._model.train(training)
                 given = example.mapped(torch.Tensor.clone)
                 theirs = module_values(self._model, called, lambda: self._model(*given.args, **given.kwargs))
-            with as_it_was(self._model, self._gm), _quiet(), FixedDraws():
+            with LOCK, as_it_was(self._model, self._gm), _quiet(), FixedDraws():
                 if training is not None:
                     self._gm.train(training)
                 ours = node_values(self._gm, inputs)
