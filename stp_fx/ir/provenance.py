@@ -13,6 +13,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.call import Call
 from stp_fx.ir.captured import KEY
 from stp_fx.ir.nested import mapped
+from stp_fx.ir.shapes import tensors_of
 from stp_fx.ir.validation import Validation
 
 __all__ = [
@@ -109,7 +110,7 @@ def structure_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     Raises:
         InputError: the graph carries no recorded example.
     """
-    shapes = tuple((t.shape, t.dtype) for t in (*gm.parameters(), *gm.buffers()))
+    shapes = tuple((t.shape, t.dtype) for t in tensors_of(gm))
     return gm.code, shapes, tuple(v.shape if isinstance(v, torch.Tensor) else repr(v) for v in provenance_of(gm).inputs)
 
 
@@ -141,8 +142,11 @@ def needs_whole_tensors(gm: torch.nn.Module) -> None:
     Raises:
         InputError: names the first parameter that is a ``DTensor``.
     """
+    # `placements`: of a DTensor, whose import takes most of a second
+    if not any(hasattr(tensor, "placements") for tensor in tensors_of(gm)):
+        return
     for name, parameter in gm.named_parameters():
-        placements = getattr(parameter, "placements", None)  # of a DTensor, whose import takes most of a second
+        placements = getattr(parameter, "placements", None)
         if placements is not None:
             raise InputError(
                 f"{name!r} is sharded over processes ({placements}); masks, removal and scores need whole tensors. "

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import structure_of
+from stp_fx.ir.shapes import tensors_of
 
 __all__ = ["Stamp", "check_stamp", "stamp_of", "weights_of"]
 
@@ -28,7 +29,7 @@ class Stamp:
 
 def stamp_of(gm: fx.GraphModule) -> Stamp:
     """The stamp of a graph as it is now; it reads a few values of each tensor."""
-    return Stamp(hash(structure_of(gm)), weights_of((*gm.parameters(), *gm.buffers())))
+    return Stamp(hash(structure_of(gm)), weights_of(tensors_of(gm)))
 
 
 def check_stamp(gm: fx.GraphModule, stamp: Stamp | None, what: str, remedy: str) -> None:
