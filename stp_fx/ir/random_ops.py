@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["FixedDraws"]
+__all__ = ["DrawnInPython", "FixedDraws"]
 
 _aten = torch.ops.aten
 _DROPOUT_OF = {
@@ -45,3 +47,29 @@ class FixedDraws(TorchDispatchMode):
             else:
                 kwargs[name] = 0.0
         return func(*args, **kwargs)
+
+
+class DrawnInPython:
+    """Which of the process's generators a block has drawn from: ``from_``, by the names that users know."""
+
+    def __enter__(self) -> DrawnInPython:
+        self._before = _states()
+        self.from_: tuple[str, ...] = ()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now = _states()
+        self.from_ = tuple(name for name, state in self._before.items() if not _same_state(state, now[name]))
+
+
+def _states() -> dict[str, Any]:
+    numpy = sys.modules.get("numpy")
+    states: dict[str, Any] = {"random": random.getstate(), "torch": torch.get_rng_state()}
+    if numpy is not None:
+        _, keys, position, *_ = numpy.random.get_state()
+        states["numpy.random"] = torch.tensor([position, *map(int, keys[:4])])
+    return states
+
+
+def _same_state(one: Any, two: Any) -> bool:
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
