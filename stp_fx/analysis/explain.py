@@ -8,7 +8,7 @@ import numpy as np
 
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.pins import pin_reasons, pinned_axes
-from stp_fx.analysis.propagate import AxisRecord
+from stp_fx.analysis.propagated import AxisRecord
 from stp_fx.analysis.solved import Solved
 from stp_fx.errors import InputError
 from stp_fx.rules import Dim, TensorDims, dim_size

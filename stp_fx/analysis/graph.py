@@ -17,7 +17,7 @@ from stp_fx.analysis.liveness import Cut, alive_under
 from stp_fx.analysis.pins import pin_reasons, pinned_axes
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.plans import plan_for, plan_removing
-from stp_fx.analysis.propagate import Contraction
+from stp_fx.analysis.propagated import Contraction
 from stp_fx.analysis.solved import Solved, removable, units_along
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError

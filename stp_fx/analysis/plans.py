@@ -10,7 +10,7 @@ import numpy as np
 from stp_fx.analysis.explain import explain
 from stp_fx.analysis.liveness import flag_whole_factors
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.analysis.propagate import AxisRecord
+from stp_fx.analysis.propagated import AxisRecord
 from stp_fx.analysis.solved import Solved, alive_classes, kept_axes, removable, units_along
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import is_mask_buffer
