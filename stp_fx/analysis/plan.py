@@ -45,7 +45,12 @@ class PrunePlan:
             lonely = next(iter(set(self.kept) ^ set(self.sizes)))
             raise PlanError(f"plan entry {lonely!r} has {'no size' if lonely in self.kept else 'no kept indices'}")
         sizes = {_checked_key(key): _checked_size(key, size) for key, size in self.sizes.items()}
-        kept = {key: _checked_kept(key, indices, sizes[key]) for key, indices in self.kept.items()}
+        done: dict[tuple[int, int], npt.NDArray[np.int64]] = {}  # axes that are cut alike share their indices
+        given = dict(self.kept)
+        for key, indices in given.items():
+            if (id(indices), sizes[key]) not in done:
+                done[id(indices), sizes[key]] = _checked_kept(key, indices, sizes[key])
+        kept = {key: done[id(indices), sizes[key]] for key, indices in given.items()}
         shortened = sorted(key for key, indices in kept.items() if len(indices) < sizes[key])
         object.__setattr__(self, "kept", {key: kept[key] for key in shortened})
         object.__setattr__(self, "sizes", {key: sizes[key] for key in shortened})
@@ -157,7 +162,7 @@ def _checked_size(key: AxisKey, size: object) -> int:
 def _checked_kept(key: AxisKey, indices: object, size: int) -> npt.NDArray[np.int64]:
     try:
         array = np.array(indices)  # a copy: the plan must not change with the caller's array
-    except ValueError:
+    except Exception:  # whatever an object's own conversion raises
         raise PlanError(f"{_label(key)}: kept indices are a flat sequence of integers; got {indices!r}") from None
     if array.ndim != 1 or array.dtype.kind not in "iu":
         if array.ndim == 1 and array.size == 0:
@@ -165,7 +170,7 @@ def _checked_kept(key: AxisKey, indices: object, size: int) -> npt.NDArray[np.in
         raise PlanError(f"{_label(key)}: kept indices are a flat sequence of integers; got {array.dtype} of shape {array.shape}")
     if array.size == 0:
         raise PlanError(f"{_label(key)}: a plan keeps at least one index of every axis; got none")
-    array = array.astype(np.int64)
+    array = array.astype(np.int64, copy=False)
     if array.min() < 0 or array.max() >= size:
         bad = array[(array < 0) | (array >= size)][0]
         raise PlanError(f"{_label(key)}: kept index {bad} is out of range for an axis of {size}")

@@ -14,6 +14,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from stp_fx.errors import InputError
+from stp_fx.paths import path_of, replacing
 from stp_fx.views.drawing import Drawing
 from stp_fx.views.network import KINDS, network
 
@@ -35,22 +36,26 @@ _MEANING = {"flow": "data flow", "direct": "direct coupling", "forced": "forced 
 
 def draw(drawing: Drawing, path: str | pathlib.Path, view: str = "dependency", fold: int | None = None) -> pathlib.Path:
     """See :meth:`ChannelGraph.draw`."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(path_of(path))
     suffix = path.suffix.lstrip(".")
     if suffix not in _SUFFIXES:
         raise InputError(f"cannot draw {path.name!r}: the suffix must be .dot, .png, .svg or .pdf")
     text = dot_text(drawing, view, fold)
     if suffix != "dot" and shutil.which("dot") is not None:
-        path.write_bytes(_run(text, suffix))
-        return path
+        return _written(path, _run(text, suffix))
     if suffix != "dot":
         warnings.warn(
             f"Graphviz's `dot` is not on this machine, so {path.with_suffix('.dot')} was written in place of {path.name}: "
             "`apt-get install graphviz`, `brew install graphviz` or `conda install graphviz`, then draw again",
             stacklevel=3,
         )
-    path.with_suffix(".dot").write_text(text, encoding="utf-8")
-    return path.with_suffix(".dot")
+    return _written(path.with_suffix(".dot"), text.encode())
+
+
+def _written(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    with replacing(str(path)) as partial:
+        pathlib.Path(partial).write_bytes(content)
+    return path
 
 
 def svg(drawing: Drawing) -> str | None:
