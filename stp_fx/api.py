@@ -14,7 +14,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost, cost
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.names import entries_of
-from stp_fx.checks import is_a
+from stp_fx.checks import arguments_by_name, check_flag, is_a
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
@@ -210,6 +210,7 @@ def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, valid
     if not is_a(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (PrunePlan.from_json reads one)")
     provenance_of(gm)
+    check_flag("mask", mask)
     return (MaskChannels(plan) if mask else RemoveChannels(plan, validate))(gm).graph_module
 
 
@@ -238,8 +239,9 @@ def _captured(
 ) -> fx.GraphModule:
     if not isinstance(gm, nn.Module):
         raise InputError(f"expected a GraphModule or nn.Module, got a {type(gm).__name__}")
-    if example_inputs is not None or kwargs:
-        return trace(gm, example_inputs, kwargs=kwargs, frontend=frontend, validate=validate)
+    named = arguments_by_name(kwargs)
+    if example_inputs is not None or named:
+        return trace(gm, example_inputs, kwargs=named, frontend=frontend, validate=validate)
     if isinstance(gm, fx.GraphModule) and has_provenance(gm):
         return gm
     raise InputError(

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+from stp_fx.checks import shown
 from stp_fx.errors import FileError, InputError, StpFxError
 
 __all__ = ["path_of", "replacing"]
@@ -25,8 +26,8 @@ def path_of(path: Any) -> str:
         os.fsencode(text)
     except TypeError:
         raise InputError(f"`path` is a {type(path).__name__}; give a file name") from None
-    except UnicodeError as error:
-        raise InputError(f"`path` is {path!r}, which cannot be a file name here ({error}); give another name") from None
+    except Exception as error:  # what cannot be encoded, or an object's own code
+        raise InputError(f"`path` is {shown(path)}, which cannot be a file name here ({error}); give another name") from None
     if "\0" in text:
         raise InputError(f"`path` is {path!r}: it holds a null character, which no file name can; give another name")
     return text

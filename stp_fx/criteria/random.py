@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stp_fx.analysis.groups import Group
-from stp_fx.checks import is_whole
+from stp_fx.checks import is_whole, shown
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.reduce import check_combining, combine
 from stp_fx.errors import InputError
@@ -48,4 +48,4 @@ class Random:
 
 def _check_seed(seed: object) -> None:
     if not is_whole(seed) or seed < 0:
-        raise InputError(f"a seed is an integer of at least 0; got {seed!r}")
+        raise InputError(f"a seed is an integer of at least 0; got {shown(seed)}")

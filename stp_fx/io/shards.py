@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.checks import is_whole
+from stp_fx.checks import is_whole, shown
 from stp_fx.errors import FileError, InputError, StpFxError
 from stp_fx.io.sources import opened, sources_of
 from stp_fx.paths import path_of
@@ -54,7 +54,7 @@ def prune_shards(gm: fx.GraphModule, plan: PrunePlan, source: Any, target: Any, 
     if not isinstance(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (stp_fx.plan_of)")
     if not is_whole(max_shard_bytes) or max_shard_bytes < 1:
-        raise InputError(f"`max_shard_bytes` is a positive number of bytes; got {max_shard_bytes!r}")
+        raise InputError(f"`max_shard_bytes` is a positive number of bytes; got {shown(max_shard_bytes)}")
     folder = Path(path_of(target))
     if _exists(folder):
         raise FileError(f"{str(folder)!r} exists; give a folder that does not")

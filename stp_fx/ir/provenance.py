@@ -111,8 +111,9 @@ def structure_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     Raises:
         InputError: the graph carries no recorded example.
     """
+    inputs = provenance_of(gm).inputs
     shapes = tuple((t.shape, t.dtype) for t in tensors_of(gm))
-    return gm.code, shapes, tuple(v.shape if isinstance(v, torch.Tensor) else repr(v) for v in provenance_of(gm).inputs)
+    return gm.code, shapes, tuple(v.shape if isinstance(v, torch.Tensor) else repr(v) for v in inputs)
 
 
 def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
+from stp_fx.checks import arguments_by_name, is_choice, shown
 from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.batch import with_batch
@@ -79,22 +80,23 @@ def trace(
     compiled = next((name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if compiled is not None:
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
-    if frontend != "auto" and frontend not in _FRONT_ENDS:
-        raise InputError(f"unknown front end {frontend!r}; known: auto, {', '.join(_FRONT_ENDS)}")
+    given = arguments_by_name(kwargs)
+    if not is_choice(frontend, ("auto", *_FRONT_ENDS)):
+        raise InputError(f"unknown front end {shown(frontend)}; known: auto, {', '.join(_FRONT_ENDS)}")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     with LOCK, state_kept():
-        arguments = bound_arguments(model, example_inputs, kwargs or {})
+        arguments = bound_arguments(model, example_inputs, given)
         try:
-            example = example_of_call(example_inputs, kwargs or {})
+            example = example_of_call(example_inputs, given)
             gm = _first_capture(
                 model, arguments, frozenset(kwargs or ()), frontend, lambda gm: _validated(model, gm, example, budget)
             )
         except TraceError:
-            check_that_it_runs(model, example_inputs, kwargs or {}, arguments)
+            check_that_it_runs(model, example_inputs, given, arguments)
             raise
-    return with_provenance(gm, call=call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend))
+    return with_provenance(gm, call=call_of(model, example_inputs, given, provenance_of(gm).frontend))
 
 
 def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
