@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import keyword
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -72,7 +74,18 @@ def trace(
             modules.
         TraceError: the model's Python code cannot be captured, or the graph computes something else; says where and what to do.
     """
-    budget = Budget(validate)
+    try:
+        return _traced(model, example_inputs, kwargs, frontend, Budget(validate))
+    except RecursionError as error:
+        raise TraceError(
+            f"{type(model).__name__} nests modules or calls deeper than Python follows (sys.getrecursionlimit() is "
+            f"{sys.getrecursionlimit()}): raise that limit, or flatten the modules"
+        ) from error
+
+
+def _traced(
+    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str, budget: Budget
+) -> fx.GraphModule:
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -156,6 +169,9 @@ def _captures(
         except TraceError as error:
             said[name] = error
             continue
+        except SyntaxError as error:  # torch.fx writes a graph as Python, names of modules included
+            said[name] = TraceError(_unwritable(model, error))
+            continue
         suspect = bound is not None or OWN_BATCH in provenance_of(gm).notes
         if frontend != "auto" or not suspect or _takes_another_batch(gm):
             yield gm
@@ -164,6 +180,14 @@ def _captures(
         _log.debug("%s: the graph of %s is bound to the example's batch", type(model).__name__, name)
     if bound is not None:
         yield bound
+
+
+def _unwritable(model: nn.Module, error: SyntaxError) -> str:
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())]
+    words = dict.fromkeys(name for name in names if any(map(keyword.iskeyword, name.split("."))))
+    if not words:
+        return f"the graph cannot be written as Python: {error}"
+    return f"{next(iter(words))!r} holds a word of Python's own, so no code can name it: rename it, {next(iter(words)) + '_'!r}"
 
 
 def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: Budget) -> fx.GraphModule:
