@@ -14,7 +14,9 @@ from stp_fx.errors import InputError
 __all__ = [
     "MOST",
     "arguments_by_name",
+    "check_callable",
     "check_flag",
+    "check_seed",
     "check_whole",
     "is_a",
     "is_choice",
@@ -74,6 +76,27 @@ def check_flag(argument: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"`{argument}` is True or False; got {shown(value)}")
     return value
+
+
+def check_callable(argument: str, value: Any, form: str) -> Any:
+    """The value, if it can be called or is None.
+
+    Raises:
+        InputError: names ``argument``, and the ``form`` of the call.
+    """
+    if value is not None and not callable(value):
+        raise InputError(f"`{argument}` is a callable {form}; got {shown(value)}")
+    return value
+
+
+def check_seed(value: object) -> None:
+    """Refuses what is no seed.
+
+    Raises:
+        InputError: no whole number from 0.
+    """
+    if not is_whole(value) or value < 0:
+        raise InputError(f"a seed is an integer of at least 0; got {shown(value)}")
 
 
 def check_whole(argument: str, value: object, least: int) -> None:

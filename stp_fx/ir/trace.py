@@ -37,7 +37,7 @@ from stp_fx.ir.validate import validate_capture
 from stp_fx.ir.validation import Budget, Validate
 from stp_fx.ir.verify import verify
 
-__all__ = ["bound_arguments", "retrace", "trace"]
+__all__ = ["FRONT_ENDS", "bound_arguments", "retrace", "trace"]
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ def _traced(
     if compiled is not None:
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
     given = arguments_by_name(kwargs)
-    if not is_choice(frontend, ("auto", *_FRONT_ENDS)):
-        raise InputError(f"unknown front end {shown(frontend)}; known: auto, {', '.join(_FRONT_ENDS)}")
+    if not is_choice(frontend, FRONT_ENDS):
+        raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
@@ -255,3 +255,5 @@ _FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any], frozenset[str]], fx.
     "fx": capture_with_fx,
     "export": _trace_with_export,
 }
+FRONT_ENDS = ("auto", *_FRONT_ENDS)
+"""Values of ``frontend``."""

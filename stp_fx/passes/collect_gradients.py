@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import fx
 
-from stp_fx.checks import check_flag, check_whole, shown
-from stp_fx.errors import InputError
+from stp_fx.checks import check_callable, check_flag, check_whole
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss, collect_gradients
 from stp_fx.passes.artifacts import Artifacts, Outcome
@@ -39,8 +38,7 @@ class CollectGradients(GraphPass):
     def __post_init__(self) -> None:
         check_flag("fisher", self.fisher)
         check_whole("hutchinson", self.hutchinson, 0)
-        if self.loss is not None and not callable(self.loss):
-            raise InputError(f"`loss` is a callable (gm, batch) -> scalar; got {shown(self.loss)}")
+        check_callable("loss", self.loss, "(graph, batch) -> scalar")
 
     def requires(self, gm: fx.GraphModule) -> None:
         super().requires(gm)

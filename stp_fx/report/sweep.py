@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.names import entries_of, prunable_groups
-from stp_fx.checks import is_a, listed_argument, shown
+from stp_fx.checks import check_callable, is_a, listed_argument
 from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import batches, eval_twin, reiterable
@@ -103,6 +103,8 @@ def sweep(
     """
     selections = [Selection(ratio, **options) for ratio in _listed(ratios)]
     chosen = resolve(criterion)
+    check_callable("loss", loss, "(graph, batch) -> scalar")
+    calibration = None if calibration is None else reiterable(calibration)
     check_names(gm, selections[0])
     measured = measure(gm, needs_of(chosen), calibration, loss)
     scores = score(gm, chosen, measured, ignore=selections[0].ignore, seed=seed)
@@ -188,8 +190,7 @@ def sensitivity(
         InputError: no ratios, no data, or a loss that is not a scalar.
     """
     ratios = _listed(ratios)
-    if loss is not None and not callable(loss):
-        raise InputError(f"`loss` is a callable (gm, batch) -> scalar; got {shown(loss)}")
+    check_callable("loss", loss, "(graph, batch) -> scalar")
     function = cross_entropy if loss is None else loss
     held = reiterable(data, "data")
     chosen = resolve(criterion)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import fx, nn
 
-from stp_fx.checks import is_a, is_whole, listed_argument, shown
+from stp_fx.checks import check_whole, is_a, is_whole, listed_argument, shown
 from stp_fx.errors import InputError, StpFxError
 from stp_fx.ir.provenance import has_provenance
+from stp_fx.measure.calibration import limited, reiterable
 
-__all__ = ["check_state", "checked_recalibration", "listed_followers", "wrapped"]
+__all__ = ["check_state", "checked_recalibration", "limited_loader", "listed_followers", "wrapped"]
 
 
 def checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:
@@ -23,6 +24,17 @@ def checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:
     if recalibrate is None or is_a(recalibrate, bool) or (is_whole(recalibrate) and recalibrate >= 1):
         return recalibrate
     raise InputError(f"`recalibrate` is a number of batches, at least 1, or True for all; got {shown(recalibrate)}")
+
+
+def limited_loader(loader: Iterable[Any] | None, number: int | None) -> Iterable[Any] | None:
+    """The first ``number`` batches of the loader, at every iteration; all for None.
+
+    Raises:
+        InputError: no iterable of batches, or no number of them.
+    """
+    if number is not None:
+        check_whole("calibration_batches", number, 1)
+    return None if loader is None else limited(reiterable(loader, "train_loader"), number)
 
 
 def listed_followers(followers: object) -> tuple[fx.GraphModule, ...]:

@@ -20,13 +20,12 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.names import prunable_groups
-from stp_fx.checks import check_flag, is_whole, shown
+from stp_fx.checks import check_callable, check_flag, is_whole, shown
 from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import FunctionChangedError, InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.provenance import needs_whole_tensors
 from stp_fx.ir.validation import Validate
-from stp_fx.measure.calibration import limited, reiterable
 from stp_fx.measure.measured import measure
 from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
 from stp_fx.passes.compensations import compensation_named
@@ -38,7 +37,7 @@ from stp_fx.selection.selection import Selection, SelectionOptions, takes_select
 from stp_fx.text import ROWS, html_table
 from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward, listed_optimizers
-from stp_fx.training.arguments import check_state, checked_recalibration, listed_followers, wrapped
+from stp_fx.training.arguments import check_state, checked_recalibration, limited_loader, listed_followers, wrapped
 from stp_fx.training.distributed import assert_same_plan, share_buffers
 from stp_fx.training.epochs import step_epochs
 from stp_fx.training.regularizers import Regularizer
@@ -138,14 +137,15 @@ class PATPassManager:
         self.mask_until_last: bool = check_flag("mask_until_last", mask_until_last)
         self._compensation = compensation_named(compensation, train_loader, "train_loader")
         self._needs = (*needs_of(self.criterion), *self._compensation.needs)
-        self._loader = None if train_loader is None else limited(reiterable(train_loader, "train_loader"), calibration_batches)
-        self._loss, self._recalibrate = loss, checked_recalibration(recalibrate)
+        self._loader = limited_loader(train_loader, calibration_batches)
+        self._loss = check_callable("loss", loss, "(graph, batch) -> scalar")
+        self._recalibrate = checked_recalibration(recalibrate)
         if train_loader is None and (self._needs or self._recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
         self._selection, self._removal = selection, RemoveChannels(validate=validate)
         self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
         self.followers: tuple[fx.GraphModule, ...] = listed_followers(followers)
-        self.step, self.epoch = 0, -1
+        self.step, self.epoch, self._wrap = 0, -1, wrap
         self._whole = cost(self.model)
         self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
         self._sizes = {group.name: group.size for group in analyze(self.model).groups}
@@ -157,7 +157,6 @@ class PATPassManager:
         self._hook_optimizers()
         if self.regularizer is not None:
             self.regularizer.attach(self.model)
-        self._wrap = wrap
         self.parallel: nn.Module = wrapped(self.model, wrap)
 
     def __repr__(self) -> str:

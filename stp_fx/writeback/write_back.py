@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.checks import arguments_by_name
+from stp_fx.checks import arguments_by_name, check_flag
 from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
@@ -70,6 +70,7 @@ def write_back(
         Linear(in_features=4, out_features=4, bias=True)
     """
     _check_arguments(pruned, model)
+    check_flag("strict_config", strict_config)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
     plan = provenance_of(pruned).plan or PrunePlan({}, {})
     with torch.random.fork_rng(devices=[]):

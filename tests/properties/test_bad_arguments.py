@@ -406,3 +406,25 @@ def test_only_errors_of_our_own(name: str, tmp_path: Path) -> None:
                 changed = [record.difference() for _, record in before if record.difference() is not None]
                 assert not changed, (argument, label, changed)
     assert not foreign, "\n".join(foreign)
+
+
+NEVER: tuple[Any, ...] = ("x", b"x", math.nan, 0.5, object(), [None], nn.Linear, torch.ones(2), {"a": 1})
+"""No flag, number, seed, name of a front end or loss (a class can be called)."""
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        *(("prune_graph", argument) for argument in ("loss", "seed", "frontend", "recalibrate")),
+        *(("sweep", argument) for argument in ("loss", "seed")),
+        *(("PATPassManager", argument) for argument in ("loss", "calibration_batches", "mask_until_last", "recalibrate")),
+        ("write_back", "strict_config"), ("score", "seed"), ("ScoreUnits", "seed"), ("apply_plan", "mask"), ("explain", "index"),
+    ],
+)  # fmt: skip
+def test_arguments_that_this_call_does_not_need_are_checked_as_well(name: str, argument: str, tmp_path: Path) -> None:
+    call = CALLS[name]
+    for value in NEVER:
+        if argument == "loss" and callable(value):
+            continue
+        with pytest.raises(StpFxError):
+            call.function(**{**call.arguments(tmp_path), argument: value})
