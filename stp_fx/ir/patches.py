@@ -17,9 +17,11 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
+import logging
 import math
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -30,7 +32,7 @@ from torch.fx import _symbolic_trace
 
 from stp_fx.ir.proxies import ValueProxy, holds_proxy
 
-__all__ = ["LOCK", "PatchedTracer", "active", "suspended", "tracing"]
+__all__ = ["LOCK", "PatchedTracer", "active", "applying", "quiet_export", "suspended", "tracing"]
 
 LOCK = threading.RLock()
 """Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
@@ -110,6 +112,43 @@ def tracing(tracer: PatchedTracer, scopes: Iterable[dict[str, Any]]) -> Iterator
 def _leave() -> None:
     _HERE.depth -= 1
     _HERE.tracers.pop()
+
+
+@contextmanager
+def applying(apply: Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """A block in which this thread's ``Function.apply(...)`` is ``apply(Function, its own apply, args, kwargs)``."""
+    thread, original = threading.get_ident(), _inherited(torch.autograd.Function, "apply")
+
+    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = original.__get__(None, cls)
+        return bound(*args, **kwargs) if threading.get_ident() != thread else apply(cls, bound, args, kwargs)
+
+    with LOCK, ExitStack() as undo:
+        _set(torch.autograd.Function, "apply", classmethod(applied), undo)
+        yield
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """A block in which ``torch.export`` prints nothing: neither the graph of what has failed, nor this thread's log records.
+
+    What has failed is told by the exception.
+    """
+    from torch.export import _trace
+
+    thread = threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or record.thread != thread
+
+    with LOCK, ExitStack() as undo:
+        _set(_trace, "print", lambda *_, **__: None, undo)
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
+            logging.getLogger(name).addFilter(passes)
+            undo.callback(logging.getLogger(name).removeFilter, passes)
+        undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+        yield
 
 
 # -- what is patched once, however many traces are nested --------------------------------------------------------------
