@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 import stp_fx
-from stp_fx.errors import TraceError
+from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.example import bound_arguments
 
 MODES = (None, False, True)
@@ -126,3 +126,40 @@ def test_a_graph_does_what_its_model_does(case: Case, frontend: str, capfd: pyte
     if found and case.wrong == frontend:
         pytest.xfail(found[0])
     assert not found, "\n".join([*found[:6], gm.code])
+
+
+@pytest.mark.parametrize("frontend", ["export", "fx"])
+def test_the_example_itself_can_be_given_to_the_graph(frontend: str) -> None:
+    case = next(case for case in CASES if case.name == "positional constants")
+    model = made(case)
+    gm = captured(case, model, frontend)
+    x, flag, scale, y = case.inputs(4)
+    expected = model(x, flag, scale, y)
+    for result in (gm(x, flag, scale, y), gm(x, y), gm(x, y=y, flag=True), copy.deepcopy(gm)(x, flag, scale, y)):
+        assert torch.equal(result, expected)
+    with pytest.raises(InputError, match="'flag' is False, but the graph was captured with True"):
+        gm(x, False, scale, y)
+
+
+@pytest.mark.parametrize("frontend", ["export", "fx"])
+def test_operators_that_write_are_pinned_and_named(frontend: str) -> None:
+    case = next(case for case in CASES if case.name == "custom operators that write")
+    graph = stp_fx.analyze(captured(case, made(case), frontend))
+    assert set(graph.unknown) == {"stp_fx_cases.bump.default", "stp_fx_cases.note.default"}
+    assert "no rule for stp_fx_cases" in graph.explain("a.weight")
+    assert not graph.groups
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_exported_is_pruned_as_what_is_traced(training: bool) -> None:
+    """Kept modules are those of the model, and the analysis knows them."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout2d(0.1), nn.Conv2d(8, 6, 3), nn.InstanceNorm2d(6), nn.Flatten(2)
+    ).train(training)
+    model.append(nn.LSTM(9, 6, batch_first=True))
+    groups = []
+    for frontend in ("export", "fx"):
+        graph = stp_fx.analyze(stp_fx.trace(model, torch.randn(4, 3, 7, 7), frontend=frontend, validate=False))
+        groups.append(sorted((g.name, g.size) for g in graph.groups))
+    assert groups[0] == groups[1]
+    assert groups[0]
