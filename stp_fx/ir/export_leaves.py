@@ -133,6 +133,8 @@ def _shapes_of(module: nn.Module) -> Callable[..., Any] | None:
         return torch.empty_like
     if plain and isinstance(module, nn.RNNBase):
         return functools.partial(_recurrent, module)
+    if plain and isinstance(module, nn.RNNCellBase):
+        return functools.partial(_cell, module)
     return module.forward if is_random(module) else None
 
 
@@ -145,6 +147,11 @@ def _recurrent(module: nn.RNNBase, x: torch.Tensor, hx: Any = None) -> Any:
     if not isinstance(module, nn.LSTM):
         return output, state
     return output, (state, x.new_empty((module.num_layers * directions, *batch, module.hidden_size)))
+
+
+def _cell(module: nn.RNNCellBase, x: torch.Tensor, hx: Any = None) -> Any:
+    state = x.new_empty((*x.shape[:-1], module.hidden_size))
+    return (state, torch.empty_like(state)) if isinstance(module, nn.LSTMCell) else state
 
 
 def _called(name: str, forward: Callable[..., Any], shapes: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

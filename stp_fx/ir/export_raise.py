@@ -25,7 +25,7 @@ from stp_fx.ir.nested import holds
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.spelling import SPELLED
-from stp_fx.ir.stored import count_batches, store_as_model
+from stp_fx.ir.stored import count_batches, put_in_order, store_as_model
 from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["Raised"]
@@ -98,6 +98,7 @@ class Raised:
         gm = CapturedGraph(self.root, self.graph, class_name=type(self.model).__name__)
         gm.training = self.training
         store_as_model(gm, self.model, self._called())
+        put_in_order(gm, self.model)
         self.notes += count_batches(gm, self.model, self.training)
         return gm
 

@@ -50,6 +50,7 @@ SPELLED |= {
     "aten.adaptive_max_pool3d": _with(F.adaptive_max_pool3d, return_indices=True),
     "aten.max_pool2d_with_indices": _with(F.max_pool2d, return_indices=True),
     "aten.max_pool3d_with_indices": _with(F.max_pool3d, return_indices=True),
+    "aten.prelu": _with(F.prelu), "aten.im2col": _with(F.unfold), "aten.col2im": _with(F.fold),
     "aten.where": _with(torch.where), "aten.cat": _with(torch.cat), "aten.stack": _with(torch.stack),
     "aten.dropout": _named(F.dropout, "input", "p", "train"),
     "aten.dropout_": _named(F.dropout, "self", "p", "train", inplace=True),

@@ -408,6 +408,25 @@ for _mode in ("sum", "mean", "max"):
         tokens,
     )
 
+
+class Tied(nn.Module):
+    """Stored in another order than used, and one tensor by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.table = nn.Linear(8, 8), nn.Embedding(7, 8)
+        self.logits = nn.Linear(8, 7, bias=False)
+        self.logits.weight = self.table.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits(self.last(self.table(x)))
+
+
+add("tied weights", Tied, tokens)
+for _kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
+    add(_kind.__name__, lambda k=_kind: k(8, 6))
+    add(f"{_kind.__name__} within", lambda k=_kind: nn.Sequential(nn.Linear(8, 8), k(8, 6)))
+
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,7 @@ def _same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_graph_does_what_its_model_does(case: Case, frontend: str, capfd: pytest.CaptureFixture[str]) -> None:
     model = made(case)
+    order = (list(model.state_dict()), [name for name, _ in model.named_parameters()])
     before = (copy.deepcopy(model.state_dict()), [m.training for m in model.modules()], [list(vars(m)) for m in model.modules()])
     capfd.readouterr()
     refusal = case.refused.get(frontend)
@@ -113,6 +114,8 @@ def test_a_graph_does_what_its_model_does(case: Case, frontend: str, capfd: pyte
     after = (model.state_dict(), [m.training for m in model.modules()], [list(vars(m)) for m in model.modules()])
     assert after[1:] == before[1:]
     assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+    if frontend == "export":
+        assert ([n for n in gm.state_dict() if n in order[0]], [n for n, _ in gm.named_parameters()]) == order
     found = []
     for mode in MODES:
         theirs, ours = copy.deepcopy(model), copy.deepcopy(gm)
