@@ -17,9 +17,11 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
+import logging
 import math
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -28,9 +30,10 @@ import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
-from stp_fx.ir.proxies import ValueProxy, holds_proxy
+from stp_fx.ir.asked import BUILTINS, is_tensor
+from stp_fx.ir.proxies import holds_proxy
 
-__all__ = ["LOCK", "PatchedTracer", "active", "suspended", "tracing"]
+__all__ = ["LOCK", "PatchedTracer", "active", "applying", "quiet_export", "suspended", "tracing"]
 
 LOCK = threading.RLock()
 """Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
@@ -113,6 +116,43 @@ def tracing(tracer: PatchedTracer, scopes: Iterable[dict[str, Any]]) -> Iterator
 def _leave() -> None:
     _HERE.depth -= 1
     _HERE.tracers.pop()
+
+
+@contextmanager
+def applying(apply: Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """A block in which this thread's ``Function.apply(...)`` is ``apply(Function, its own apply, args, kwargs)``."""
+    thread, original = threading.get_ident(), _inherited(torch.autograd.Function, "apply")
+
+    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = original.__get__(None, cls)
+        return bound(*args, **kwargs) if threading.get_ident() != thread else apply(cls, bound, args, kwargs)
+
+    with LOCK, ExitStack() as undo:
+        _set(torch.autograd.Function, "apply", classmethod(applied), undo)
+        yield
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """A block in which ``torch.export`` prints nothing: neither the graph of what has failed, nor this thread's log records.
+
+    What has failed is told by the exception.
+    """
+    from torch.export import _trace
+
+    thread = threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or record.thread != thread
+
+    with LOCK, ExitStack() as undo:
+        _set(_trace, "print", lambda *_, **__: None, undo)
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
+            logging.getLogger(name).addFilter(passes)
+            undo.callback(logging.getLogger(name).removeFilter, passes)
+        undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+        yield
 
 
 # -- what is patched once, however many traces are nested --------------------------------------------------------------
@@ -268,7 +308,7 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
     calls: dict[str, Any] = {name: _taking_proxies(vars(torch)[name], "call_function", vars(torch)[name]) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
-    calls["is_tensor"] = _is_tensor
+    calls["is_tensor"] = is_tensor
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
     return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}}
@@ -290,17 +330,6 @@ def _module_type(module: types.ModuleType, names: dict[str, Any]) -> type:
     return type("module", (type(module),), {name: answering(name, patched) for name, patched in names.items()})
 
 
-def _is_instance(value: Any, kinds: Any) -> bool:
-    """``isinstance`` as a model's forward means it: a node that stands for a tensor is one."""
-    if isinstance(value, kinds):
-        return True
-    return isinstance(value, ValueProxy) and issubclass(value.tracer.kind_of(value.node), kinds)
-
-
-def _is_tensor(value: Any) -> bool:
-    return _is_instance(value, torch.Tensor)
-
-
 # -- names in the globals of a model's own code ------------------------------------------------------------------------
 
 
@@ -311,7 +340,7 @@ def _patch_scope(scope: dict[str, Any], undo: ExitStack) -> None:
         if patched is not None:
             _put(scope, name, patched, undo)
     if not str(scope.get("__name__", "")).startswith("torch."):
-        for name, value in _BUILTINS.items():
+        for name, value in BUILTINS.items():
             if name not in scope:
                 _put(scope, name, value, undo)
 
@@ -351,33 +380,3 @@ def _wrapped(original: Any) -> Callable[..., Any]:
 
     setattr(call, _OURS, True)
     return call
-
-
-class _MetaType(type):
-    """The type of what stands for ``type``: it is ``type`` to whoever asks."""
-
-    def __instancecheck__(cls, value: Any) -> bool:
-        return isinstance(value, type)
-
-    def __subclasscheck__(cls, kind: Any) -> bool:
-        return issubclass(kind, type)
-
-    def __eq__(cls, other: object) -> bool:
-        return other is type or other is cls
-
-    def __hash__(cls) -> int:
-        return hash(type)
-
-
-class _Type(type, metaclass=_MetaType):
-    """``type`` as a model's forward means it: that of a node is the type of its value."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) != 1 or kwargs:
-            return type(*args, **kwargs)
-        (value,) = args
-        kind = value.tracer.kind_of(value.node) if isinstance(value, ValueProxy) else type(value)
-        return cls if kind is type else kind
-
-
-_BUILTINS: dict[str, Any] = {"isinstance": _is_instance, "type": _Type}

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DrawnInPython", "FixedDraws"]
+__all__ = ["DrawnInPython", "FixedDraws", "is_random"]
 
 _aten = torch.ops.aten
 _DROPOUT_OF = {
@@ -73,3 +74,11 @@ def _states() -> dict[str, Any]:
 
 def _same_state(one: Any, two: Any) -> bool:
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
+
+
+def is_random(module: nn.Module) -> bool:
+    """Stochastic depth and its kin: nothing stored, and a forward that asks whether it trains."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()) or any(True for _ in module.children()):
+        return False
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names

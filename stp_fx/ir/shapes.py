@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["fetch", "meta_like", "meta_twin", "tensors_of"]
 
@@ -31,6 +32,8 @@ def meta_twin(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     twin.__dict__["_parameters"] = {k: _twin_tensor(t, memo) for k, t in module._parameters.items()}
     twin.__dict__["_buffers"] = {k: _twin_tensor(t, memo) for k, t in module._buffers.items()}
     twin.__dict__["_modules"] = {k: None if m is None else meta_twin(m, memo) for k, m in module._modules.items()}
+    if isinstance(module, _BatchNorm) and module.momentum is None:
+        twin.__dict__["momentum"] = 0.0  # an average over all batches asks for their number, which a meta tensor does not hold
     return twin
 
 

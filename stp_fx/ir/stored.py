@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.train_eval import BatchCount
 
-__all__ = ["COUNTER", "count_batches", "store_as_model", "unreached"]
+__all__ = ["COUNTER", "count_batches", "put_in_order", "store_as_model", "unreached"]
 
 _log = logging.getLogger(__name__)
 COUNTER = "stp_fx_batch_count"
@@ -52,6 +52,20 @@ def _owner(gm: nn.Module, name: str) -> nn.Module:
             gm.add_module(atom, nn.Module().train(gm.training))
         gm = gm.get_submodule(atom)
     return gm
+
+
+def put_in_order(ours: nn.Module, theirs: nn.Module) -> None:
+    """Gives what a graph stores the order that it has in the model: optimizers and tied tensors' names go by it."""
+    if ours is theirs:
+        return
+    for store in ("_parameters", "_buffers", "_modules"):
+        now, model = ours.__dict__[store], theirs.__dict__[store]
+        ordered = {key: now[key] for key in (*(key for key in model if key in now), *(key for key in now if key not in model))}
+        now.clear()
+        now.update(ordered)
+    for key, child in ours._modules.items():
+        if child is not None and theirs._modules.get(key) is not None:
+            put_in_order(child, theirs.get_submodule(key))
 
 
 def _keep_persistence(gm: nn.Module, model: nn.Module) -> None:

@@ -221,15 +221,15 @@ def _trace_with_export(model: nn.Module, arguments: dict[str, Any], named: froze
         raise TraceError(f"arguments spread over *{spread[0]} are not supported here")
     by_keyword = {p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.KEYWORD_ONLY}
     with DrawnInPython() as drawn:
-        gm = capture_with_export(model, arguments, named | by_keyword)
+        gm, found = capture_with_export(model, arguments, named | by_keyword)
     drawn_notes = frozen_draws(model, drawn.from_)
     values = {name: on_meta(value) for name, value in arguments.items() if holds(torch.Tensor, value)}
     places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
     missing = [name for name in places if name not in values]
     if missing:
-        raise TraceError(f"its input {missing[0]!r} is nested or no tensor; give tensors by name")
+        raise TraceError(f"its input {missing[0]!r} holds no tensor")
     gm.graph._tracer_cls = ReplayTracer
-    notes = unreached(gm, model) + backward_hooks(model, ()) + drawn_notes
+    notes = found + unreached(gm, model) + backward_hooks(model, gm.modules()) + drawn_notes
     attach_provenance(gm, Provenance(tuple(values[name] for name in places), notes, frontend="export"))
     try:
         verify(gm)

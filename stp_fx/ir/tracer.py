@@ -13,6 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx import _symbolic_trace
+from torch.utils.checkpoint import CheckpointFunction
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
@@ -23,6 +24,7 @@ from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.patches import suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
+from stp_fx.ir.random_ops import is_random
 from stp_fx.ir.root_hooks import with_hooks
 from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
@@ -76,7 +78,7 @@ class ModuleTracer(BaseTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, nn.Unflatten) or lowering_of(m) is not None:
             return False  # its sizes have to be literals of the graph, or its lowering is traced
-        return super().is_leaf_module(m, module_qualified_name) or _is_random(m)
+        return super().is_leaf_module(m, module_qualified_name) or is_random(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         lower = lowering_of(m)
@@ -298,7 +300,12 @@ class ModuleTracer(BaseTracer):
         return not isinstance(function, types.FunctionType) or _is_switchable(function)
 
     def apply_function(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A function with a backward of its own must not be traced through: its gradient would be lost."""
+        """A function with a backward of its own must not be traced through: its gradient would be lost.
+
+        That of a checkpoint is the one that its function has anyway.
+        """
+        if function is CheckpointFunction:
+            return args[0](*args[2:])  # the function, and whether random states are kept
         return self.create_proxy("call_module", self.leaf(AutogradCall(function)), args, kwargs)
 
     def leaf(self, module: nn.Module) -> str:
@@ -332,14 +339,6 @@ class ModuleTracer(BaseTracer):
 def _autocasts() -> set[str]:
     """Types of devices whose calls are cast now."""
     return {device for device in ("cpu", "cuda", "xpu", "mps") if torch.is_autocast_enabled(device)}
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Stochastic depth and its kin: nothing stored, and a forward that asks whether it trains."""
-    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()) or any(True for _ in module.children()):
-        return False
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and "training" in code.co_names
 
 
 def _hidden_functions() -> set[Any]:

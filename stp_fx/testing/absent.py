@@ -25,6 +25,9 @@ from stp_fx.testing.absent_ops import CARRIES, LIKE, NAN, POINTWISE, SEMANTICS, 
 
 __all__ = ["Absent", "OracleError", "absent_copy", "run_absent"]
 
+_MADE = ("lifted_tensor_", "_tensor_constant")
+"""How the front ends name such tensors."""
+
 
 class OracleError(AssertionError):
     """The oracle has no semantics for an op, or something removed reached an output."""
@@ -51,7 +54,10 @@ def run_absent(module: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> Any
 
 
 def absent_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
-    """A copy of ``module`` whose removed positions are NaN. Integer tensors (constant indices) stay as they are."""
+    """A copy of ``module`` whose removed positions are NaN.
+
+    Integer tensors (constant indices) stay as they are, and so do tensors that the module's code makes, which only the graph has.
+    """
     copied = copy.deepcopy(module)
     # parametrised modules list their tensors under the names that the plan uses, too
     named: dict[str, torch.Tensor] = {
@@ -60,6 +66,8 @@ def absent_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
     }
     with torch.no_grad():
         for (name, dim), kept in plan.kept.items():
+            if name.startswith(_MADE):
+                continue
             tensor = named[name]
             if tensor.is_floating_point():
                 gone = torch.ones(tensor.shape[dim], dtype=torch.bool)

@@ -54,7 +54,8 @@ class Outcome:
 class Case:
     """A module in double precision and eval mode, inputs to compare numbers on, and other inputs it must run on.
 
-    ``columns``: zeroing input columns silences every consumer; None asks the blocks that the module is made of.
+    ``columns``: zeroing input columns silences every consumer; None asks the blocks that the module is made of. ``frontend`` is
+    what captures the module.
     """
 
     module: nn.Module
@@ -63,10 +64,11 @@ class Case:
     others: Sequence[tuple[Any, ...]] = ()
     criterion: Any = None
     columns: bool | None = None
+    frontend: str = "auto"
 
     @functools.cached_property
     def gm(self) -> fx.GraphModule:
-        return stp_fx.trace(self.module, self.inputs, validate=False)  # the laws compare more
+        return stp_fx.trace(self.module, self.inputs, frontend=self.frontend, validate=False)  # the laws compare more
 
     @functools.cached_property
     def graph(self) -> stp_fx.ChannelGraph:

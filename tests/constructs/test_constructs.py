@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -23,13 +25,18 @@ def doubled(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest) -> Case:
-    construct: Construct = request.param
+    return case_of(request.param)
+
+
+def case_of(construct: Construct, frontend: str = "auto") -> Case:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = construct.build()
         randomise(module)
         inputs, more = doubled(construct.inputs()), doubled(construct.inputs(3))
-    return Case(module.double().eval(), inputs, Request(ratio=0.5), [more], criterion="magnitude", columns=construct.columns)
+    return Case(
+        module.double().eval(), inputs, Request(ratio=0.5), [more], "magnitude", construct.columns, frontend=frontend
+    )  # fmt: skip
 
 
 def each(*expectations: str) -> list[pytest.param]:
@@ -68,6 +75,21 @@ def test_what_cannot_be_pruned_is_refused_with_a_reason(construct: Construct, ca
 @pytest.mark.parametrize(("construct", "case"), each("sound"), indirect=["case"])
 def test_what_may_be_pruned_is_pruned_right_or_explained(construct: Construct, case: Case) -> None:
     check_laws(case)
+    assert case.graph.explain(construct.axis)
+
+
+EXPORTED = list(CONSTRUCTS.values())[:: 1 if os.environ.get("STP_FX_FUZZ") else 5]
+"""An export takes half a second, so all of them are for `STP_FX_FUZZ=1`."""
+
+
+@pytest.mark.parametrize("construct", EXPORTED, ids=lambda construct: construct.name)
+def test_what_torch_export_captures_is_pruned_alike(construct: Construct) -> None:
+    case = case_of(construct, "export")
+    outcome = check_laws(case)
+    if construct.expect in ("exact", "inexact"):
+        assert axis_of(construct) in case.plan.kept, case.graph.explain(construct.axis)
+    elif construct.expect == "pinned":
+        assert not outcome.pruned or axis_of(construct) not in case.plan.kept
     assert case.graph.explain(construct.axis)
 
 

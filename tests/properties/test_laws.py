@@ -23,14 +23,16 @@ EXAMPLES = wanted_examples(quick=60)
 SHARDS = 4 if EXAMPLES <= 200 else 16
 SEED = int(os.environ.get("STP_FX_FUZZ_SEED", "0"))
 LEAST_PRUNED = 0.8
+FRONT_ENDS = ("auto",) if EXAMPLES <= 200 else ("auto", "auto", "auto", "export")
+"""An export takes half a second: thousands of networks draw either."""
 
 
-def case_of(recipe: Recipe, request: Request) -> Case:
+def case_of(recipe: Recipe, request: Request, frontend: str = "auto") -> Case:
     module = recipe.build()
     others = [recipe.inputs(3, seed=1), recipe.inputs(1, seed=2)]
     if module.free:
         others.append(recipe.inputs(2, scale=2, seed=3))
-    return Case(module, recipe.inputs(), request, others)
+    return Case(module, recipe.inputs(), request, others, frontend=frontend)
 
 
 def check(recipes: st.SearchStrategy[Recipe], examples: int, number: int, tally: collections.Counter[str]) -> None:
@@ -38,9 +40,9 @@ def check(recipes: st.SearchStrategy[Recipe], examples: int, number: int, tally:
 
     @seed(SEED * 1000 + number)
     @shard_settings(examples)
-    @given(recipes, requests())
-    def law(recipe: Recipe, request: Request) -> None:
-        outcome = check_laws(case_of(recipe, request))
+    @given(recipes, requests(), st.sampled_from(FRONT_ENDS))
+    def law(recipe: Recipe, request: Request, frontend: str) -> None:
+        outcome = check_laws(case_of(recipe, request, frontend))
         note(outcome.label)
         tally.update(["networks", outcome.label, *(f"kind {kind}" for kind in recipe.kinds())])
 
