@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from stp_fx.ir.modes import modes_of
 from stp_fx.ir.train_eval import AutogradCall, ModeSwitch
 
 __all__ = ["FlowNode", "flow_of"]
@@ -33,7 +34,7 @@ def flow_of(gm: fx.GraphModule) -> list[FlowNode]:
     """The nodes in the graph's order. Scopes are those recorded in tracing; without a record, those that the names suggest."""
     recorded = any(node.meta.get("nn_module_stack") for node in gm.graph.nodes)
     result: dict[str, FlowNode] = {}
-    for node in gm.graph.nodes:
+    for node, _ in modes_of(gm.graph):
         path = str(node.target) if node.op == "call_module" else ""
         module = gm.get_submodule(path) if path else None
         # A module that stands for a function is called as that function is.

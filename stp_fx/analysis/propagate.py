@@ -12,10 +12,12 @@ from torch import fx, nn
 from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stp_fx.analysis.choices import choose
 from stp_fx.analysis.elements import Elements
 from stp_fx.analysis.flow import FlowNode, flow_of
 from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.meta_run import run_for_shape
+from stp_fx.ir.modes import MARKS, Choice, is_mark
 from stp_fx.ir.nested import tensors_within
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.runner import call, operands, run_node
@@ -128,6 +130,7 @@ class _Propagation(TorchDispatchMode):
         self._node: fx.Node | None = None
         self._policy = Policy.STRICT
         self._hidden = False
+        self._trains_only = False
         self._given: Any = ()
         self._zero: dict[int, torch.Tensor] | None = None
         self._calls: list[tuple[OpCall, Entry | None]] = []
@@ -166,6 +169,7 @@ class _Propagation(TorchDispatchMode):
     def enter(self, node: fx.Node) -> None:
         self._node = node
         self.elements.node = node.name
+        self._trains_only = MARKS[str(node.target)] == "train" if is_mark(node) else self._trains_only
         module = self._modules.get(str(node.target)) if node.op == "call_module" else None
         self._policy = policy_of(node, module)
 
@@ -189,9 +193,8 @@ class _Propagation(TorchDispatchMode):
         return value if isinstance(value, (int, float)) else None
 
     def outputs(self, value: Any) -> None:
-        for tensor in tensors_within(value):
-            for dim in self.dims(tensor):
-                self.pin(dim, "graph output")
+        for dim in (dim for tensor in tensors_within(value) for dim in self.dims(tensor)):
+            self.pin(dim, "graph output")
 
     def node(self, node: fx.Node, env: Mapping[fx.Node, Any], inputs: Iterator[Any]) -> Any:
         """Runs one node."""
@@ -205,6 +208,8 @@ class _Propagation(TorchDispatchMode):
         return lambda *args, **kwargs: self._call_module(self._modules[target], args, kwargs)
 
     def _call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(module, Choice):
+            return choose(self, *args)
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
         hidden = module.function if isinstance(module, AutogradCall) else type(module)
@@ -290,6 +295,7 @@ class _Propagation(TorchDispatchMode):
                 self.inexact(dim, "contracted inside a module, where no mask reaches")
             elif not self._masked(tensors):
                 self.inexact(dim, f"summed over inside '{self.elements.node}', where no mask reaches")
+        multiplier = 0 if self._trains_only else multiplier  # costs are those of evaluation
         if multiplier or any(has_ids(dim) for dim in contracted):
             self.result.contractions.append(Contraction(self.elements.node, tuple(letters), tuple(contracted), multiplier))
 

@@ -20,6 +20,8 @@ __all__ = ["BaseTracer", "ReplayTracer"]
 class BaseTracer(fx.Tracer):
     """Traces as ``fx.Tracer`` does; that one patches ``nn.Module`` for the whole process, and forgets to once threads meet."""
 
+    asks_mode = False
+
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """The graph of ``root.forward``."""
         with tracing(self, self.scopes(root)):

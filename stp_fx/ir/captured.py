@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import fx, nn
@@ -16,6 +16,7 @@ from torch.fx import graph_module
 from torch.package import Importer, PackageExporter, PackageImporter, sys_importer
 
 from stp_fx.ir.constants import without_constants
+from stp_fx.ir.modes import graph_of_mode, has_modes
 from stp_fx.ir.patches import LOCK
 
 __all__ = ["KEY", "CapturedGraph"]
@@ -44,6 +45,24 @@ class CapturedGraph(fx.GraphModule):
         if known is not None and not known.lost and not torch.compiler.is_compiling():
             args, kwargs = without_constants(known.arguments, args, kwargs)
         return super().__call__(*args, **kwargs)
+
+    def recompile(self) -> Any:
+        """As ``fx.GraphModule``; where training and evaluation go different ways, ``forward`` runs that of the mode."""
+        code = super().recompile()
+        if has_modes(self.graph):
+            type(self).forward = _by_mode(type(self).forward, self.graph)  # type: ignore[method-assign]
+        return code
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module``, but for modules that the model's own ``train`` keeps in another mode."""
+        super().train(mode)
+        held = getattr(self.__dict__.get("meta", {}).get(KEY), "held", {}).get(mode, ())
+        for name in held:
+            try:
+                self.get_submodule(name).training = not mode
+            except AttributeError:  # a pass has removed it
+                continue
+        return self
 
     def __copy__(self) -> CapturedGraph:
         body = graph_module._CodeOnlyModule({**self.__dict__, "_modules": dict(self._modules)})
@@ -74,6 +93,22 @@ class CapturedGraph(fx.GraphModule):
         kept = {key: value for key, value in self.__dict__.items() if key not in ("_graph", "_code", "_lineno_map", "meta")}
         kept["meta"] = {KEY: self.meta[KEY]} if KEY in self.meta else {}
         return {**kept, "_graphmodule_graph_node_meta_stack_trace": traces}
+
+
+def _by_mode(whole: Callable[..., Any], graph: fx.Graph) -> Callable[..., Any]:
+    """A ``forward`` that runs what the mode of its module runs; ``whole`` has the signature."""
+    evaluation, training = (_compiled(graph_of_mode(graph, mode)) for mode in (False, True))
+
+    def forward(self: CapturedGraph, *args: Any, **kwargs: Any) -> Any:
+        return (training if self.training else evaluation)(self, *args, **kwargs)
+
+    forward.__code__ = forward.__code__.replace()  # torch.compile counts recompilations by code object
+    return functools.wraps(whole)(forward)
+
+
+def _compiled(graph: fx.Graph) -> Callable[..., Any]:
+    code = graph.python_code("self")
+    return graph_module._forward_from_src(code.src, code.globals)
 
 
 def _copied(result: CapturedGraph, body: nn.Module, graph: fx.Graph, class_name: str) -> None:

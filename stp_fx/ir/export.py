@@ -18,9 +18,9 @@ from stp_fx.errors import TraceError
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.export_leaves import leaves_kept
+from stp_fx.ir.export_quiet import quiet_export
 from stp_fx.ir.export_raise import Raised
 from stp_fx.ir.kept import containers_kept
-from stp_fx.ir.patches import quiet_export
 from stp_fx.ir.stored import COUNTER
 from stp_fx.ir.train_eval import mode_calls, modes_kept, switch_modes
 

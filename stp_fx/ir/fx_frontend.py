@@ -14,14 +14,16 @@ from stp_fx.ir.batch import bakes_batch, batches_for, free_batch, holds_multiple
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.example import described, on_meta
+from stp_fx.ir.join import joined
 from stp_fx.ir.nested import holds
-from stp_fx.ir.provenance import Provenance, attach_provenance
+from stp_fx.ir.provenance import Provenance, attach_provenance, with_provenance
+from stp_fx.ir.random_ops import DrawnInPython
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.stored import count_batches, store_as_model, unreached
 from stp_fx.ir.tracer import ModuleTracer
-from stp_fx.ir.train_eval import mode_calls, modes_kept, switch_modes
+from stp_fx.ir.train_eval import flags_of, in_mode, mode_calls, switch_modes
 
-__all__ = ["OWN_BATCH", "capture_with_fx"]
+__all__ = ["OWN_BATCH", "capture_with_fx", "frozen_draws"]
 
 _log = logging.getLogger(__name__)
 OWN_BATCH = "the model was traced with the example's own batch size, which it may depend on"
@@ -40,6 +42,8 @@ class _Example:
 def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> fx.GraphModule:
     """A GraphModule over the model's own modules, parameters and buffers, with its recorded example.
 
+    Code that asks whether it trains is traced in training and in evaluation, and both become one graph.
+
     ``arguments`` are those of ``forward`` by parameter name, ``named`` the ones that were given by name.
 
     Raises:
@@ -48,23 +52,88 @@ def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozense
     values = {name: on_meta(value) for name, value in arguments.items() if holds(torch.Tensor, value)}
     constants = {name: value for name, value in arguments.items() if name not in values}
     example = _Example(values, constants, named)
+    given = _one_mode(model, example)
+    other: _Capture | None = None
+    if given.asked:
+        try:
+            with in_mode(model, not model.training):
+                other = _one_mode(model, example)
+        except TraceError as error:
+            given.notes += (_one_sided(model, error),)
+    gm = given.gm
+    if other is None:
+        given.notes += count_batches(gm, model, model.training)
+        _follow_the_mode(gm, model, given.asked)
+    else:
+        trained, evaluated = (given.gm, other.gm) if model.training else (other.gm, given.gm)
+        count_batches(trained, model, True)
+        gm = joined(trained, evaluated, model)
+        _take_flags(gm, model)
+    notes = tuple(dict.fromkeys((*given.notes, *(other.notes if other else ()))))
+    held = {mode: tuple(name for name, flag in flags_of(model, mode).items() if flag != mode) for mode in (False, True)}
+    notes += backward_hooks(model, gm.modules()) + unreached(gm, model, both=other is not None)
+    return with_provenance(gm, notes=notes, held={mode: names for mode, names in held.items() if names})
+
+
+@dataclasses.dataclass
+class _Capture:
+    """The graph of one mode; ``asked``: the code that was traced has read ``training``."""
+
+    gm: CapturedGraph
+    notes: tuple[str, ...]
+    asked: bool
+
+
+def _one_mode(model: nn.Module, example: _Example) -> _Capture:
+    """The graph of the mode that the model is in."""
     notes: tuple[str, ...] = ()
-    tracer = _capture_wide(model, example)
-    if tracer is None:
-        tracer = _capture(model, example)
-        notes = (OWN_BATCH,)
+    with DrawnInPython() as drawn:
+        tracer = _capture_wide(model, example)
+        if tracer is None:
+            tracer = _capture(model, example)
+            notes = (OWN_BATCH,)
+    try:
+        notes += frozen_draws(model, drawn.from_)
+    except TraceError:
+        tracer.forget_constants()
+        raise
     _drop_dead_numbers(tracer.graph)
-    calls = _mode_dependent(tracer.graph, model, example)
     gm = _graph_module(tracer, model)
-    notes += count_batches(gm, model, model.training)
     if OWN_BATCH in notes:
         _let_one_pass(gm, model, example)
-    if calls:
-        switch_modes(gm, calls, model.training)
+    inputs = tuple(example.values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
+    attach_provenance(gm, Provenance(inputs))
+    return _Capture(gm, notes + _assigned(tracer, model), tracer.asks_mode)
+
+
+def frozen_draws(model: nn.Module, generators: tuple[str, ...]) -> tuple[str, ...]:
+    """A note of random numbers that the code drew while it was traced.
+
+    Raises:
+        TraceError: in training, where such numbers decide what is dropped: the graph would drop the same at every step.
+    """
+    if not generators:
+        return ()
+    text = f"the forward draws random numbers in Python (from {', '.join(generators)}), of which a graph holds one draw"
+    if model.training:
+        raise TraceError(f"{text}: draw them as tensors with the input's batch, or trace in eval mode")
+    _log.warning("%s: %s", type(model).__name__, text)
+    return (text,)
+
+
+def _one_sided(model: nn.Module, error: TraceError) -> str:
+    mode, other = ("train", "eval") if model.training else ("eval", "train")
+    note = f"captured in {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {error}"
+    _log.warning("%s: %s", type(model).__name__, note)
+    return note
+
+
+def _follow_the_mode(gm: CapturedGraph, model: nn.Module, asked: bool) -> None:
+    """Calls whose ``training`` is the model's own flag, as far as one mode tells: functional dropout and the like."""
+    names = {name for name, training in mode_calls(gm.graph).items() if training is model.training} if asked else set()
+    if names and not model.training:
+        switch_modes(gm, names, model.training)
         gm.recompile()
-    notes += backward_hooks(model, gm.modules())
-    inputs = tuple(values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
-    return attach_provenance(gm, Provenance(inputs, notes + _assigned(tracer, model) + unreached(gm, model)))
 
 
 def _let_one_pass(gm: fx.GraphModule, model: nn.Module, example: _Example) -> None:
@@ -128,24 +197,6 @@ def _capture(model: nn.Module, example: _Example, batch: int = 0) -> ModuleTrace
     return tracer
 
 
-def _mode_dependent(graph: fx.Graph, model: nn.Module, example: _Example) -> set[str]:
-    """Calls whose ``training`` literal is the model's own flag: functional dropout and the like."""
-    calls = mode_calls(graph)
-    if not model.training:
-        return {name for name, training in calls.items() if not training}
-    if not any(calls.values()):
-        return set()
-    try:
-        with modes_kept(model):
-            model.eval()
-            tracer = _capture(model, example)
-            tracer.forget_constants()
-            evaluated = mode_calls(tracer.graph)
-    except TraceError:
-        evaluated = {}
-    return {name for name, training in calls.items() if training and evaluated.get(name) is False}
-
-
 def _drop_dead_numbers(graph: fx.Graph) -> None:
     """Takes out numbers that nobody reads, and the values that tracing needed."""
     for node in reversed(list(graph.nodes)):
@@ -160,11 +211,17 @@ def _graph_module(tracer: ModuleTracer, model: nn.Module) -> CapturedGraph:
     gm = CapturedGraph(model, tracer.graph, class_name=type(model).__name__)
     tracer.forget_constants()
     store_as_model(gm, model, tracer.called.values())
-    originals = dict(model.named_modules(remove_duplicate=False))
-    for name, module in gm.named_modules():
-        if name in originals:
-            module.training = originals[name].training
+    _take_flags(gm, model)
     return gm
+
+
+def _take_flags(gm: CapturedGraph, model: nn.Module) -> None:
+    """Modules that stand for the model's take its flags, those of our own the flag of the whole."""
+    originals = dict(model.named_modules(remove_duplicate=False))
+    own = {id(module) for module in originals.values()}
+    for name, module in gm.named_modules(remove_duplicate=False):
+        if id(module) not in own:
+            module.training = originals[name].training if name in originals else model.training
 
 
 def _assigned(tracer: ModuleTracer, model: nn.Module) -> tuple[str, ...]:

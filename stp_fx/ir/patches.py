@@ -6,7 +6,7 @@ that is imported meanwhile, read and call the originals:
 
 - attributes of ``torch`` and ``math`` are answered by a subclass of the module's type; their dictionaries stay as they are;
 - methods of ``torch.Tensor`` and ``Function.apply`` are descriptors that give the original to other threads;
-- ``nn.Module.__call__`` and ``__getattr__`` ask which tracer is active in their thread;
+- ``nn.Module.__call__`` and ``__getattr__`` ask which tracer is active in their thread, and ``training`` tells it of reads;
 - names in the globals of the model's own forwards become functions that do as the originals where no proxy is given.
 
 One process-wide lock is held from the first patch to the last; it is re-entrant, so a forward may itself trace a model.
@@ -17,11 +17,9 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
-import logging
 import math
 import threading
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -32,7 +30,7 @@ from torch.fx import _symbolic_trace
 
 from stp_fx.ir.proxies import ValueProxy, holds_proxy
 
-__all__ = ["LOCK", "PatchedTracer", "active", "applying", "quiet_export", "suspended", "tracing"]
+__all__ = ["LOCK", "PatchedTracer", "active", "applying", "suspended", "tracing"]
 
 LOCK = threading.RLock()
 """Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
@@ -57,6 +55,9 @@ class PatchedTracer(Protocol):
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    asks_mode: bool
+    """Whether the code that is traced has read a module's ``training``."""
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any: ...
 
@@ -128,29 +129,6 @@ def applying(apply: Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str
         yield
 
 
-@contextmanager
-def quiet_export() -> Iterator[None]:
-    """A block in which ``torch.export`` prints nothing: neither the graph of what has failed, nor this thread's log records.
-
-    What has failed is told by the exception.
-    """
-    from torch.export import _trace
-
-    thread = threading.get_ident()
-
-    def passes(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING or record.thread != thread
-
-    with LOCK, ExitStack() as undo:
-        _set(_trace, "print", lambda *_, **__: None, undo)
-        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
-            logging.getLogger(name).addFilter(passes)
-            undo.callback(logging.getLogger(name).removeFilter, passes)
-        undo.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-        yield
-
-
 # -- what is patched once, however many traces are nested --------------------------------------------------------------
 
 
@@ -166,6 +144,7 @@ def _install(undo: ExitStack) -> None:
     for name, patch in (("__call__", _calling), ("__getattr__", _reading)):
         method = vars(nn.Module)[name]
         _set(nn.Module, name, _ForThread(method, patch(method)), undo)
+    _set(nn.Module, "training", _Training(), undo)
     bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
     _set(bootstrap, "_find_and_load", _importing(bootstrap._find_and_load), undo)
 
@@ -190,6 +169,27 @@ class _ForThread:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return (self.original if active() is None else self.patched).__get__(instance, owner)
+
+
+class _Training:
+    """``nn.Module.training`` while a model is traced: the flag as it is, and the tracer hears that it was read."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            raise AttributeError("training")
+        tracer = active()
+        if tracer is not None:
+            tracer.asks_mode = True
+        try:
+            return instance.__dict__["training"]
+        except KeyError:
+            raise AttributeError("training") from None
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__["training"] = value
+
+    def __delete__(self, instance: Any) -> None:
+        del instance.__dict__["training"]
 
 
 def _calling(original: Callable[..., Any]) -> Callable[..., Any]:

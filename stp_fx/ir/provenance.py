@@ -44,7 +44,8 @@ class Provenance:
     names the parameters that passes have added, ``dtype`` is that of the parameters at capture, ``frontend`` what captured it,
     ``call`` how, for another process to do the same. ``arguments`` are all arguments of the original's ``forward`` by name,
     in its order: tensors as in ``inputs``, plain values as they were; what is neither is left out and named in ``lost``.
-    ``validation`` is what was checked at capture, None if nothing was.
+    ``validation`` is what was checked at capture, None if nothing was. ``held`` names the modules that the model's own ``train``
+    keeps in the other mode, by the mode that it is called with.
     """
 
     inputs: tuple[Any, ...]
@@ -59,6 +60,7 @@ class Provenance:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
     validation: Validation | None = None
+    held: Mapping[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Provenance:
         return self

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["FixedDraws", "is_random"]
+__all__ = ["DrawnInPython", "FixedDraws", "is_random"]
 
 _aten = torch.ops.aten
 _DROPOUT_OF = {
@@ -54,3 +56,29 @@ def is_random(module: nn.Module) -> bool:
         return False
     code = getattr(type(module).forward, "__code__", None)
     return code is not None and "training" in code.co_names
+
+
+class DrawnInPython:
+    """Which of the process's generators a block has drawn from: ``from_``, by the names that users know."""
+
+    def __enter__(self) -> DrawnInPython:
+        self._before = _states()
+        self.from_: tuple[str, ...] = ()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now = _states()
+        self.from_ = tuple(name for name, state in self._before.items() if not _same_state(state, now[name]))
+
+
+def _states() -> dict[str, Any]:
+    numpy = sys.modules.get("numpy")
+    states: dict[str, Any] = {"random": random.getstate(), "torch": torch.get_rng_state()}
+    if numpy is not None:
+        _, keys, position, *_ = numpy.random.get_state()
+        states["numpy.random"] = torch.tensor([position, *map(int, keys[:4])])
+    return states
+
+
+def _same_state(one: Any, two: Any) -> bool:
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)

@@ -136,14 +136,14 @@ def _insert(gm: CapturedGraph, before: fx.Node, count: str) -> None:
         gm.graph.call_module(COUNTER, (gm.graph.get_attr(count),))
 
 
-def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
-    """A note of the parameters that are not in the graph, if any."""
+def unreached(gm: fx.GraphModule, model: nn.Module, both: bool = False) -> tuple[str, ...]:
+    """A note of the parameters that are not in the graph, if any; ``both``: it was captured in training and in evaluation."""
     reached = {id(t) for t in (*gm.parameters(), *gm.buffers())}
     missing = [name for name, p in model.named_parameters() if id(p) not in reached]
     if not missing:
         return ()
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    mode = "train" if model.training else "eval"
-    note = f"not part of the graph, since the forward does not reach them in {mode} mode: {shown}"
+    mode = "either mode" if both else "train mode" if model.training else "eval mode"
+    note = f"not part of the graph, since the forward does not reach them in {mode}: {shown}"
     _log.warning("%s: %s", type(model).__name__, note)
     return (note,)

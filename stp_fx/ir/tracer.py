@@ -311,7 +311,7 @@ class ModuleTracer(BaseTracer):
     def leaf(self, module: nn.Module) -> str:
         """Puts a module of our own beside the model's, for the graph to call; it is taken back with the constants."""
         name = f"{_LEAF}{sum(k.startswith(_LEAF) for k in self.root._modules)}"  # type: ignore[union-attr]
-        module.training = self.root.training  # type: ignore[union-attr]
+        module.training = vars(self.root)["training"]  # so that it does not count as the model's own question
         self.root._modules[name] = self._twins[name] = module  # type: ignore[union-attr]
         return name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["AutogradCall", "BatchCount", "ModeSwitch", "attention_with_dropout", "mode_calls", "modes_kept", "switch_modes"]
+from stp_fx.ir.shapes import meta_twin
+
+__all__ = [
+    "AutogradCall",
+    "BatchCount",
+    "ModeSwitch",
+    "attention_with_dropout",
+    "flags_of",
+    "in_mode",
+    "mode_calls",
+    "modes_kept",
+    "switch_modes",
+]
+
+_log = logging.getLogger(__name__)
 
 
 class ModeSwitch(nn.Module):
@@ -62,6 +77,34 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def flags_of(model: nn.Module, training: bool) -> dict[str, bool]:
+    """The flag of every module after ``model.train(training)``; ``model`` is left alone.
+
+    A ``train`` of the model's own may keep modules frozen, or do more (merge weights): it is called on a twin without numbers.
+    """
+    plain = all(type(module).train is nn.Module.train and "train" not in vars(module) for module in model.modules())
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    if not plain:
+        twin = meta_twin(model)
+        try:
+            twin.train(training)
+        except Exception as error:
+            _log.warning("%s: train(%s) fails on tensors without numbers: %s", type(model).__name__, training, error)
+        else:
+            return {name: module.training for name, module in twin.named_modules(remove_duplicate=False)}
+    return dict.fromkeys(names, training)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A block in which the modules of ``model`` have the flags that ``model.train(training)`` gives them."""
+    flags = flags_of(model, training)
+    with modes_kept(model):
+        for name, module in model.named_modules(remove_duplicate=False):
+            module.training = flags.get(name, training)
+        yield
 
 
 def attention_with_dropout(

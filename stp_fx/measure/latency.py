@@ -12,6 +12,7 @@ from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
+from stp_fx.ir.modes import OneMode, is_mark
 from stp_fx.ir.provenance import example_of
 from stp_fx.measure.calibration import device_of, eval_twin
 from stp_fx.measure.distributed import agreed
@@ -89,15 +90,14 @@ def example_values(gm: fx.GraphModule) -> tuple[Any, ...]:
     return tuple(_filled(value, device_of(gm), draws) for value in example_of(gm))
 
 
-class _Stopwatch(fx.Interpreter):
+class _Stopwatch(OneMode):
     def __init__(self, gm: fx.GraphModule, device: torch.device, clock: Callable[[], float]) -> None:
-        super().__init__(eval_twin(gm), graph=gm.graph)
-        self.extra_traceback = False
+        super().__init__(eval_twin(gm), gm.graph)
         self.seconds: dict[str, list[float]] = {}
         self._device, self._clock = device, clock
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op not in _COMPUTES:
+        if n.op not in _COMPUTES or n in self.left_out or is_mark(n):
             return super().run_node(n)
         _wait(self._device)
         start = self._clock()

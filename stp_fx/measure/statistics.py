@@ -15,6 +15,8 @@ from torch import fx
 from stp_fx.analysis.consumers import Consumer, find_consumers
 from stp_fx.analysis.sites import Site, find_sites
 from stp_fx.errors import InputError
+from stp_fx.ir.as_it_was import as_it_was
+from stp_fx.ir.modes import OneMode
 from stp_fx.ir.stamp import Stamp, stamp_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.distributed import several_processes
@@ -79,7 +81,7 @@ def collect_statistics(
         InputError: no batch, none with a sample, one that does not fit, or a value that is not finite: names the first
             site that has one.
     """
-    reader = _SiteReader(gm, covariance, maps, patches)
+    reader = _Sites(gm, covariance, maps, patches)
     with torch.no_grad():
         for number, batch in enumerate(batches(gm, calibration, "collecting statistics")):
             reader.read(arguments_of(gm, batch), number)
@@ -98,12 +100,10 @@ def collect_statistics(
     )
 
 
-class _SiteReader(fx.Interpreter):
-    """Runs a graph and observes the activation inputs of each consumer."""
+class _Sites:
+    """What the consumers of a graph read, over all batches."""
 
     def __init__(self, gm: fx.GraphModule, covariance: bool, maps: bool, patches: int) -> None:
-        super().__init__(eval_twin(gm), graph=gm.graph)
-        self.extra_traceback = False
         self.running: dict[Key, RunningMoments] = {}
         self.keys: dict[tuple[str, str, int], Key] = {}
         self.maps: dict[Key, RunningMap] = {}
@@ -112,24 +112,27 @@ class _SiteReader(fx.Interpreter):
         self._unfolded = _unfolded(gm, patches) if patches else {}
         self._covariance = covariance
         self._number = 0
-        self._sites: dict[str, list[Site]] = {}
-        for site in find_sites(gm).all:
-            self._sites.setdefault(site.reader, []).append(site)
         self._nodes = {node.name: node for node in gm.graph.nodes}
         self._seen: set[Key] = set()
+        sites: dict[str, list[Site]] = {}
+        for site in find_sites(gm).all:
+            sites.setdefault(site.reader, []).append(site)
+        self._evaluation = _Reader(self, gm, sites)
+        trained = {name: sites.pop(name) for name in {n.name for n in self._evaluation.left_out} & sites.keys()}
+        # What only training runs is run as well, after evaluation, for those who read there alone.
+        self._training = _Reader(self, gm, trained, training=True) if trained else None
 
     def read(self, arguments: tuple[Any, ...], number: int) -> None:
         self._number = number
         self._seen.clear()
-        self.run(*arguments)
+        self._evaluation.run(*arguments)
+        if self._training is not None:
+            with as_it_was(self._training.module):
+                self._training.run(*arguments)
 
-    def run_node(self, n: fx.Node) -> Any:
-        for site in self._sites.get(n.name, ()):
-            self._look(site)
-        return super().run_node(n)
-
-    def _look(self, site: Site) -> None:
-        value = self.env[self._nodes[site.source]]
+    def look(self, site: Site, env: Mapping[fx.Node, Any]) -> None:
+        """One site of the run that ``env`` belongs to."""
+        value = env[self._nodes[site.source]]
         consumer = self._unfolded.get(site.reader)
         unfolded = None if consumer is None else consumer.patches(value)
         if unfolded is not None:
@@ -147,6 +150,20 @@ class _SiteReader(fx.Interpreter):
             self.maps[known].add(value)
         if not self.running[known].add(value):
             raise InputError(f"calibration batch {self._number}: {site.name} holds values that are not finite")
+
+
+class _Reader(OneMode):
+    """Runs one mode's nodes, in evaluation, and shows the sites what their readers are about to read."""
+
+    def __init__(self, sites: _Sites, gm: fx.GraphModule, wanted: Mapping[str, list[Site]], training: bool = False) -> None:
+        super().__init__(eval_twin(gm), gm.graph, training)
+        self._sites, self._wanted = sites, wanted
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n not in self.left_out:
+            for site in self._wanted.get(n.name, ()):
+                self._sites.look(site, self.env)
+        return super().run_node(n)
 
 
 def _unfolded(gm: fx.GraphModule, limit: int) -> dict[str, Consumer]:

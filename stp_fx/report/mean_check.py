@@ -15,6 +15,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import find_consumers
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
+from stp_fx.ir.modes import OneMode, modes_of
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin, reiterable
 from stp_fx.measure.moments import Moments, RunningMoments
@@ -95,7 +96,8 @@ def _survivors(before: fx.GraphModule, after: fx.GraphModule) -> Survivors:
 
 
 def _has(gm: fx.GraphModule, name: str) -> bool:
-    return any(node.name == name for node in gm.graph.nodes)
+    """Whether evaluation runs the node."""
+    return any(node.name == name for node, mode in modes_of(gm.graph) if mode != "train")
 
 
 def _looked_at(gm: fx.GraphModule, name: str) -> str:
@@ -110,10 +112,9 @@ def _looked_at(gm: fx.GraphModule, name: str) -> str:
     return name
 
 
-class _OutputReader(fx.Interpreter):
+class _OutputReader(OneMode):
     def __init__(self, gm: fx.GraphModule, wanted: Mapping[str, list[tuple[str, int]]]) -> None:
-        super().__init__(eval_twin(gm), graph=gm.graph)
-        self.extra_traceback = False
+        super().__init__(eval_twin(gm), gm.graph)
         self.wanted = wanted
         self.running: dict[str, RunningMoments] = {}
 

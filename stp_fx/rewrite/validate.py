@@ -20,6 +20,7 @@ from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import StpFxError
 from stp_fx.ir.agreement import Difference, compared, tolerance
 from stp_fx.ir.examples import Example
+from stp_fx.ir.modes import has_modes
 from stp_fx.ir.nested import leaves_of
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.validate import Run, run_once
@@ -130,20 +131,33 @@ class _Comparison:
             removed = remove(self._gm, self._graph.plan_removing(flags)) if removed is None else removed
         except StpFxError as error:
             return str(error)
-        expected = self._run(reference)
+        text = self._differs(exact, inexact, reference, removed)
+        if text is None and not self.silent and has_modes(self._gm.graph):
+            self._budget.allow(2)
+            text = self._differs(exact, inexact, reference, removed, training=True)
+            self.silent, self.failed = "", False  # evaluation has told enough
+        return text
+
+    def _differs(
+        self, exact: np.ndarray, inexact: np.ndarray, reference: fx.GraphModule, removed: fx.GraphModule, training: bool = False
+    ) -> str | None:
+        """What differs in one mode between the reference and the result, in words."""
+        expected = self._run(reference, training)
         if expected.error is not None and inexact.any() and exact.any():
-            expected = self._run(self._gm)
+            expected = self._run(self._gm, training)
             exact = np.zeros_like(exact)
-        actual = Run() if expected.error is not None else self._run(removed)
+        actual = Run() if expected.error is not None else self._run(removed, training)
         if expected.error is not None or actual.no_memory:
             error, self.failed = expected.error or actual.error, expected.error is not None
             self.silent = f"not comparable: {type(error).__name__}: {str(error)[:100]}"
             return None
         if actual.error is not None:
             return f"the result does not run: {type(actual.error).__name__}: {str(actual.error)[:160]}"
-        return self._compare(expected, actual, reference, removed) if exact.any() else self._holds(expected, actual)
+        if not exact.any():
+            return self._holds(expected, actual)
+        return self._compare(expected, actual, (reference, removed), training)
 
-    def _compare(self, expected: Run, actual: Run, reference: fx.GraphModule, removed: fx.GraphModule) -> str | None:
+    def _compare(self, expected: Run, actual: Run, graphs: tuple[fx.GraphModule, fx.GraphModule], training: bool) -> str | None:
         largest = max(_magnitude(expected), _magnitude(actual))
         if largest <= _VANISHED:
             what = "is finite" if largest < 0 else "differs from zero"
@@ -153,18 +167,19 @@ class _Comparison:
         if found.text is not None and (expected.drew or actual.drew):
             self.silent = "not comparable: the outputs are random"
             return None
-        found = found if found.text is None else self._confirmed(found, reference, removed)
+        found = found if found.text is None else self._confirmed(found, graphs, training)
         self.largest = max(self.largest, found.largest)
         return found.text
 
-    def _confirmed(self, found: Difference, reference: fx.GraphModule, removed: fx.GraphModule) -> Difference:
+    def _confirmed(self, found: Difference, graphs: tuple[fx.GraphModule, fx.GraphModule], training: bool) -> Difference:
         """The difference in double precision, where that can be run: rounding is none."""
         floats = [t for t in (*self._gm.parameters(), *self._example.tensors) if t.is_floating_point()]
         if not floats or all(t.dtype is torch.float64 for t in floats) or 8 * sum(t.numel() for t in floats) > _DOUBLE_COPY:
             return found
         self._budget.allow(2)
         example = self._example.mapped(lambda t: t.double() if t.is_floating_point() else t)
-        runs = [run_once(copied(each).double(), example, self._budget, training=False) for each in (reference, removed)]
+        doubled = [copied(each).double() for each in graphs]
+        runs = [run_once(each, example, self._budget, training=training, fixed=training) for each in doubled]
         if runs[0].error is None and runs[1].error is None:
             return compared(runs[0].output, runs[1].output)
         allowed = max(tolerance(t.dtype, t.device) for t in floats)
@@ -180,8 +195,9 @@ class _Comparison:
                 return "an output is NaN or infinite where the original is not"
         return None
 
-    def _run(self, gm: fx.GraphModule) -> Run:
-        return run_once(eval_twin(gm), self._example, self._budget)  # no mode flag of the user's is touched
+    def _run(self, gm: fx.GraphModule, training: bool) -> Run:
+        twin = eval_twin(gm)  # no mode flag of the user's is touched
+        return run_once(twin, self._example, self._budget, training=True if training else None, fixed=training)
 
     def guilty(self) -> Sequence[Group]:
         """The groups to blame, by bisection. Where it takes too long, or no half is to blame alone, all that are left."""

@@ -12,6 +12,9 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import WriteBackError
+from stp_fx.ir.as_it_was import as_it_was
+from stp_fx.ir.modes import has_modes
+from stp_fx.ir.random_ops import FixedDraws
 from stp_fx.writeback.calls import Arguments, call_graph, call_original, difference, drawn, leaves, other_shapes
 from stp_fx.writeback.locate import first_difference, kept_scales, literals_before
 from stp_fx.writeback.obstacles import Failure, failure_of
@@ -46,6 +49,7 @@ class Check:
                     self._expected.append((arguments, call_graph(gm, arguments)))
                 except Exception as error:
                     _log.debug("sizes that the graph does not take: %s", error)
+        self._trained = self._in_training(gm, self._expected[0][0]) if has_modes(gm.graph) else None
 
     @property
     def sizes(self) -> int:
@@ -63,7 +67,25 @@ class Check:
                 differs = difference(expected, found)
                 if differs:
                     return Failure(f"its {differs}")
+        if self._trained is not None:
+            found = self._in_training(model, self._expected[0][0])
+            differs = "it does not run" if found is None else difference(self._trained, found)
+            if differs:
+                return Failure(f"in training, {differs}")
         return None
+
+    @staticmethod
+    def _in_training(module: nn.Module, arguments: Arguments) -> Any:
+        """What a module gives in training when dropout keeps everything; None if it does not run."""
+        with torch.no_grad(), as_it_was(module), FixedDraws():
+            module.train()
+            try:
+                if isinstance(module, fx.GraphModule):
+                    return call_graph(module, arguments)
+                return call_original(module, arguments)
+            except Exception as error:
+                _log.debug("no run in training: %s", error)
+                return None
 
     def explained(self, model: nn.Module, failure: Failure, sizes: Sizes) -> Failure:
         """Adds what the graph says: from where on outputs differ, and the numbers that it has in their place."""

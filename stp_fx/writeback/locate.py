@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from stp_fx.ir.modes import OneMode
 from stp_fx.writeback.calls import Arguments, as_call
 from stp_fx.writeback.sizes import KINDS, Sizes
 
@@ -18,14 +19,16 @@ Trace = list[tuple[str, torch.Tensor]]
 """The modules with parameters of their own, in the order in which they are used, and what they read."""
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(OneMode):
     """Runs a graph and notes what its modules, and the functions that take parameters, read first."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
+        super().__init__(gm, gm.graph, gm.training)
         self.trace: Trace = []
 
     def run_node(self, n: fx.Node) -> Any:
+        if n in self.left_out:
+            return None
         owner = (
             str(n.target) if n.op == "call_module" else next((_owner(i) for i in n.all_input_nodes if i.op == "get_attr"), None)
         )

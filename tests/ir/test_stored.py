@@ -138,9 +138,23 @@ def test_unread_buffers_are_no_groups() -> None:
     assert pruned.get_parameter("conv.weight").shape[0] == 4
 
 
+class Averaging(NormAct):
+    """Averages over all batches, as ``nn.BatchNorm2d(momentum=None)`` does: it reads a number out of a buffer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+            factor = 1.0 / float(self.num_batches_tracked)
+        else:
+            factor = 0.0
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, factor, self.eps
+        ).relu()
+
+
 def test_a_mean_over_all_batches_is_noted() -> None:
     net = Net().eval()
-    net.norm.momentum = None
+    net.norm = Averaging(8, momentum=None).eval()
     gm = stp_fx.trace(net, torch.randn(4, 3, 6, 6), frontend="fx")
     assert any("momentum=None" in note for note in provenance_of(gm).notes)
 
