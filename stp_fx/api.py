@@ -14,10 +14,11 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost, cost
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.names import entries_of
-from stp_fx.checks import is_a
+from stp_fx.checks import arguments_by_name, check_callable, check_flag, is_a, is_choice, shown
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
+from stp_fx.ir.trace import FRONT_ENDS
 from stp_fx.ir.validation import Validate, Validation
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
@@ -176,6 +177,7 @@ def pruning_pipeline(
         InputError: an unknown name, a number out of range, or data that is needed and not given.
     """
     chosen = resolve(criterion)
+    check_callable("loss", loss, "(graph, batch) -> scalar")
     repair = compensation_named(compensation, calibration)
     needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
     data = None if calibration is None else reiterable(calibration)
@@ -210,6 +212,7 @@ def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, valid
     if not is_a(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (PrunePlan.from_json reads one)")
     provenance_of(gm)
+    check_flag("mask", mask)
     return (MaskChannels(plan) if mask else RemoveChannels(plan, validate))(gm).graph_module
 
 
@@ -238,9 +241,12 @@ def _captured(
 ) -> fx.GraphModule:
     if not isinstance(gm, nn.Module):
         raise InputError(f"expected a GraphModule or nn.Module, got a {type(gm).__name__}")
-    if example_inputs is not None or kwargs:
-        return trace(gm, example_inputs, kwargs=kwargs, frontend=frontend, validate=validate)
+    named = arguments_by_name(kwargs)
+    if example_inputs is not None or named:
+        return trace(gm, example_inputs, kwargs=named, frontend=frontend, validate=validate)
     if isinstance(gm, fx.GraphModule) and has_provenance(gm):
+        if not is_choice(frontend, FRONT_ENDS):
+            raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
         return gm
     raise InputError(
         f"{type(gm).__name__} has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs"

@@ -11,8 +11,9 @@ from torch import fx, nn
 from typing_extensions import Unpack
 
 from stp_fx.api import prune_graph, trace
+from stp_fx.checks import arguments_by_name, is_a, shown
 from stp_fx.criteria import Criterion
-from stp_fx.errors import InputError
+from stp_fx.errors import InputError, StpFxError
 from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
@@ -64,10 +65,12 @@ def prune_submodule(
         TraceError: the submodule cannot be captured.
         NothingToPruneError: no channel inside may be removed.
     """
-    if not name or all(name != known for known, _ in modules_of(model)):
+    if not is_a(model, nn.Module):
+        raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
+    if not is_a(name, str) or not name or all(name != known for known, _ in modules_of(model)):
         known = ", ".join(repr(child) for child, _ in model.named_children())
-        raise InputError(f"the model has no submodule {name!r}; its parts are {known}")
-    positional, named = _given(model, name, example_inputs, kwargs or {})
+        raise InputError(f"the model has no submodule {shown(name)}; its parts are {known}")
+    positional, named = _given(model, name, example_inputs, arguments_by_name(kwargs))
     submodule = model.get_submodule(name)
     flags = {module: module.training for module in submodule.modules()}
     graph = trace(submodule, positional, kwargs=named, frontend=frontend, validate=validate)
@@ -111,6 +114,13 @@ def _given(model: nn.Module, name: str, inputs: Any, kwargs: Mapping[str, Any]) 
             model.eval()(*(inputs if isinstance(inputs, tuple) else (inputs,)), **kwargs)
     except _Arrived:
         return found[0]
+    except StpFxError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise InputError(
+            f"{type(model).__name__} itself fails before it calls {name!r}: {type(error).__name__}: {str(error)[:300]}. "
+            "Give an example that model(*example_inputs, **kwargs) takes"
+        ) from error
     finally:
         handle.remove()
         for module, training in flags:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -112,6 +113,59 @@ def test_what_does_not_fit_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     assert not target.exists()
     with pytest.raises(FileError, match="exists"):
         prune_shards(gm, plan, whole, tmp_path)
+
+
+def test_of_a_folder_with_an_index_what_that_lists_is_read(tmp_path: Path) -> None:
+    _, gm = captured()
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, ratio=0.5))
+    whole = written(tmp_path / "whole")
+    places = {name: path.name for path in whole.glob("*.safetensors") for name in load_file(path)}
+    index = whole / "model.safetensors.index.json"
+
+    def cut(weight_map: object) -> dict[str, torch.Tensor]:
+        index.write_text(weight_map if isinstance(weight_map, str) else json.dumps({"weight_map": weight_map}))
+        target = tmp_path / f"cut-{len(list(tmp_path.iterdir()))}"
+        prune_shards(gm, plan, whole, target)
+        return read(target)
+
+    expected = cut(places)
+    save_file({"up.weight": torch.full((16, 8), 7.0)}, whole / "a-stray.safetensors")
+    found = cut(places)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    stray = {**places, "up.weight": "a-stray.safetensors"}
+    with pytest.raises(FileError, match="does not list"):
+        cut({name: file for name, file in places.items() if name != "up.weight"})
+    assert cut(stray)["up.weight"].unique().tolist() == [7.0]
+    for wrong, message in (
+        ({**places, "up.weight": "none.safetensors"}, "no such file"),
+        ({**places, "down.weight": "a-stray.safetensors"}, "does not hold it"),
+        ({**places, "up.weight": "../whole/model-0.safetensors"}, "no safetensors file beside it"),
+        ({**places, "up.weight": 3}, "no `weight_map`"),
+        ("[" * 100_000, "cannot be read as an index"),
+        ('{"weight_map": {"a": "b", "a": "c"}}', "given twice"),
+    ):
+        with pytest.raises(FileError, match=message):
+            cut(wrong)
+    index.unlink()
+    with pytest.raises(FileError, match=r"'up.weight' lies in two files.*a-stray.*model-1"):
+        prune_shards(gm, plan, whole, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("step", ["save_file", "os.replace"])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    _, gm = captured()
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, ratio=0.5))
+    whole = written(tmp_path / "whole")
+
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device") if step == "save_file" else OSError("No space left on device")
+
+    monkeypatch.setattr(f"stp_fx.io.shards.{step}", full)
+    for target in (tmp_path / "cut", tmp_path / "new" / "folders" / "cut", tmp_path / ("x" * 300)):
+        with pytest.raises(FileError, match="cannot be written"):
+            prune_shards(gm, plan, whole, target)
+        assert list(tmp_path.iterdir()) == [whole]
 
 
 LARGE = """

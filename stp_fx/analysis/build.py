@@ -10,7 +10,8 @@ from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
-from stp_fx.analysis.propagate import AxisRecord, Propagated, propagate
+from stp_fx.analysis.propagate import propagate
+from stp_fx.analysis.propagated import AxisRecord, Propagated
 from stp_fx.analysis.solve import Solution, SolvedProduct, solve
 from stp_fx.analysis.solved import Solved
 from stp_fx.analysis.touched import Touched

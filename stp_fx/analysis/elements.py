@@ -44,6 +44,7 @@ class Elements:
         self.products: list[ProductRecord] = []
         self.pins: list[Note] = []
         self.notes: list[Note] = []
+        self.parts: list[np.ndarray] = []
         self.node = ""
         self._starts = [0]
         self._splits: dict[tuple[bytes, tuple[int, ...]], tuple[np.ndarray, ...]] = {}
@@ -61,6 +62,12 @@ class Elements:
 
     def pin(self, dim: Dim, reason: str) -> None:
         self.pins.extend(Note(factor.ids, reason, self.node) for factor in dim if factor.ids is not None)
+
+    def several(self, dim: Dim, least: int) -> None:
+        """At least so many positions of ``dim`` stay: its positions in as many parts, of which none may go whole."""
+        for factor in dim:
+            if factor.ids is not None and len(dim) == 1:
+                self.parts += np.array_split(factor.ids, min(least, len(factor.ids)))
 
     def inexact(self, dim: Dim, reason: str) -> None:
         self.notes.extend(Note(factor.ids, reason, self.node) for factor in dim if factor.ids is not None)

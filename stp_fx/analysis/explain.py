@@ -8,8 +8,9 @@ import numpy as np
 
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.pins import pin_reasons, pinned_axes
-from stp_fx.analysis.propagate import AxisRecord
+from stp_fx.analysis.propagated import AxisRecord
 from stp_fx.analysis.solved import Solved
+from stp_fx.checks import is_a, is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.rules import Dim, TensorDims, dim_size
 from stp_fx.text import did_you_mean, listed
@@ -24,6 +25,10 @@ def explain(solved: Solved, name: str | None = None, index: int | None = None) -
     """See :meth:`ChannelGraph.explain`."""
     if name is None:
         return _explain_graph(solved)
+    if not is_a(name, str):
+        raise InputError(f"`name` is the name of an axis, tensor, module, group, node or reason; got {shown(name)}")
+    if index is not None and not is_whole(index):
+        raise InputError(f"`index` is a position along an axis, a whole number; got {shown(index)}")
     axes = _axes_named(solved, name)
     groups = [group for group in solved.groups if group.name == name] if index is None else []
     if not axes and not groups:

@@ -17,9 +17,10 @@ from stp_fx.analysis.liveness import Cut, alive_under
 from stp_fx.analysis.pins import pin_reasons, pinned_axes
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.plans import plan_for, plan_removing
-from stp_fx.analysis.propagate import Contraction
+from stp_fx.analysis.propagated import Contraction
 from stp_fx.analysis.solved import Solved, removable, units_along
 from stp_fx.analysis.survivors import Survivors
+from stp_fx.checks import is_a
 from stp_fx.errors import InputError
 from stp_fx.rules import Dim
 from stp_fx.text import html_table
@@ -117,6 +118,8 @@ class ChannelGraph:
         """
         if plan is None:
             return Survivors.everything(self._solved)
+        if not all(is_a(getattr(plan, each, None), Mapping) for each in ("kept", "sizes")):
+            raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (stp_fx.plan_of, ChannelGraph.plan_for)")
         units, alive = alive_under(self._solved, plan, partial=partial)
         return Survivors(units, self._solved, alive)
 

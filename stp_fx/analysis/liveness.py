@@ -87,8 +87,14 @@ def flag_whole_factors(solved: Solved, dead: np.ndarray, seen: np.ndarray, livin
     """Extends ``dead`` in place to every factor of a product of which all ``seen`` positions are dead.
 
     ``seen`` flags the classes of which it is known whether they are removed; it is extended too. The ``living`` are known to be
-    kept: of 2 x 4 positions of which a slice took seven, all positions of the last column may be dead with a row.
+    kept, and so are the factors of a position that is: of 2 x 4 positions of which a slice took four, all that it took of a row
+    may be dead while the row is not.
     """
+    living = living.copy()
+    for product in reversed(solved.solution.products):
+        alive = living[product.classes]
+        for k, factor in enumerate(product.factors):
+            living[factor[alive.any(axis=tuple(j for j in range(alive.ndim) if j != k))]] = True
     for product in reversed(solved.solution.products):
         told, gone = seen[product.classes], dead[product.classes]
         for k, factor in enumerate(product.factors):

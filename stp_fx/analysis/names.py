@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,11 +11,14 @@ from torch import fx, nn
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group
+from stp_fx.checks import listed_argument
 from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.text import did_you_mean
 
 __all__ = ["entries_of", "groups_named", "outputs_named", "prunable_groups"]
 
+_DEEPEST = 32
+"""Lists within lists of names."""
 _GLOB = frozenset("*?[")
 _WANTED = "give parameter names, module names, globs, or modules of the traced graph"
 
@@ -39,7 +42,7 @@ def prunable_groups(gm: fx.GraphModule, graph: ChannelGraph, ignore: Any) -> lis
     return left
 
 
-def entries_of(given: Any, argument: str) -> tuple[str | nn.Module, ...]:
+def entries_of(given: Any, argument: str, depth: int = 0) -> tuple[str | nn.Module, ...]:
     """One name or module, or any nesting of sequences of them, as a flat tuple.
 
     Raises:
@@ -47,9 +50,9 @@ def entries_of(given: Any, argument: str) -> tuple[str | nn.Module, ...]:
     """
     if isinstance(given, (str, nn.Module)):
         return (given,)
-    if not isinstance(given, Iterable):
-        raise InputError(f"`{argument}` holds {given!r}: {_WANTED}")
-    return tuple(entry for each in given for entry in entries_of(each, argument))
+    if depth > _DEEPEST:
+        raise InputError(f"`{argument}` is nested deeper than {_DEEPEST} lists: {_WANTED}")
+    return tuple(entry for each in listed_argument(argument, given, _WANTED) for entry in entries_of(each, argument, depth + 1))
 
 
 def groups_named(gm: fx.GraphModule, graph: ChannelGraph, entry: Any, argument: str) -> list[Group]:

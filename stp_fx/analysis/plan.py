@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stp_fx.analysis.plan_json import decode_plan, encode_plan
-from stp_fx.checks import is_a, is_whole
-from stp_fx.errors import PlanError
+from stp_fx.checks import is_a, is_whole, shown
+from stp_fx.errors import InputError, PlanError
 from stp_fx.text import html_table
 
 __all__ = ["PrunePlan"]
@@ -45,7 +45,12 @@ class PrunePlan:
             lonely = next(iter(set(self.kept) ^ set(self.sizes)))
             raise PlanError(f"plan entry {lonely!r} has {'no size' if lonely in self.kept else 'no kept indices'}")
         sizes = {_checked_key(key): _checked_size(key, size) for key, size in self.sizes.items()}
-        kept = {key: _checked_kept(key, indices, sizes[key]) for key, indices in self.kept.items()}
+        done: dict[tuple[int, int], npt.NDArray[np.int64]] = {}  # axes that are cut alike share their indices
+        given = dict(self.kept)
+        for key, indices in given.items():
+            if (id(indices), sizes[key]) not in done:
+                done[id(indices), sizes[key]] = _checked_kept(key, indices, sizes[key])
+        kept = {key: done[id(indices), sizes[key]] for key, indices in given.items()}
         shortened = sorted(key for key, indices in kept.items() if len(indices) < sizes[key])
         object.__setattr__(self, "kept", {key: kept[key] for key in shortened})
         object.__setattr__(self, "sizes", {key: sizes[key] for key in shortened})
@@ -57,6 +62,7 @@ class PrunePlan:
 
     def then(self, second: PrunePlan) -> PrunePlan:
         """This plan and then ``second``, whose indices refer to the tensors that this plan left, as one plan."""
+        _check_plan("second", second)
         kept, sizes = dict(self.kept), dict(self.sizes)
         for key, indices in second.kept.items():
             if key not in kept:
@@ -77,6 +83,7 @@ class PrunePlan:
         >>> both.after(PrunePlan({("conv.weight", 0): [0, 2, 3]}, {("conv.weight", 0): 4})).kept
         {('conv.weight', 0): array([0, 2])}
         """
+        _check_plan("first", first)
         kept: dict[AxisKey, npt.NDArray[np.int64]] = {}
         sizes: dict[AxisKey, int] = {}
         for key, indices in self.kept.items():
@@ -116,6 +123,8 @@ class PrunePlan:
         ``axes``: all the axes that the plan may have entries for, with their sizes; a text from elsewhere is then refused before
         it can ask for memory.
         """
+        if axes is not None and not is_a(axes, Mapping):
+            raise InputError(f"`axes` maps (tensor name, dimension) to sizes; got {shown(axes)}")
         return cls(*decode_plan(text, axes))
 
     def summary(self) -> str:
@@ -137,6 +146,11 @@ class PrunePlan:
         return html_table(repr(self), ("tensor", "dim", "kept"), rows)
 
 
+def _check_plan(argument: str, given: object) -> None:
+    if not is_a(given, PrunePlan):
+        raise InputError(f"`{argument}` is a {type(given).__name__}; give a PrunePlan")
+
+
 def _label(key: AxisKey) -> str:
     return f"{key[0]}:{key[1]}"
 
@@ -145,27 +159,27 @@ def _checked_key(key: object) -> AxisKey:
     pair = cast("tuple[object, ...]", key) if is_a(key, tuple) else ()
     if len(pair) == 2 and isinstance(pair[0], str) and pair[0] and is_whole(pair[1]) and pair[1] >= 0:
         return pair[0], int(pair[1])
-    raise PlanError(f"a plan entry's key is (tensor name, dimension >= 0); got {key!r}")
+    raise PlanError(f"a plan entry's key is (tensor name, dimension >= 0); got {shown(key)}")
 
 
 def _checked_size(key: AxisKey, size: object) -> int:
     if not is_whole(size) or size < 1:
-        raise PlanError(f"{_label(key)}: the size of an axis is a positive integer; got {size!r}")
+        raise PlanError(f"{_label(key)}: the size of an axis is a positive integer; got {shown(size)}")
     return int(size)
 
 
 def _checked_kept(key: AxisKey, indices: object, size: int) -> npt.NDArray[np.int64]:
     try:
         array = np.array(indices)  # a copy: the plan must not change with the caller's array
-    except ValueError:
-        raise PlanError(f"{_label(key)}: kept indices are a flat sequence of integers; got {indices!r}") from None
+    except Exception:  # whatever an object's own conversion raises
+        raise PlanError(f"{_label(key)}: kept indices are a flat sequence of integers; got {shown(indices)}") from None
     if array.ndim != 1 or array.dtype.kind not in "iu":
         if array.ndim == 1 and array.size == 0:
             raise PlanError(f"{_label(key)}: a plan keeps at least one index of every axis; got none")
         raise PlanError(f"{_label(key)}: kept indices are a flat sequence of integers; got {array.dtype} of shape {array.shape}")
     if array.size == 0:
         raise PlanError(f"{_label(key)}: a plan keeps at least one index of every axis; got none")
-    array = array.astype(np.int64)
+    array = array.astype(np.int64, copy=False)
     if array.min() < 0 or array.max() >= size:
         bad = array[(array < 0) | (array >= size)][0]
         raise PlanError(f"{_label(key)}: kept index {bad} is out of range for an axis of {size}")

@@ -22,6 +22,9 @@ VERSION = 1
 _KEY = "stp_fx_plan"
 # Two orders of magnitude above any axis in use; a hostile file must not ask for terabytes.
 _LARGEST_SIZE = 1 << 28
+# A run of a few letters may stand for any number of indices. Any text may ask for 32 MB, a longer one for more: criteria keep
+# scattered indices, so that a plan has an item for every few of them.
+_INDICES, _INDICES_A_LETTER = 1 << 22, 256
 
 AxisKey = tuple[str, int]
 
@@ -65,8 +68,16 @@ def decode_plan(
         raise PlanError(f'"cuts" is a list; got {_short(document["cuts"])}')
     kept: dict[AxisKey, np.ndarray] = {}
     sizes: dict[AxisKey, int] = {}
+    room = _INDICES + _INDICES_A_LETTER * len(text)
     for place, cut in enumerate(document["cuts"]):
-        size, indices, cut_axes = _cut(f"cuts[{place}]", cut, axes)
+        size, runs, cut_axes = _cut(f"cuts[{place}]", cut, axes)
+        room -= sum(last - first + 1 for first, last in runs)
+        if axes is None and room < 0:
+            raise PlanError(
+                f"cuts[{place}]: a text of {len(text)} letters asks for more than {_INDICES + _INDICES_A_LETTER * len(text)} "
+                "indices; if it is right, give `axes`, the sizes of the graph's axes"
+            )
+        indices = np.concatenate([np.arange(first, last + 1, dtype=np.int64) for first, last in runs])
         for axis in cut_axes:
             if axis in kept:
                 raise PlanError(f"cuts[{place}]: axis {axis[0]}:{axis[1]} is listed twice")
@@ -95,7 +106,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _cut(where: str, cut: Any, known: Mapping[AxisKey, int] | None) -> tuple[int, np.ndarray, list[AxisKey]]:
+def _cut(where: str, cut: Any, known: Mapping[AxisKey, int] | None) -> tuple[int, list[tuple[int, int]], list[AxisKey]]:
     if not isinstance(cut, dict):
         raise PlanError(f"{where}: an object is expected; got {_short(cut)}")
     _check_fields(where, cut, {"size", "kept", "axes"})
@@ -110,11 +121,13 @@ def _cut(where: str, cut: Any, known: Mapping[AxisKey, int] | None) -> tuple[int
             raise PlanError(f"{where}: the plan is for an axis '{axis[0]}' dim {axis[1]} of {size}; there is {found}")
     if not isinstance(cut["kept"], list) or not cut["kept"]:
         raise PlanError(f"{where}: kept is a list of at least one index or [first, last] run; got {_short(cut['kept'])}")
-    return size, _indices(where, cut["kept"], size), axes
+    return size, _kept_runs(where, cut["kept"], size), axes
 
 
-def _indices(where: str, items: list[Any], size: int) -> np.ndarray:
-    runs, previous = [], -1
+def _kept_runs(where: str, items: list[Any], size: int) -> list[tuple[int, int]]:
+    """First and last of each run; they do not overlap, so together they have no more than ``size`` indices."""
+    runs: list[tuple[int, int]] = []
+    previous = -1
     for item in items:
         first, last = _ends(where, item)
         if not 0 <= first <= last < size:
@@ -123,8 +136,7 @@ def _indices(where: str, items: list[Any], size: int) -> np.ndarray:
             raise PlanError(f"{where}: kept indices must ascend without duplicates; got {_short(item)} after {previous}")
         previous = last
         runs.append((first, last))
-    # only now, when the runs are known not to overlap, is their memory bounded by the size
-    return np.concatenate([np.arange(first, last + 1, dtype=np.int64) for first, last in runs])
+    return runs
 
 
 def _axes(where: str, axes: Any) -> list[AxisKey]:

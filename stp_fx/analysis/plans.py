@@ -10,8 +10,9 @@ import numpy as np
 from stp_fx.analysis.explain import explain
 from stp_fx.analysis.liveness import flag_whole_factors
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.analysis.propagate import AxisRecord
+from stp_fx.analysis.propagated import AxisRecord
 from stp_fx.analysis.solved import Solved, alive_classes, kept_axes, removable, units_along
+from stp_fx.checks import shown
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import is_mask_buffer
 from stp_fx.rules import Factor
@@ -47,7 +48,9 @@ def plan_for(solved: Solved, removed: Removed) -> PrunePlan:
 def _axis_named(solved: Solved, name: str) -> AxisRecord:
     """The axis of that name, or the output axis of a parameter or module."""
     if not isinstance(name, str):
-        raise InputError(f"an axis is given by the name of a module, a parameter or an axis ('conv1.weight:0'); got {name!r}")
+        raise InputError(
+            f"an axis is given by the name of a module, a parameter or an axis ('conv1.weight:0'); got {shown(name)}"
+        )
     own = [axis for axis in solved.found.axes if not is_mask_buffer(axis.tensor)]
     tensor, _, dim = name.rpartition(":")
     exact = [axis for axis in own if dim.isdigit() and (axis.tensor, axis.dim) == (solved.first_name(tensor), int(dim))]

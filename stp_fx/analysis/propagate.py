@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.choices import choose
 from stp_fx.analysis.elements import Elements
-from stp_fx.analysis.flow import FlowNode, flow_of
+from stp_fx.analysis.flow import flow_of
+from stp_fx.analysis.propagated import AxisRecord, Contraction, Propagated
 from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.meta_run import run_for_shape
 from stp_fx.ir.modes import MARKS, Choice, is_mark
@@ -42,57 +42,11 @@ from stp_fx.rules import (
 from stp_fx.rules.literals import Policy, policy_of
 from stp_fx.rules.zeros import keeps_zeros
 
-__all__ = ["AxisRecord", "Contraction", "Propagated", "propagate"]
+__all__ = ["propagate"]
 
 _RANK = {"weight": 3, "scale": 2, "bias": 1, "buffer": 0, "other": 0}
 _CONSTANT_LIMIT = 1 << 20
 """Index tensors with more values than this are not followed but pinned: they are data, not structure."""
-
-
-@dataclasses.dataclass
-class AxisRecord:
-    """One dimension of a parameter or buffer, with the elements of its positions."""
-
-    tensor: str
-    dim: int
-    ids: np.ndarray
-    role: str
-    side: str = ""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contraction:
-    """``multiplier`` x the sizes of all ``letters`` multiply-accumulates in ``node``, summing over ``contracted``."""
-
-    node: str
-    letters: tuple[Dim, ...]
-    contracted: tuple[Dim, ...]
-    multiplier: int
-
-
-@dataclasses.dataclass
-class Propagated:
-    """What one run over the graph found."""
-
-    elements: Elements
-    axes: list[AxisRecord]
-    shapes: dict[str, tuple[int, ...]]
-    aliases: dict[str, str]
-    values: dict[str, Any]
-    contractions: list[Contraction]
-    renumbered: dict[str, np.ndarray]
-    unknown: dict[str, list[str]]
-    flow: list[FlowNode] = dataclasses.field(default_factory=list)
-
-    def pieces(self) -> Iterator[np.ndarray]:
-        """The element arrays that values of the graph are made of, each once or more."""
-        pending = list(self.values.values())
-        while pending:
-            value = pending.pop()
-            if isinstance(value, TensorDims):
-                yield from (factor.ids for dim in value.dims for factor in dim if factor.ids is not None)
-            elif isinstance(value, (list, dict)):
-                pending.extend(value.values() if isinstance(value, dict) else value)
 
 
 def propagate(gm: fx.GraphModule) -> Propagated:
@@ -275,6 +229,9 @@ class _Propagation(TorchDispatchMode):
 
     def inexact(self, dim: Dim, reason: str) -> None:
         self.elements.inexact(dim, reason)
+
+    def several(self, dim: Dim, least: int) -> None:
+        self.elements.several(dim, least)
 
     def flat(self, dim: Dim) -> np.ndarray:
         return self.elements.flat(dim)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from stp_fx.analysis.groups import Axis, Group, Product
-from stp_fx.analysis.propagate import Propagated
+from stp_fx.analysis.propagated import Propagated
 from stp_fx.analysis.solve import Solution
 from stp_fx.analysis.touched import Touched
 from stp_fx.rules import FIXED, Dim, dim_size

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from stp_fx.errors import InputError
+
 __all__ = ["InputShape", "example_of_shapes", "input_shape", "key_value", "named_ratio", "ratio_list"]
 
 _DTYPES = {
@@ -52,8 +54,16 @@ def input_shape(text: str) -> InputShape:
 
 def example_of_shapes(inputs: list[InputShape]) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     """Positional and named tensors; zeros, since only shapes and dtypes are read (and integers may be indices)."""
-    made = [(each.name, torch.zeros(each.shape, dtype=each.dtype)) for each in inputs]
+    made = [(each.name, _zeros(each)) for each in inputs]
     return tuple(value for name, value in made if name is None), {name: value for name, value in made if name is not None}
+
+
+def _zeros(given: InputShape) -> torch.Tensor:
+    try:
+        return torch.zeros(given.shape, dtype=given.dtype)
+    except (RuntimeError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0][:200]
+        raise InputError(f"--input: there is no tensor of {str(given)[:80]}: {first}") from error
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -65,6 +75,10 @@ def key_value(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+    except (MemoryError, RecursionError, TypeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"the value of {key!r} is no literal that Python can read ({error or 'too deep'})"
+        ) from None
 
 
 def named_ratio(text: str) -> tuple[str, float]:

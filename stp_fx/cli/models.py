@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import pathlib
-import pickle
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from stp_fx.cli.objects import called, close_to, named_object
+from stp_fx.cli.objects import called, close_to, installed_only, named_object
 from stp_fx.errors import InputError
 
 __all__ = ["Loaded", "load_model", "load_weights"]
@@ -94,16 +94,24 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> Loaded:
 
 
 def _from_timm(name: str, arguments: Mapping[str, Any]) -> Loaded:
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"timm:{name} needs timm: pip install timm") from error
+    timm = _timm()
+    if timm is None:
+        raise InputError(f"timm:{name} needs timm: pip install timm")
     if not timm.is_model(name):
         raise InputError(f"timm has no model {name!r}{close_to(name.partition('.')[0], timm.list_models())}")
     random = not any(arguments.get(key) for key in _WEIGHTS)
     make = timm.create_model
     model = called(lambda **kwargs: make(name, **kwargs), f"timm:{name}", "MODEL", dict(arguments))
     return Loaded(model, random, tuple(getattr(model, "pretrained_cfg", {}).get("input_size", ())) or None)
+
+
+def _timm() -> Any:
+    """The installed timm, or None; never a file of that name in the current folder, which a mistyped MODEL must not run."""
+    try:
+        with installed_only():
+            return importlib.import_module("timm")
+    except ImportError:
+        return None
 
 
 def _from_factory(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -124,11 +132,8 @@ def _unknown(name: str) -> str:
     if name.endswith(".py"):
         return f"MODEL: {name!r} is a file; name one of its objects: {name}:NAME"
     known = list(torchvision.models.list_models())
-    try:
-        import timm
-    except ImportError:
-        pass
-    else:
+    timm = _timm()
+    if timm is not None:
         if timm.is_model(name):
             return f"MODEL: torchvision has no model {name!r}, but timm has: timm:{name}"
         known += [f"timm:{each}" for each in timm.list_models()]
@@ -137,16 +142,22 @@ def _unknown(name: str) -> str:
 
 
 def _read(path: str) -> Any:
-    if not pathlib.Path(path).is_file():
+    try:
+        regular = pathlib.Path(path).is_file()
+    except OSError as error:
+        raise InputError(f"--weights: {path!r} cannot be read: {error}") from error
+    if not regular:
         raise InputError(f"--weights: there is no file {path!r}")
     if path.endswith(".safetensors"):
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except Exception as error:  # whatever the parser says
             raise InputError(f"--weights: {path} is no readable safetensors file: {error}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler may meet any of them in junk
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"--weights: {path} cannot be read without running code from it ({first}); save the state dict: "
@@ -158,6 +169,7 @@ def _weights_in(found: Any, path: str) -> dict[str, torch.Tensor]:
     for key in _NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise InputError(f"--weights: {path} holds no state dict (names to tensors)")
+    whole = isinstance(found, Mapping) and found and all(isinstance(name, str) for name in found)
+    if not whole or not all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in found.values()):
+        raise InputError(f"--weights: {path} holds no state dict (names to dense tensors)")
     return dict(found)

@@ -16,7 +16,7 @@ from typing import Any
 
 from stp_fx.errors import InputError
 
-__all__ = ["called", "close_to", "importable", "named_object"]
+__all__ = ["called", "close_to", "importable", "installed_only", "named_object"]
 
 
 @contextlib.contextmanager
@@ -24,6 +24,17 @@ def importable(folder: str) -> Iterator[None]:
     """The folder's modules can be imported for a while, as under ``python -m``; a console script lacks its own folder."""
     before = list(sys.path)
     sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextlib.contextmanager
+def installed_only() -> Iterator[None]:
+    """Imports do not see the current folder."""
+    before, here = list(sys.path), os.path.realpath(os.getcwd())
+    sys.path[:] = [folder for folder in before if folder and os.path.realpath(folder) != here]
     try:
         yield
     finally:

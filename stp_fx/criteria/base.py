@@ -12,7 +12,8 @@ from torch import fx
 
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.sites import SiteMember, find_sites
-from stp_fx.errors import CriterionError, InputError
+from stp_fx.checks import shown
+from stp_fx.errors import CriterionError, InputError, StpFxError
 from stp_fx.measure.gradients import Gradients
 from stp_fx.measure.statistics import Statistics
 from stp_fx.registry import Registry
@@ -162,7 +163,7 @@ def as_criterion(candidate: object) -> Criterion:
     if not callable(candidate):
         raise InputError(
             f"a criterion is a name ({', '.join(known_criteria())}) or a callable (group, context) -> scores; "
-            f"got {type(candidate).__name__}: {candidate!r}"
+            f"got {type(candidate).__name__}: {shown(candidate)}"
         )
     return cast(Criterion, candidate)
 
@@ -191,7 +192,19 @@ def score_groups(groups: Sequence[Group], criterion: Criterion, context: ScoreCo
         _check_weights(group, context, holding=getattr(criterion, "reads_weights", True))
     in_use = {name: tuple(sorted(found)) for name, found in dims.items()}
     context = dataclasses.replace(context, dims=in_use, groups=tuple(groups))
-    return [_checked(criterion(group, context), group, criterion, context) for group in groups]
+    return [_checked(_called(criterion, group, context), group, criterion, context) for group in groups]
+
+
+def _called(criterion: Criterion, group: Group, context: ScoreContext) -> object:
+    try:
+        return criterion(group, context)
+    except StpFxError:
+        raise
+    except Exception as error:  # whatever a criterion of the user's raises
+        raise CriterionError(
+            f"{shown(criterion)} failed on group {group.name!r} with {type(error).__name__}: {error}; a criterion is a callable "
+            "(group, context) -> scores"
+        ) from error
 
 
 def _check_weights(group: Group, context: ScoreContext, *, holding: bool) -> None:

@@ -24,7 +24,7 @@ import torch
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.groups import Group
-from stp_fx.checks import is_number
+from stp_fx.checks import is_number, shown
 from stp_fx.criteria.base import Criterion, ScoreContext, needs_of, register, resolve
 from stp_fx.criteria.costs import PER, CostModel, Macs
 from stp_fx.criteria.reduce import NORMALIZERS, REDUCTIONS, check_choice, normalize_scores
@@ -75,7 +75,7 @@ class CostAware:
         if self.mode == "multiplicative" and self.normalizer == "gaussian":
             raise InputError("the multiplicative mode needs scores that are not negative; 'gaussian' gives negative ones")
         if not callable(self.cost):
-            raise InputError(f"`cost` is {self.cost!r}; give a cost model such as Macs(), Params() or Table({{...}})")
+            raise InputError(f"`cost` is {shown(self.cost)}; give a cost model such as Macs(), Params() or Table({{...}})")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -124,4 +124,4 @@ class CostAware:
 def _check_number(what: str, value: object, largest: float) -> None:
     if not is_number(value) or not 0 <= value <= largest or math.isinf(value):
         limits = "in [0, 1]" if largest == 1.0 else "of at least 0"
-        raise InputError(f"{what} is a finite number {limits}; got {value!r}")
+        raise InputError(f"{what} is a finite number {limits}; got {shown(value)}")

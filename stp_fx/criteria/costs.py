@@ -13,7 +13,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import parameter_names
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.unit_costs import activation_elements, contraction_macs, group_costs, parameter_elements
-from stp_fx.checks import is_number, is_whole
+from stp_fx.checks import check_whole, is_a, is_number, shown
 from stp_fx.criteria.base import ScoreContext, part
 from stp_fx.errors import CriterionError, InputError
 from stp_fx.measure.latency import latency_work, node_seconds
@@ -82,8 +82,7 @@ class Latency:
     runs: int = 5
 
     def __post_init__(self) -> None:
-        if not is_whole(self.runs) or self.runs < 1:
-            raise InputError(f"the runs of a latency measurement are an integer of at least 1; got {self.runs!r}")
+        check_whole("runs", self.runs, 1)
 
     def __call__(self, context: ScoreContext, per: str) -> np.ndarray:
         gm = context.graph_module()
@@ -105,9 +104,11 @@ class Table:
     costs: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        if not is_a(self.costs, Mapping):
+            raise InputError(f"`costs` maps groups or layers to the cost of one unit; got {shown(self.costs)}")
         for name, value in self.costs.items():
             if not is_number(value) or not 0 <= value < math.inf:
-                raise InputError(f"the cost of {name!r} is {value!r}; a cost is a finite number of at least 0")
+                raise InputError(f"the cost of {shown(name)} is {shown(value)}; a cost is a finite number of at least 0")
 
     def __call__(self, context: ScoreContext, per: str) -> np.ndarray:
         groups = analyze(context.graph_module()).groups

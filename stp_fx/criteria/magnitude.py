@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stp_fx.analysis.groups import Axis, Group
-from stp_fx.checks import is_number
+from stp_fx.checks import is_number, shown
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.norms import power_sums
 from stp_fx.criteria.reduce import check_combining, combine, local_sums, scored_members
@@ -44,7 +44,7 @@ class Magnitude:
 
     def __post_init__(self) -> None:
         if not is_number(self.p) or not 0 < self.p < math.inf:
-            raise InputError(f"the p of a magnitude norm is a finite number above 0; got {self.p!r}")
+            raise InputError(f"the p of a magnitude norm is a finite number above 0; got {shown(self.p)}")
         check_combining(self.reduction, self.normalizer)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:

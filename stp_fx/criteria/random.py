@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from stp_fx.analysis.groups import Group
-from stp_fx.checks import is_whole
+from stp_fx.checks import check_seed
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.reduce import check_combining, combine
-from stp_fx.errors import InputError
 
 __all__ = ["Random"]
 
@@ -36,16 +35,11 @@ class Random:
 
     def __post_init__(self) -> None:
         if self.seed is not None:
-            _check_seed(self.seed)
+            check_seed(self.seed)
         check_combining(self.reduction, self.normalizer)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:
         seed = context.seed if self.seed is None else self.seed
-        _check_seed(seed)
+        check_seed(seed)
         local = np.random.default_rng([seed, group.index]).random((1, group.size))
         return combine(local, self.reduction, self.normalizer)
-
-
-def _check_seed(seed: object) -> None:
-    if not is_whole(seed) or seed < 0:
-        raise InputError(f"a seed is an integer of at least 0; got {seed!r}")

@@ -16,7 +16,7 @@ import torch
 from stp_fx.analysis.consumers import find_consumers
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.sites import SiteMember
-from stp_fx.checks import is_number
+from stp_fx.checks import is_number, shown
 from stp_fx.criteria.base import ScoreContext, register
 from stp_fx.criteria.elimination import Elimination, precision
 from stp_fx.criteria.reduce import check_combining, normalize_scores, reduce_scores
@@ -52,7 +52,7 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         if not is_number(self.ridge) or not 0 < self.ridge <= 1:
-            raise InputError(f"the ridge is a number above 0 and at most 1; got {self.ridge!r}")
+            raise InputError(f"the ridge is a number above 0 and at most 1; got {shown(self.ridge)}")
         check_combining(self.reduction, self.normalizer)
 
     def __call__(self, group: Group, context: ScoreContext) -> torch.Tensor:

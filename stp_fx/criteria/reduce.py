@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from stp_fx.analysis.groups import Axis, Group, Member
+from stp_fx.checks import is_choice, shown
 from stp_fx.errors import CriterionError, InputError
 
 __all__ = [
@@ -41,8 +42,8 @@ _LARGEST_EXPONENT = 1000.0
 
 def check_choice(what: str, value: object, known: Sequence[str]) -> None:
     """Raise :class:`InputError` unless ``value`` is one of ``known``."""
-    if value not in known:
-        raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    if not is_choice(value, known):
+        raise InputError(f"unknown {what} {shown(value)}; known: {', '.join(known)}")
 
 
 def check_combining(reduction: str, normalizer: str) -> None:

@@ -14,7 +14,9 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.names import prunable_groups
+from stp_fx.checks import check_seed, is_a
 from stp_fx.criteria.base import Criterion, ScoreContext, resolve, score_groups
+from stp_fx.errors import InputError
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.stamp import Stamp, check_stamp, stamp_of
 from stp_fx.measure.measured import Measured
@@ -59,6 +61,9 @@ def score(
         NothingToPruneError: the graph has no unit that may be removed.
     """
     chosen = resolve(criterion)
+    if measured is not None and not is_a(measured, Measured):
+        raise InputError(f"`measured` is a {type(measured).__name__}; give what stp_fx.measure.measured.measure returned")
+    check_seed(seed)
     known = measured or Measured()
     for each, what in ((known.statistics, "the statistics"), (known.gradients, "the gradients")):
         if each is not None:

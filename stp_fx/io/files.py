@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stp_fx.errors import FileError, InputError
+from stp_fx.errors import FileError
+from stp_fx.paths import replacing
 
-__all__ = ["path_of", "read_file", "write_file"]
+__all__ = ["read_file", "write_file"]
 
 _TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How zip archives and pickles begin; so do the lengths of some safetensors headers."""
-
-
-def path_of(path: Any) -> str:
-    """A path as text.
-
-    Raises:
-        InputError: no path.
-    """
-    try:
-        return os.fsdecode(path)
-    except TypeError:
-        raise InputError(f"`path` is a {type(path).__name__}; give a file name") from None
 
 
 def write_file(path: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -39,25 +25,8 @@ def write_file(path: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping
     Raises:
         FileError: the file cannot be written; what was there is as it was.
     """
-    target = os.path.realpath(path)  # a symbolic link stays one
-    folder = os.path.dirname(target)
-    partial = os.path.join(folder, f".stp_fx-{secrets.token_hex(8)}.tmp")
-    try:
-        if os.path.isdir(target):
-            raise IsADirectoryError("it is a directory")
-        with open(partial, "xb") as created:  # safetensors gives files to their owner alone; this has the user's umask
-            mode = stat.S_IMODE(os.stat(target if os.path.exists(target) else created.fileno()).st_mode)
+    with replacing(path) as partial:
         save_file(dict(tensors), partial, dict(metadata))
-        with open(partial, "rb+") as written:
-            os.chmod(partial, mode)
-            os.fsync(written.fileno())
-        os.replace(partial, target)
-        _sync_folder(folder)
-    except Exception as error:
-        raise FileError(f"{path!r} cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # it has been renamed, or never was
-            os.remove(partial)
 
 
 def read_file(path: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -87,15 +56,3 @@ def read_file(path: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             ) from error
         raise FileError(f"{path!r} is no safetensors file, or damaged: {error}") from error
     return metadata, tensors
-
-
-def _sync_folder(folder: str) -> None:
-    """The new name itself is on disk, where the system can do that; the file is in its place already."""
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -10,9 +10,11 @@ from torch import fx, nn
 
 from stp_fx.errors import FileError, InputError, PlanError, StpFxError
 from stp_fx.io.contents import Contents, decode, is_whole
-from stp_fx.io.files import path_of, read_file
+from stp_fx.io.files import read_file
 from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
 from stp_fx.ir import has_provenance, provenance_of, retrace
+from stp_fx.ir.provenance import floating_dtype
+from stp_fx.paths import path_of
 from stp_fx.rewrite.bias import restore_biases
 from stp_fx.rewrite.removal import mask, remove
 from stp_fx.rewrite.slicing import copied
@@ -47,7 +49,7 @@ def load(path: Any, model: nn.Module) -> fx.GraphModule:
         contents = decode(metadata)
         if not is_whole(metadata, tensors):
             raise FileError("damaged: its contents do not have the checksum that was written with them")
-        result = _rebuilt(contents, model)
+        result = _rebuilt(contents, model, _parameters_dtype(contents, tensors))
         _fill(result, contents, tensors)
         _set_modes(result, contents)
     except StpFxError as error:
@@ -56,14 +58,20 @@ def load(path: Any, model: nn.Module) -> fx.GraphModule:
     return result
 
 
-def _rebuilt(contents: Contents, model: nn.Module) -> fx.GraphModule:
-    """The network with the file's structure and ``model``'s values.
+def _parameters_dtype(contents: Contents, tensors: Mapping[str, torch.Tensor]) -> torch.dtype | None:
+    """The dtype of the first floating parameter of the file."""
+    known = (tensors[name] for name in contents.original if name in tensors)
+    return next((tensor.dtype for tensor in known if tensor.is_floating_point()), None)
+
+
+def _rebuilt(contents: Contents, model: nn.Module, dtype: torch.dtype | None) -> fx.GraphModule:
+    """The network with the file's structure and ``model``'s values; ``dtype`` is that of the file's parameters.
 
     Raises:
         StpFxError: what the file says does not fit ``model``.
     """
     try:
-        graph = _graph_of(contents, model)
+        graph = _graph_of(contents, model, dtype)
         _check_same(contents, stored_tensors(graph), graph)
         graph = copied(graph) if contents.added else graph
         restore_biases(graph, contents.added)
@@ -86,14 +94,14 @@ def _plan(text: str, axes: Mapping[tuple[str, int], int]) -> PrunePlan:
         raise FileError(f"damaged: its plan cannot be read: {error}") from error
 
 
-def _graph_of(contents: Contents, model: nn.Module) -> fx.GraphModule:
+def _graph_of(contents: Contents, model: nn.Module, dtype: torch.dtype | None) -> fx.GraphModule:
     if has_provenance(model):
         return model  # type: ignore[return-value]
     if contents.call is None:
         raise InputError("the file does not say how the network was captured: give stp_fx.trace(model, example_inputs)")
     for name, each in stored_tensors(model).items():  # another network may not even run on the recorded example
         _check_sizes(name, contents.original.get(name), each)
-    return retrace(model, contents.call)
+    return retrace(model, contents.call.following(dtype, floating_dtype(model)))
 
 
 def _check_same(contents: Contents, ours: Mapping[str, Stored], graph: fx.GraphModule) -> None:

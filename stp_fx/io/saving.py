@@ -10,9 +10,11 @@ from torch import fx, nn
 
 from stp_fx.errors import FileError, InputError
 from stp_fx.io.contents import Contents, encode
-from stp_fx.io.files import path_of, write_file
+from stp_fx.io.files import write_file
 from stp_fx.io.tensors import Stored, order_of, stored_tensors
 from stp_fx.ir import Provenance, has_provenance, provenance_of
+from stp_fx.ir.provenance import floating_dtype
+from stp_fx.paths import path_of
 from stp_fx.selection import PrunePlan
 
 __all__ = ["save"]
@@ -66,7 +68,7 @@ def _contents(gm: fx.GraphModule, state: Provenance, stored: Mapping[str, Stored
         frozen=tuple(name for name, each in stored.items() if each.is_parameter and not each.tensor.requires_grad),
         training=gm.training,
         other=tuple(name for name, module in gm.named_modules() if module.training != gm.training),
-        call=state.call,
+        call=None if state.call is None else state.call.following(state.dtype, floating_dtype(gm)),
     )
 
 

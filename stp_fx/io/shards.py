@@ -13,20 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import fx
 
 from stp_fx.analysis.build import analyze
-from stp_fx.checks import is_whole
-from stp_fx.errors import FileError, InputError
-from stp_fx.io.files import path_of
+from stp_fx.checks import is_whole, shown
+from stp_fx.errors import FileError, InputError, StpFxError
+from stp_fx.io.sources import opened, sources_of
+from stp_fx.paths import path_of
 from stp_fx.rewrite.removal import remove
 from stp_fx.rewrite.slicing import take
 from stp_fx.selection import PrunePlan
 
 __all__ = ["prune_shards"]
 
+Files = Mapping[Path, tuple[str, ...]]
 _INDEX = "model.safetensors.index.json"
 
 
@@ -39,7 +40,8 @@ def prune_shards(gm: fx.GraphModule, plan: PrunePlan, source: Any, target: Any, 
 
     Args:
         gm: the unpruned network, as :func:`stp_fx.trace` captured it; it may be on the meta device.
-        source: a safetensors file, or a folder of them (with or without Hugging Face's index).
+        source: a safetensors file, or a folder of them. Of a folder with Hugging Face's index, what that lists is read; in one
+            without, each tensor must lie in one file alone.
         target: a new folder: numbered shards and ``model.safetensors.index.json``. It appears whole or not at all.
         max_shard_bytes: of the tensors in one file; a single larger tensor gets a file of its own.
 
@@ -52,41 +54,37 @@ def prune_shards(gm: fx.GraphModule, plan: PrunePlan, source: Any, target: Any, 
     if not isinstance(plan, PrunePlan):
         raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (stp_fx.plan_of)")
     if not is_whole(max_shard_bytes) or max_shard_bytes < 1:
-        raise InputError(f"`max_shard_bytes` is a positive number of bytes; got {max_shard_bytes!r}")
+        raise InputError(f"`max_shard_bytes` is a positive number of bytes; got {shown(max_shard_bytes)}")
     folder = Path(path_of(target))
-    if folder.exists():
+    if _exists(folder):
         raise FileError(f"{str(folder)!r} exists; give a folder that does not")
-    files = _files(Path(path_of(source)))
+    files = sources_of(Path(path_of(source)))
     cuts = _cuts(gm, plan, files)
     partial = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}.tmp")
+    made = [parent for parent in folder.parents if not parent.exists()]
     try:
         partial.mkdir(parents=True)
         _write(partial, _cut_tensors(files, cuts), max_shard_bytes)
         os.replace(partial, folder)
-    except OSError as error:
+    except StpFxError:
+        raise
+    except Exception as error:  # whatever the system or safetensors says
         raise FileError(f"{str(folder)!r} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it holds the result
+                parent.rmdir()
 
 
-def _files(source: Path) -> list[Path]:
-    found = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
-    if not found or not all(path.is_file() for path in found):
-        raise FileError(f"{str(source)!r} is no safetensors file, and no folder that holds any")
-    return found
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _exists(folder: Path) -> bool:
     try:
-        file = safe_open(str(path), framework="pt", device="cpu")
-    except Exception as error:  # whatever the parser says
-        raise FileError(f"{str(path)!r} is no safetensors file, or damaged: {error}") from error
-    with file as opened:
-        yield opened
+        return os.path.lexists(folder.resolve())
+    except (OSError, RuntimeError) as error:
+        raise FileError(f"{str(folder)!r} cannot be written: {error}") from error
 
 
-def _cuts(gm: fx.GraphModule, plan: PrunePlan, files: list[Path]) -> dict[str, dict[int, np.ndarray]]:
+def _cuts(gm: fx.GraphModule, plan: PrunePlan, files: Files) -> dict[str, dict[int, np.ndarray]]:
     """What stays of every tensor in the files, once their names and shapes are known to be those of the network."""
     graph = analyze(gm)
     remove(gm, plan)  # the plan fits, and gives a network that runs
@@ -95,9 +93,9 @@ def _cuts(gm: fx.GraphModule, plan: PrunePlan, files: list[Path]) -> dict[str, d
     for (name, dim), kept in plan.kept.items():
         by_name.setdefault(name, {})[dim] = kept
     found: dict[str, dict[int, np.ndarray]] = {}
-    for path in files:
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
+    for path, names in files.items():
+        with opened(path) as file:
+            for name in names:
                 if name not in tensors:
                     raise FileError(f"{str(path)!r} holds {name!r}, which the network does not have")
                 shape = tuple(file.get_slice(name).get_shape())
@@ -118,11 +116,15 @@ def _all_there(gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor], names: s
             raise FileError(f"the files do not hold {name!r}")
 
 
-def _cut_tensors(files: list[Path], cuts: Mapping[str, dict[int, np.ndarray]]) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in files:
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                yield name, take(file.get_tensor(name), cuts[name])
+def _cut_tensors(files: Files, cuts: Mapping[str, dict[int, np.ndarray]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, names in files.items():
+        with opened(path) as file:
+            for name in names:
+                try:
+                    tensor = file.get_tensor(name)
+                except Exception as error:  # whatever the parser says
+                    raise FileError(f"{name!r} cannot be read from {str(path)!r}: {error}") from error
+                yield name, take(tensor, cuts[name])
 
 
 def _write(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], limit: int) -> None:

@@ -40,6 +40,12 @@ class Call:
     training: bool
     other: tuple[str, ...] = ()
 
+    def following(self, before: torch.dtype | None, now: torch.dtype | None) -> Call:
+        """The call for parameters of dtype ``now``: tensors that had the parameters' dtype, ``before``, have it again."""
+        if before is None or now is None or before == now or self.args is None:
+            return self
+        return dataclasses.replace(self, args=_cast(self.args, before, now), kwargs=_cast(self.kwargs, before, now))
+
 
 def call_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any], frontend: str) -> Call:
     """The record of a capture."""
@@ -88,6 +94,24 @@ def restored(data: Any, device: torch.device, depth: int = 0) -> Any:
     if kind in _SEQUENCES and isinstance(content, list):
         return _SEQUENCES[kind](restored(item, device, depth + 1) for item in content)
     raise InputError(f"an example holds {str(kind)[:40]!r}, which describes nothing; known: tensor, list, tuple, dict")
+
+
+def _cast(data: Any, before: torch.dtype, now: torch.dtype, depth: int = 0) -> Any:
+    """A description in which tensors of one dtype have another; what describes nothing is left for :func:`restored`."""
+    if not isinstance(data, dict) or depth > _DEPTH:
+        return data
+    tensor, old = data.get("tensor"), str(before).removeprefix("torch.")
+    if isinstance(tensor, list) and tensor and tensor[0] == old:
+        return {**data, "tensor": [str(now).removeprefix("torch."), *tensor[1:]]}
+    return {kind: _cast_items(content, before, now, depth + 1) for kind, content in data.items()}
+
+
+def _cast_items(content: Any, before: torch.dtype, now: torch.dtype, depth: int) -> Any:
+    if isinstance(content, list):
+        return [_cast(item, before, now, depth) for item in content]
+    if isinstance(content, dict):
+        return {key: _cast(item, before, now, depth) for key, item in content.items()}
+    return content
 
 
 def _tensor(content: Any, device: torch.device) -> torch.Tensor:

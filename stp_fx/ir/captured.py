@@ -10,12 +10,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, Self
 
-import torch
 from torch import fx, nn
 from torch.fx import graph_module
 from torch.package import Importer, PackageExporter, PackageImporter, sys_importer
 
-from stp_fx.ir.constants import without_constants
 from stp_fx.ir.modes import graph_of_mode, has_modes
 from stp_fx.ir.patches import LOCK
 
@@ -38,13 +36,6 @@ class CapturedGraph(fx.GraphModule):
                 for name, value in root.__dict__[store].items():
                     self.__dict__[store].setdefault(name, value)
             self._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The graph's result; it may be called as its model was, with the constants that are part of it."""
-        known = self.meta.get(KEY)
-        if known is not None and not known.lost and not torch.compiler.is_compiling():
-            args, kwargs = without_constants(known.arguments, args, kwargs)
-        return super().__call__(*args, **kwargs)
 
     def recompile(self) -> Any:
         """As ``fx.GraphModule``; where training and evaluation go different ways, ``forward`` runs that of the mode."""

@@ -9,6 +9,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from stp_fx.errors import InputError
+
 __all__ = ["holds", "leaves_of", "mapped", "tensors_within"]
 
 T = TypeVar("T")
@@ -18,19 +20,39 @@ def leaves_of(kind: type[T], value: Any) -> list[T]:
     """The leaves of that type, in order."""
     if isinstance(value, kind):
         return [value]
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, kind)]
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, kind)]
 
 
 def holds(kind: type, value: Any) -> bool:
     """Whether a value is of that type, or has a leaf that is."""
     if isinstance(value, kind):
         return True
-    return any(isinstance(leaf, kind) for leaf in pytree.tree_leaves(value))
+    return any(isinstance(leaf, kind) for leaf in _leaves(value))
 
 
 def mapped(kind: type[T], function: Callable[[T], Any], value: Any) -> Any:
     """``value`` with its leaves of that type replaced; containers keep their types."""
-    return function(value) if isinstance(value, kind) else pytree.tree_map_only(kind, function, value)
+    if isinstance(value, kind):
+        return function(value)
+    try:
+        return pytree.tree_map_only(kind, function, value)
+    except RecursionError:
+        _leaves(value)
+        raise
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The leaves of any type, in order.
+
+    Raises:
+        InputError: a container that holds itself, or that is nested deeper than pytree can follow.
+    """
+    try:
+        return pytree.tree_leaves(value)
+    except RecursionError:
+        raise InputError(
+            f"a {type(value).__name__} is nested too deeply to be looked through, or holds itself: give flatter lists and dicts"
+        ) from None
 
 
 def tensors_within(value: Any) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ __all__ = [
     "Provenance",
     "attach_provenance",
     "example_of",
+    "floating_dtype",
     "has_provenance",
     "is_mask_buffer",
     "needs_whole_tensors",
@@ -69,7 +70,7 @@ class Provenance:
 def attach_provenance(gm: fx.GraphModule, provenance: Provenance) -> fx.GraphModule:
     """Records ``provenance`` on a graph that the caller has made; returns the graph."""
     if provenance.dtype is None:
-        provenance = dataclasses.replace(provenance, dtype=_floating_dtype(gm))
+        provenance = dataclasses.replace(provenance, dtype=floating_dtype(gm))
     gm.meta[KEY] = provenance
     return gm
 
@@ -112,8 +113,9 @@ def structure_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     Raises:
         InputError: the graph carries no recorded example.
     """
+    inputs = provenance_of(gm).inputs
     shapes = tuple((t.shape, t.dtype) for t in tensors_of(gm))
-    return gm.code, shapes, tuple(v.shape if isinstance(v, torch.Tensor) else repr(v) for v in provenance_of(gm).inputs)
+    return gm.code, shapes, tuple(v.shape if isinstance(v, torch.Tensor) else repr(v) for v in inputs)
 
 
 def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
@@ -122,13 +124,13 @@ def example_of(gm: fx.GraphModule) -> tuple[Any, ...]:
     Raises:
         InputError: the graph carries no recorded example.
     """
-    known, now = provenance_of(gm), _floating_dtype(gm)
+    known, now = provenance_of(gm), floating_dtype(gm)
     if now is None or now == known.dtype:
         return known.inputs
     return mapped(torch.Tensor, lambda value: value.to(now) if value.dtype == known.dtype else value, known.inputs)
 
 
-def _floating_dtype(gm: fx.GraphModule) -> torch.dtype | None:
+def floating_dtype(gm: torch.nn.Module) -> torch.dtype | None:
     """The dtype of the first floating parameter."""
     return next((p.dtype for p in gm.parameters() if p.is_floating_point()), None)
 

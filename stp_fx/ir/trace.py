@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import keyword
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
+from stp_fx.checks import arguments_by_name, is_choice, shown
 from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.batch import with_batch
@@ -35,7 +38,7 @@ from stp_fx.ir.validate import validate_capture
 from stp_fx.ir.validation import Budget, Validate
 from stp_fx.ir.verify import verify
 
-__all__ = ["bound_arguments", "retrace", "trace"]
+__all__ = ["FRONT_ENDS", "bound_arguments", "retrace", "trace"]
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +75,18 @@ def trace(
             modules.
         TraceError: the model's Python code cannot be captured, or the graph computes something else; says where and what to do.
     """
-    budget = Budget(validate)
+    try:
+        return _traced(model, example_inputs, kwargs, frontend, Budget(validate))
+    except RecursionError as error:
+        raise TraceError(
+            f"{type(model).__name__} nests modules or calls deeper than Python follows (sys.getrecursionlimit() is "
+            f"{sys.getrecursionlimit()}): raise that limit, or flatten the modules"
+        ) from error
+
+
+def _traced(
+    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str, budget: Budget
+) -> fx.GraphModule:
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -80,22 +94,23 @@ def trace(
     compiled = next((name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if compiled is not None:
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
-    if frontend != "auto" and frontend not in _FRONT_ENDS:
-        raise InputError(f"unknown front end {frontend!r}; known: auto, {', '.join(_FRONT_ENDS)}")
+    given = arguments_by_name(kwargs)
+    if not is_choice(frontend, FRONT_ENDS):
+        raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     with LOCK, state_kept():
-        arguments = bound_arguments(model, example_inputs, kwargs or {})
+        arguments = bound_arguments(model, example_inputs, given)
         try:
-            example = example_of_call(example_inputs, kwargs or {})
+            example = example_of_call(example_inputs, given)
             gm = _first_capture(
                 model, arguments, frozenset(kwargs or ()), frontend, lambda gm: _validated(model, gm, example, budget)
             )
         except TraceError:
-            check_that_it_runs(model, example_inputs, kwargs or {}, arguments)
+            check_that_it_runs(model, example_inputs, given, arguments)
             raise
-    return with_provenance(gm, call=call_of(model, example_inputs, kwargs or {}, provenance_of(gm).frontend))
+    return with_provenance(gm, call=call_of(model, example_inputs, given, provenance_of(gm).frontend))
 
 
 def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
@@ -155,6 +170,9 @@ def _captures(
         except TraceError as error:
             said[name] = error
             continue
+        except SyntaxError as error:  # torch.fx writes a graph as Python, names of modules included
+            said[name] = TraceError(_unwritable(model, error))
+            continue
         suspect = bound is not None or OWN_BATCH in provenance_of(gm).notes
         if frontend != "auto" or not suspect or _takes_another_batch(gm):
             yield gm
@@ -163,6 +181,14 @@ def _captures(
         _log.debug("%s: the graph of %s is bound to the example's batch", type(model).__name__, name)
     if bound is not None:
         yield bound
+
+
+def _unwritable(model: nn.Module, error: SyntaxError) -> str:
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())]
+    words = dict.fromkeys(name for name in names if any(map(keyword.iskeyword, name.split("."))))
+    if not words:
+        return f"the graph cannot be written as Python: {error}"
+    return f"{next(iter(words))!r} holds a word of Python's own, so no code can name it: rename it, {next(iter(words)) + '_'!r}"
 
 
 def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: Budget) -> fx.GraphModule:
@@ -232,3 +258,5 @@ _FRONT_ENDS: dict[str, Callable[[nn.Module, dict[str, Any], frozenset[str]], fx.
     "fx": capture_with_fx,
     "export": _trace_with_export,
 }
+FRONT_ENDS = ("auto", *_FRONT_ENDS)
+"""Values of ``frontend``."""

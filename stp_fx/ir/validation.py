@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
 
+from stp_fx.checks import is_choice, shown
 from stp_fx.errors import InputError
 
 __all__ = ["Budget", "Validate", "Validation", "together"]
@@ -89,10 +90,10 @@ class Budget:
 
     def __init__(self, validate: Validate, spent: Validation | None = None, forwards: int = FORWARDS) -> None:
         number = isinstance(validate, numbers.Real) and not isinstance(validate, bool)
-        if not (isinstance(validate, bool) or validate == "auto" or (number and 0 < validate < math.inf)):  # type: ignore[operator]
-            raise InputError(f"`validate` is True, False, 'auto' or a positive number of seconds; got {validate!r}")
+        if not (isinstance(validate, bool) or is_choice(validate, ("auto",)) or (number and 0 < validate < math.inf)):  # type: ignore[operator]
+            raise InputError(f"`validate` is True, False, 'auto' or a positive number of seconds; got {shown(validate)}")
         self.off = validate is False
-        self._auto = validate == "auto"
+        self._auto = is_choice(validate, ("auto",))
         self.bounded = validate is not True
         self._limit = float(validate) if number else SECONDS if self._auto else math.inf
         if self._auto and spent is not None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from stp_fx.errors import InputError
+from stp_fx.errors import InputError, StpFxError
 from stp_fx.ir.provenance import example_of
 
 __all__ = ["arguments_of", "as_device", "batches", "device_of", "eval_twin", "limited", "reiterable"]
@@ -37,8 +37,11 @@ def batches(
     number = -1
     with Progress(transient=True, console=Console(stderr=True), disable=not (show and sys.stderr.isatty())) as progress:
         task = progress.add_task(what, total=total)
-        for number, batch in enumerate(calibration):
-            moved = as_device(batch, device)
+        for number, batch in enumerate(_read(calibration)):
+            try:
+                moved = as_device(batch, device)
+            except RecursionError:
+                raise InputError(f"batch {number} is nested too deeply, or holds itself: give tensors, tuples or dicts") from None
             _check(gm, moved, number)
             yield moved
             progress.advance(task)
@@ -46,10 +49,27 @@ def batches(
         raise InputError(f"`calibration` has no batch, so {what} has nothing to read")
 
 
+def _read(calibration: Iterable[Any]) -> Iterator[Any]:
+    """The batches.
+
+    Raises:
+        InputError: the data fails as it is read; names the batch.
+    """
+    number = 0
+    try:
+        for batch in calibration:
+            yield batch
+            number += 1
+    except StpFxError:
+        raise
+    except Exception as error:  # whatever a loader's own code raises
+        raise InputError(f"`calibration` fails at batch {number} with {type(error).__name__}: {error}") from error
+
+
 def _length(data: Any) -> int | None:
     try:
         return len(data)
-    except TypeError:  # a stream, or a loader of one
+    except Exception:  # a stream, or a loader of one
         return None
 
 

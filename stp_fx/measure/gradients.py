@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stp_fx.errors import InputError
+from stp_fx.errors import InputError, StpFxError
 from stp_fx.ir.stamp import Stamp, stamp_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.distributed import several_processes, summed
 
-__all__ = ["Gradients", "collect_gradients", "cross_entropy"]
+__all__ = ["Gradients", "call_loss", "collect_gradients", "cross_entropy"]
 
 Loss = Callable[[fx.GraphModule, Any], torch.Tensor]
 
@@ -130,8 +130,22 @@ class _Sums:
         return {name: total / self._count for name, total in zip(names, self._sums, strict=True) if total is not None}
 
 
+def call_loss(loss: Loss, gm: fx.GraphModule, batch: Any, number: int) -> Any:
+    """What the loss gives for a batch.
+
+    Raises:
+        InputError: it fails; names the batch.
+    """
+    try:
+        return loss(gm, batch)
+    except StpFxError:
+        raise
+    except Exception as error:  # whatever a loss of the user's raises
+        raise InputError(f"the loss fails on batch {number} with {type(error).__name__}: {error}") from error
+
+
 def _value(gm: fx.GraphModule, batch: Any, loss: Loss, number: int) -> torch.Tensor:
-    value = loss(gm, batch)
+    value = call_loss(loss, gm, batch, number)
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise InputError(f"the loss of calibration batch {number} is {found}; a loss is one scalar tensor (take its mean)")

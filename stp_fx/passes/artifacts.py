@@ -11,7 +11,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.checks import is_a
 from stp_fx.criteria.scores import Scores
-from stp_fx.errors import PassError
+from stp_fx.errors import InputError, PassError
 from stp_fx.ir.stamp import check_stamp, stamp_of
 from stp_fx.measure.gradients import Gradients
 from stp_fx.measure.measured import Measured
@@ -75,6 +75,8 @@ class Artifacts:
         found = self.measured.statistics if given is None else given
         if found is None:
             raise PassError(f"{name} needs statistics: run CollectStatistics before it in one Pipeline, or give it `statistics`")
+        if not is_a(found, Statistics):
+            raise InputError(f"`statistics` is a {type(found).__name__}; give what collect_statistics returned")
         check_stamp(gm, found.stamp, "the statistics", "collect them again on this graph")
         return found
 

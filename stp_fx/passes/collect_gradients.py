@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import fx
 
+from stp_fx.checks import check_callable, check_flag, check_whole
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss, collect_gradients
 from stp_fx.passes.artifacts import Artifacts, Outcome
@@ -33,6 +34,11 @@ class CollectGradients(GraphPass):
     loss: Loss | None = dataclasses.field(default=None, repr=False)
     fisher: bool = False
     hutchinson: int = 0
+
+    def __post_init__(self) -> None:
+        check_flag("fisher", self.fisher)
+        check_whole("hutchinson", self.hutchinson, 0)
+        check_callable("loss", self.loss, "(graph, batch) -> scalar")
 
     def requires(self, gm: fx.GraphModule) -> None:
         super().requires(gm)

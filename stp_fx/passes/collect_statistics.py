@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import fx
 
+from stp_fx.checks import check_flag, check_whole
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.statistics import collect_statistics
 from stp_fx.passes.artifacts import Artifacts, Outcome
@@ -35,6 +36,11 @@ class CollectStatistics(GraphPass):
     covariance: bool = False
     maps: bool = False
     patches: int = 0
+
+    def __post_init__(self) -> None:
+        check_flag("covariance", self.covariance)
+        check_flag("maps", self.maps)
+        check_whole("patches", self.patches, 0)
 
     def requires(self, gm: fx.GraphModule) -> None:
         super().requires(gm)

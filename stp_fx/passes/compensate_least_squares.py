@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stp_fx.checks import is_number
+from stp_fx.checks import is_number, shown
 from stp_fx.errors import InputError
 from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.rewrite.compensation import LeastSquares, Method
@@ -29,7 +29,7 @@ class CompensateLeastSquares(CompensateMean):
 
     def __post_init__(self) -> None:
         if not is_number(self.ridge) or not 0 <= self.ridge < 1:
-            raise InputError(f"the ridge is a number in [0, 1), relative to the variance; got {self.ridge!r}")
+            raise InputError(f"the ridge is a number in [0, 1), relative to the variance; got {shown(self.ridge)}")
 
     def method(self) -> Method:
         return LeastSquares(self.ridge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from stp_fx.checks import is_a
+from stp_fx.checks import is_a, shown
 from stp_fx.errors import InputError
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
@@ -39,7 +39,7 @@ def compensation_named(name: str | None, data: object, argument: str = "calibrat
     if name is None:
         return Compensation()
     if not is_a(name, str) or name not in _COMPENSATIONS:
-        raise InputError(f"unknown compensation {name!r}; known: None, {', '.join(map(repr, _COMPENSATIONS))}")
+        raise InputError(f"unknown compensation {shown(name)}; known: None, {', '.join(map(repr, _COMPENSATIONS))}")
     if data is None:
         raise InputError(f"compensation {name!r} measures activations: give `{argument}`, an iterable of batches")
     return _COMPENSATIONS[name]

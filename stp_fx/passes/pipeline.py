@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from stp_fx.checks import shown
 from stp_fx.errors import InputError, PassError, StpFxError
 from stp_fx.ir.unchanged import Unchanged
 from stp_fx.passes.artifacts import Artifacts, Outcome, outcome_of
@@ -34,7 +35,7 @@ class Pipeline(GraphPass):
     def __init__(self, *passes: GraphPass | Callable[[fx.GraphModule], Any]) -> None:
         for each in passes:
             if isinstance(each, type) or not callable(each):
-                raise InputError(f"a Pipeline is made of passes; got {_shown(each)}")
+                raise InputError(f"a Pipeline is made of passes; got {_described(each)}")
         object.__setattr__(self, "passes", tuple(passes))
 
     @classmethod
@@ -111,8 +112,8 @@ class Pipeline(GraphPass):
         return html_table("Pipeline", ("", "pass"), rows[:ROWS], len(rows))
 
 
-def _shown(given: object) -> str:
-    return f"the class {given.__name__}; give {given.__name__}()" if isinstance(given, type) else repr(given)
+def _described(given: object) -> str:
+    return f"the class {given.__name__}; give {given.__name__}()" if isinstance(given, type) else shown(given)
 
 
 def _rewrites(each: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from stp_fx.checks import is_whole
+from stp_fx.checks import is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import arguments_of, batches
 from stp_fx.passes.base import GraphPass
@@ -41,8 +42,8 @@ class RecalibrateBatchNorm(GraphPass):
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and (not is_whole(self.limit) or self.limit < 1):
-            raise InputError(f"the limit of a recalibration is a number of batches, at least 1; got {self.limit!r}")
+        if self.limit is not None and (not is_whole(self.limit) or not 1 <= self.limit <= sys.maxsize):
+            raise InputError(f"the limit of a recalibration is a number of batches, at least 1; got {shown(self.limit)}")
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         result = copied(gm)

@@ -9,6 +9,7 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.names import entries_of, prunable_groups
+from stp_fx.checks import check_seed
 from stp_fx.criteria import Criterion, resolve, score
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
@@ -33,6 +34,7 @@ class ScoreUnits(GraphPass):
 
     def __post_init__(self) -> None:
         resolve(self.criterion)
+        check_seed(self.seed)
         object.__setattr__(self, "ignore", entries_of(self.ignore, "ignore"))
 
     def requires(self, gm: fx.GraphModule) -> None:

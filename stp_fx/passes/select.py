@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import fx
 
+from stp_fx.checks import is_a, shown
 from stp_fx.errors import InputError
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
@@ -49,6 +50,10 @@ class SelectUnits(GraphPass):
     ) -> None:
         if isinstance(ratio, Selection) and options:
             raise InputError(f"SelectUnits takes a Selection or its options, not both; got {', '.join(options)} beside one")
+        if whole is not None and not is_a(whole, Mapping):
+            raise InputError(f"`whole` maps groups to their units at first; got {shown(whole)}")
+        if cost is not None and not callable(cost):
+            raise InputError(f"`cost` is a callable (removed units) -> cost; got {shown(cost)}")
         selection = ratio if isinstance(ratio, Selection) else Selection(ratio, **options)
         for name, value in (("selection", selection), ("whole", whole), ("cost", cost)):
             object.__setattr__(self, name, value)

@@ -11,7 +11,7 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.checks import is_number
+from stp_fx.checks import is_number, shown
 from stp_fx.errors import InputError
 from stp_fx.measure.statistics import Statistics
 from stp_fx.passes.artifacts import Artifacts, Outcome
@@ -46,7 +46,7 @@ class UpdateBatchNormVariance(GraphPass):
 
     def __post_init__(self) -> None:
         if not is_number(self.floor) or not 0 < self.floor <= 1:
-            raise InputError(f"the floor of a variance is a fraction in (0, 1] of what it was; got {self.floor!r}")
+            raise InputError(f"the floor of a variance is a fraction in (0, 1] of what it was; got {shown(self.floor)}")
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         name = type(self).__name__

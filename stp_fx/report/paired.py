@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from stp_fx.checks import shown
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import example_of
 from stp_fx.measure.calibration import arguments_of, as_device, device_of, eval_twin
@@ -54,7 +55,7 @@ def paired_latency(before: fx.GraphModule, after: fx.GraphModule, example: Any =
     from torch.utils.benchmark import Timer
 
     if rounds < 1:
-        raise InputError(f"latency needs at least one round; got {rounds!r}")
+        raise InputError(f"latency needs at least one round; got {shown(rounds)}")
     calls = [_Call(gm, example) for gm in (before, after)]
     timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -72,7 +73,10 @@ def paired_latency(before: fx.GraphModule, after: fx.GraphModule, example: Any =
 class _Call:
     def __init__(self, gm: fx.GraphModule, example: Any) -> None:
         self._gm = eval_twin(gm)
-        values = example_values(gm) if example is None else arguments_of(gm, as_device(example, device_of(gm)))
+        try:
+            values = example_values(gm) if example is None else arguments_of(gm, as_device(example, device_of(gm)))
+        except RecursionError:
+            raise InputError("latency: the example is nested too deeply, or holds itself: give tensors") from None
         if len(values) != len(example_of(gm)):
             raise InputError(f"latency: the example has {len(values)} values, the graph takes {len(example_of(gm))}")
         self.arguments = values

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -14,11 +14,11 @@ from typing_extensions import Unpack
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.names import entries_of, prunable_groups
-from stp_fx.checks import is_a
+from stp_fx.checks import check_callable, is_a, listed_argument
 from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import batches, eval_twin, reiterable
-from stp_fx.measure.gradients import Loss, cross_entropy
+from stp_fx.measure.gradients import Loss, call_loss, cross_entropy
 from stp_fx.measure.measured import measure
 from stp_fx.report.run_report import RunReport, run_report
 from stp_fx.report.tables import as_text, plain_table
@@ -103,6 +103,8 @@ def sweep(
     """
     selections = [Selection(ratio, **options) for ratio in _listed(ratios)]
     chosen = resolve(criterion)
+    check_callable("loss", loss, "(graph, batch) -> scalar")
+    calibration = None if calibration is None else reiterable(calibration)
     check_names(gm, selections[0])
     measured = measure(gm, needs_of(chosen), calibration, loss)
     scores = score(gm, chosen, measured, ignore=selections[0].ignore, seed=seed)
@@ -113,9 +115,7 @@ def sweep(
 
 def _listed(ratios: object) -> list[float]:
     """Raises :class:`InputError` unless there is at least one ratio, each in [0, 1)."""
-    if isinstance(ratios, (str, bytes)) or not isinstance(ratios, Iterable):
-        raise InputError(f"`ratios` is a list of fractions in [0, 1); got {ratios!r}")
-    found = list(cast("Iterable[float]", ratios))
+    found = listed_argument("ratios", ratios, "give a list of fractions in [0, 1)")
     if not found:
         raise InputError("`ratios` is empty: give at least one fraction in [0, 1)")
     return [Selection(ratio).ratio for ratio in found]
@@ -190,6 +190,7 @@ def sensitivity(
         InputError: no ratios, no data, or a loss that is not a scalar.
     """
     ratios = _listed(ratios)
+    check_callable("loss", loss, "(graph, batch) -> scalar")
     function = cross_entropy if loss is None else loss
     held = reiterable(data, "data")
     chosen = resolve(criterion)
@@ -217,7 +218,7 @@ def _mean_loss(gm: fx.GraphModule, data: Iterable[Any], loss: Loss, *, show: boo
     twin = eval_twin(gm)
     with torch.no_grad():
         for number, batch in enumerate(batches(gm, data, "measuring the loss", show=show), 1):
-            value = loss(twin, batch)
+            value = call_loss(loss, twin, batch, number - 1)
             if not is_a(value, torch.Tensor) or value.numel() != 1:
                 raise InputError(f"the loss of batch {number - 1} is no scalar tensor, but {type(value).__name__}")
             total += float(value)

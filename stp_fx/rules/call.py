@@ -95,6 +95,10 @@ class OpCall:
         """Removing from ``dim`` is allowed, but is not the same as masking."""
         self.ctx.inexact(dim, reason)
 
+    def several(self, dim: Dim, least: int) -> None:
+        """At least so many positions of ``dim`` have to stay."""
+        self.ctx.several(dim, least)
+
     def contract(
         self,
         letters: Sequence[Dim],

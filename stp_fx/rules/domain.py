@@ -87,6 +87,10 @@ class Context(Protocol):
         """Removing from ``dim`` is allowed, but is not the same as masking: the op normalises or reduces over it."""
         ...
 
+    def several(self, dim: Dim, least: int) -> None:
+        """At least so many positions of ``dim`` have to stay: the op gives no number for fewer."""
+        ...
+
     def contract(
         self,
         letters: Sequence[Dim],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stp_fx.analysis.groups import Group
-from stp_fx.checks import is_number, is_whole
+from stp_fx.checks import is_choice, is_number, is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.selection.rounding import GroupLimits
 from stp_fx.selection.scope import SCOPES
@@ -42,21 +42,21 @@ def check_ratios(groups: Sequence[Group], ratio: float, ratios: Mapping[int, flo
 def check_ratio(what: str, value: Any) -> None:
     """Raise :class:`InputError` unless ``value`` is a number in [0, 1); ``what`` names it. NaN and bool are no numbers here."""
     if not is_number(value) or not 0 <= value < 1:
-        raise InputError(f"{what} must be in [0, 1), the fraction to remove; got {value!r}")
+        raise InputError(f"{what} must be in [0, 1), the fraction to remove; got {shown(value)}")
 
 
 def check_request(scope: str, target: str, cost: Cost | None, max_ratio: float, round_to: int) -> None:
     """Raise :class:`InputError` for unknown names, constraints out of range, and a cost target without a cost."""
-    if scope not in SCOPES:
+    if not is_choice(scope, SCOPES):
         raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
-    if target not in TARGETS:
+    if not is_choice(target, TARGETS):
         raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     if target != "channels" and cost is None:
         raise InputError(f"target {target!r} needs a cost function of the removed units")
     if not is_number(max_ratio) or not 0 < max_ratio <= 1:
-        raise InputError(f"max_ratio must be in (0, 1], the largest fraction of a group to remove; got {max_ratio!r}")
+        raise InputError(f"max_ratio must be in (0, 1], the largest fraction of a group to remove; got {shown(max_ratio)}")
     if not is_whole(round_to) or round_to < 1:
-        raise InputError(f"round_to must be an integer of at least 1; got {round_to!r}")
+        raise InputError(f"round_to must be an integer of at least 1; got {shown(round_to)}")
 
 
 def check_groups(groups: Sequence[Group], scores: Sequence[object], total: int) -> None:
@@ -72,7 +72,7 @@ def check_pieces(pieces: Sequence[np.ndarray], total: int) -> None:
     """Raise :class:`InputError` unless every piece is an array of unit ids in ``range(total)``."""
     for k, piece in enumerate(pieces):
         if not isinstance(piece, np.ndarray) or piece.ndim != 1 or (len(piece) and piece.dtype.kind not in "iu"):
-            raise InputError(f"pieces[{k}] must be a one-dimensional array of unit ids; got {piece!r}")
+            raise InputError(f"pieces[{k}] must be a one-dimensional array of unit ids; got {shown(piece)}")
         if len(piece) and not 0 <= int(piece.min()) <= int(piece.max()) < total:
             raise InputError(f"pieces[{k}] names units from {piece.min()} to {piece.max()}; the graph has {total} units")
 

@@ -14,7 +14,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.names import prunable_groups
-from stp_fx.checks import is_number
+from stp_fx.checks import is_number, shown
 from stp_fx.errors import InputError
 from stp_fx.rules import Dim
 from stp_fx.selection.products import carriers
@@ -72,7 +72,7 @@ def estimate_keep_ratio(gm: fx.GraphModule, mac_target: float, *, ignore: Iterab
         InputError: a target outside (0, 1], or below what pruning every channel away would leave.
     """
     if not is_number(mac_target) or not 0 < mac_target <= 1:
-        raise InputError(f"mac_target is the fraction of MACs to keep, in (0, 1]; got {mac_target!r}")
+        raise InputError(f"mac_target is the fraction of MACs to keep, in (0, 1]; got {shown(mac_target)}")
     shares = mac_shares(gm, ignore=ignore, products=products)
     constant = shares.fixed - mac_target * cost(gm).macs
     if constant >= 0:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from stp_fx.analysis.groups import Group, Product
+from stp_fx.checks import is_choice, shown
 from stp_fx.errors import InputError
 
 __all__ = ["PRODUCT_OPTIONS", "carriers"]
@@ -41,8 +42,8 @@ def carriers(groups: Sequence[Group], products: Sequence[Product], option: str =
       closely), then the outermost. Products with the fewest choices decide first, in order; a factor that carries
       already settles a product, and a factor that an earlier product passed over is taken only if nothing else is left.
     """
-    if option not in PRODUCT_OPTIONS:
-        raise InputError(f"unknown products option {option!r}; known: {', '.join(PRODUCT_OPTIONS)}")
+    if not is_choice(option, PRODUCT_OPTIONS):
+        raise InputError(f"unknown products option {shown(option)}; known: {', '.join(PRODUCT_OPTIONS)}")
     known = {group.index: group for group in groups}
     factored = [factors for product in products if (factors := _prunable_factors(product, known))]
     member_of_product = {index for factors in factored for factor in factors for index in factor.groups}

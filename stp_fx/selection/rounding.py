@@ -74,5 +74,6 @@ class GroupLimits:
         return f"{name}={getattr(self, name):g}" if name in ("max_ratio", "round_to") else name
 
     def _rounded(self, counts: np.ndarray) -> np.ndarray:
-        kept = -(-(self.sizes - counts) // self.round_to) * self.round_to
+        step = min(self.round_to, int(self.sizes.max(initial=0)) + 1)  # a larger one keeps whole groups as well
+        kept = -(-(self.sizes - counts) // step) * step
         return self.sizes - np.minimum(kept, self.sizes)

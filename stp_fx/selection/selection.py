@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast, get_args
 from torch import nn
 
 from stp_fx.analysis.names import entries_of
-from stp_fx.checks import is_a, is_number, is_whole
+from stp_fx.checks import is_a, is_choice, is_number, is_whole, shown
 from stp_fx.errors import InputError
 
 __all__ = [
@@ -113,16 +113,16 @@ class Selection:
             _check_choice(name, getattr(self, name), get_args(known))
         ratios: Mapping[Name, float] = {} if self.ratios is None else self.ratios
         if not is_a(ratios, Mapping):
-            raise InputError(f"`ratios` maps layers to ratios of their own, {{'conv1': 0.3}}; got {_shown(ratios)}")
+            raise InputError(f"`ratios` maps layers to ratios of their own, {{'conv1': 0.3}}; got {shown(ratios)}")
         for name, own in ratios.items():
             _check_name("ratios", name)
             _check_ratio(f"`ratios`: the ratio of {_named(name)}", own)
         object.__setattr__(self, "ratios", dict(ratios))
         object.__setattr__(self, "ignore", entries_of(self.ignore, "ignore"))
         if not is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
-            raise InputError(f"`max_ratio` is the largest fraction of a group to remove, in (0, 1]; got {self.max_ratio!r}")
+            raise InputError(f"`max_ratio` is the largest fraction of a group to remove, in (0, 1]; got {shown(self.max_ratio)}")
         if not is_whole(self.round_to) or self.round_to < 1:
-            raise InputError(f"`round_to` is a whole number of units, at least 1; got {self.round_to!r}")
+            raise InputError(f"`round_to` is a whole number of units, at least 1; got {shown(self.round_to)}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text()})"
@@ -168,26 +168,22 @@ def takes_selection(*own: str) -> Callable[[F], F]:
 
 def _check_name(argument: str, name: object) -> None:
     if not isinstance(name, (str, nn.Module)):
-        raise InputError(f"`{argument}` holds {_shown(name)}: give names of parameters or modules, globs, or modules")
+        raise InputError(f"`{argument}` holds {shown(name)}: give names of parameters or modules, globs, or modules")
 
 
 def _check_ratio(what: str, value: object) -> None:
     if not is_number(value) or not 0 <= value < 1:
-        raise InputError(f"{what} is the fraction to remove, in [0, 1); got {value!r}")
+        raise InputError(f"{what} is the fraction to remove, in [0, 1); got {shown(value)}")
 
 
 def _check_choice(what: str, value: object, known: Collection[str]) -> None:
-    if value not in known:
-        raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    if not is_choice(value, known):
+        raise InputError(f"unknown {what} {shown(value)}; known: {', '.join(known)}")
 
 
 def default_of(option: dataclasses.Field[Any]) -> Any:
     """The value of a field that is not given."""
     return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
-
-
-def _shown(value: object) -> str:
-    return f"a {type(value).__name__}: {str(value)[:60]!r}" if not isinstance(value, (int, float)) else repr(value)
 
 
 def _named(name: Name) -> str:

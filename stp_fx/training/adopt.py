@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from stp_fx.checks import listed_argument
 from stp_fx.errors import InputError
 from stp_fx.ir.provenance import attach_provenance, provenance_of
 from stp_fx.selection import PrunePlan
@@ -146,7 +147,8 @@ def listed_optimizers(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
     """
     if optimizer is None:
         return ()
-    found = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+    one = isinstance(optimizer, torch.optim.Optimizer)
+    found = (optimizer,) if one else listed_argument("optimizer", optimizer, "give torch.optim optimizers")
     for each in found:
         if not isinstance(each, torch.optim.Optimizer):
             raise InputError(f"`optimizer` holds a {type(each).__name__}; give torch.optim optimizers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stp_fx.checks import is_whole
+from stp_fx.checks import check_whole, is_whole, shown
 from stp_fx.errors import InputError
 
 __all__ = ["step_epochs"]
@@ -15,12 +15,13 @@ def step_epochs(steps: int, start: int, end: int | None, rate: int) -> tuple[int
         InputError: a number out of range, or fewer epochs than steps.
     """
     for name, value, least in (("steps", steps, 0), ("start_epoch", start, 0), ("epoch_rate", rate, 1)):
-        if not is_whole(value) or value < least:
-            raise InputError(f"`{name}` is an integer of at least {least}; got {value!r}")
+        check_whole(name, value, least)
     if steps <= 1:
         return (start,)
     if end is None:
         return tuple(start + k * rate for k in range(steps))
     if not is_whole(end) or end < start + steps - 1:
-        raise InputError(f"`end_epoch` is {end!r}; {steps} steps from epoch {start} end at epoch {start + steps - 1} or later")
+        raise InputError(
+            f"`end_epoch` is {shown(end)}; {steps} steps from epoch {start} end at epoch {start + steps - 1} or later"
+        )
     return tuple(start + round(k * (end - start) / (steps - 1)) for k in range(steps))

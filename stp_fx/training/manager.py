@@ -20,12 +20,12 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.names import prunable_groups
+from stp_fx.checks import check_callable, check_flag, is_whole, shown
 from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.errors import FunctionChangedError, InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.provenance import needs_whole_tensors
 from stp_fx.ir.validation import Validate
-from stp_fx.measure.calibration import limited, reiterable
 from stp_fx.measure.measured import measure
 from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
 from stp_fx.passes.compensations import compensation_named
@@ -37,6 +37,7 @@ from stp_fx.selection.selection import Selection, SelectionOptions, takes_select
 from stp_fx.text import ROWS, html_table
 from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward, listed_optimizers
+from stp_fx.training.arguments import check_state, checked_recalibration, limited_loader, listed_followers, wrapped
 from stp_fx.training.distributed import assert_same_plan, share_buffers
 from stp_fx.training.epochs import step_epochs
 from stp_fx.training.regularizers import Regularizer
@@ -133,17 +134,18 @@ class PATPassManager:
         shares = schedules.resolve(schedule)
         self.ratios: tuple[float, ...] = shares.ratios(ratio, len(self.epochs))
         self.regularizer: Regularizer | None = None if regularizer is None else regularizers.resolve(regularizer)
-        self.mask_until_last: bool = mask_until_last
+        self.mask_until_last: bool = check_flag("mask_until_last", mask_until_last)
         self._compensation = compensation_named(compensation, train_loader, "train_loader")
         self._needs = (*needs_of(self.criterion), *self._compensation.needs)
-        self._loader = None if train_loader is None else limited(reiterable(train_loader, "train_loader"), calibration_batches)
-        self._loss, self._recalibrate = loss, recalibrate
-        if train_loader is None and (self._needs or recalibrate):
+        self._loader = limited_loader(train_loader, calibration_batches)
+        self._loss = check_callable("loss", loss, "(graph, batch) -> scalar")
+        self._recalibrate = checked_recalibration(recalibrate)
+        if train_loader is None and (self._needs or self._recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
         self._selection, self._removal = selection, RemoveChannels(validate=validate)
         self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
-        self.followers: tuple[fx.GraphModule, ...] = tuple(followers)
-        self.step, self.epoch = 0, -1
+        self.followers: tuple[fx.GraphModule, ...] = listed_followers(followers)
+        self.step, self.epoch, self._wrap = 0, -1, wrap
         self._whole = cost(self.model)
         self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
         self._sizes = {group.name: group.size for group in analyze(self.model).groups}
@@ -155,8 +157,7 @@ class PATPassManager:
         self._hook_optimizers()
         if self.regularizer is not None:
             self.regularizer.attach(self.model)
-        self._wrap = wrap
-        self.parallel: nn.Module = self.model if wrap is None else wrap(self.model)
+        self.parallel: nn.Module = wrapped(self.model, wrap)
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else f"next at epoch {self.epochs[self.step]}"
@@ -176,7 +177,9 @@ class PATPassManager:
 
     def prune(self, epoch: int) -> bool:
         """To be called at the start of every epoch: takes the steps that are due; True if there was one."""
-        self.epoch = epoch
+        if not is_whole(epoch):
+            raise InputError(f"`epoch` is a whole number; got {shown(epoch)}")
+        self.epoch = int(epoch)
         due = sum(epoch >= each for each in self.epochs)
         if due <= self.step:
             return False
@@ -311,7 +314,7 @@ class PATPassManager:
         # in the order of the notes, which is all that a resumed run knows
         add_to_optimizers(self.optimizers, self.model, self._new(name for name in provenance_of(self.model).added if name in new))
         if self._wrap is not None and (shorter or new):
-            self.parallel = self._wrap(self.model)
+            self.parallel = wrapped(self.model, self._wrap)
         elif self._wrap is None:
             self.parallel = self.model
 
@@ -346,6 +349,7 @@ class PATPassManager:
         Raises:
             InputError: a state of another schedule or version, or a model that has been pruned otherwise.
         """
+        check_state(state, self.state_dict())
         if state.get("version") != _VERSION:
             raise InputError(f"the state is of version {state.get('version')!r}; this is version {_VERSION}")
         if list(state["epochs"]) != list(self.epochs):

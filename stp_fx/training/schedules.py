@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from stp_fx.checks import is_number, is_whole
+from stp_fx.checks import check_whole, is_number, is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
 from stp_fx.views import chart
@@ -54,7 +54,7 @@ class Schedule:
         """
         _check(ratio, steps)
         if not is_whole(step) or not 0 <= step <= steps:
-            raise InputError(f"the step of a schedule is a whole number from 0 to {steps}; got {step!r}")
+            raise InputError(f"the step of a schedule is a whole number from 0 to {steps}; got {shown(step)}")
         if step == 0:
             return 0.0
         value = self.after(step, steps, ratio)
@@ -147,10 +147,16 @@ class Custom(Schedule):
 
     def __post_init__(self) -> None:
         if isinstance(self.function, type) or not callable(self.function):
-            raise InputError(f"a schedule is a callable (step, steps, ratio) -> ratio; got {self.function!r}")
+            raise InputError(f"a schedule is a callable (step, steps, ratio) -> ratio; got {shown(self.function)}")
 
     def after(self, step: int, steps: int, ratio: float) -> float:
-        return self.function(step, steps, ratio)
+        try:
+            return self.function(step, steps, ratio)
+        except Exception as error:  # whatever a function of the user's raises
+            raise InputError(
+                f"{self!r} failed at step {step} of {steps} with {type(error).__name__}: {error}; a schedule is a callable "
+                "(step, steps, ratio) -> ratio"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +180,11 @@ class Then(Schedule):
         for schedule in (self.first, self.second):
             resolve(schedule)
         if not is_number(self.at) or not 0.0 < self.at < 1.0:
-            raise InputError(f"`at` is the fraction of the steps that the first schedule has, in (0, 1); got {self.at!r}")
+            raise InputError(f"`at` is the fraction of the steps that the first schedule has, in (0, 1); got {shown(self.at)}")
         if self.share is not None and (not is_number(self.share) or not 0.0 <= self.share <= 1.0):
-            raise InputError(f"`share` is the fraction of the ratio that the first schedule takes, in [0, 1]; got {self.share!r}")
+            raise InputError(
+                f"`share` is the fraction of the ratio that the first schedule takes, in [0, 1]; got {shown(self.share)}"
+            )
 
     def after(self, step: int, steps: int, ratio: float) -> float:
         early = min(max(round(self.at * steps), 1), steps - 1)
@@ -212,6 +220,5 @@ def resolve(schedule: str | Schedule | Callable[[int, int, float], float]) -> Sc
 
 def _check(ratio: float, steps: int) -> None:
     if not is_number(ratio) or not 0.0 <= ratio < 1.0:
-        raise InputError(f"the ratio of a schedule is the fraction that is removed, in [0, 1); got {ratio!r}")
-    if not is_whole(steps) or steps < 1:
-        raise InputError(f"a schedule needs a whole number of steps, 1 or more; got {steps!r}")
+        raise InputError(f"the ratio of a schedule is the fraction that is removed, in [0, 1); got {shown(ratio)}")
+    check_whole("steps", steps, 1)

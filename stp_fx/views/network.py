@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from stp_fx.checks import is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.views.drawing import Call, Drawing
 
@@ -42,8 +43,8 @@ def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph[str]:
     Raises:
         InputError: ``fold`` is negative.
     """
-    if fold is not None and fold < 0:
-        raise InputError(f"`fold` is a depth of modules, 0 for no folding; got {fold}")
+    if fold is not None and (not is_whole(fold) or fold < 0):
+        raise InputError(f"`fold` is a depth of modules, 0 for no folding; got {shown(fold)}")
     view = _Calls(drawing)
     if fold is not None:
         return view.network(view.folded(fold))

@@ -13,7 +13,9 @@ import subprocess
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from stp_fx.checks import is_choice, shown
 from stp_fx.errors import InputError
+from stp_fx.paths import path_of, replacing
 from stp_fx.views.drawing import Drawing
 from stp_fx.views.network import KINDS, network
 
@@ -35,22 +37,26 @@ _MEANING = {"flow": "data flow", "direct": "direct coupling", "forced": "forced 
 
 def draw(drawing: Drawing, path: str | pathlib.Path, view: str = "dependency", fold: int | None = None) -> pathlib.Path:
     """See :meth:`ChannelGraph.draw`."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(path_of(path))
     suffix = path.suffix.lstrip(".")
     if suffix not in _SUFFIXES:
         raise InputError(f"cannot draw {path.name!r}: the suffix must be .dot, .png, .svg or .pdf")
     text = dot_text(drawing, view, fold)
     if suffix != "dot" and shutil.which("dot") is not None:
-        path.write_bytes(_run(text, suffix))
-        return path
+        return _written(path, _run(text, suffix))
     if suffix != "dot":
         warnings.warn(
             f"Graphviz's `dot` is not on this machine, so {path.with_suffix('.dot')} was written in place of {path.name}: "
             "`apt-get install graphviz`, `brew install graphviz` or `conda install graphviz`, then draw again",
             stacklevel=3,
         )
-    path.with_suffix(".dot").write_text(text, encoding="utf-8")
-    return path.with_suffix(".dot")
+    return _written(path.with_suffix(".dot"), text.encode())
+
+
+def _written(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    with replacing(str(path)) as partial:
+        pathlib.Path(partial).write_bytes(content)
+    return path
 
 
 def svg(drawing: Drawing) -> str | None:
@@ -64,15 +70,15 @@ def dot_text(drawing: Drawing, view: str = "dependency", fold: int | None = None
     Raises:
         InputError: an unknown view, or a negative ``fold``.
     """
-    if view not in _VIEWS:
-        raise InputError(f"unknown view {view!r}; known: {', '.join(map(repr, _VIEWS))}")
+    if not is_choice(view, _VIEWS):
+        raise InputError(f"unknown view {shown(view)}; known: {', '.join(map(repr, _VIEWS))}")
     import networkx as nx
     import pydot
 
     nodes = network(drawing, fold)
-    shown = _VIEWS[view]
+    relations = _VIEWS[view]
     picture = pydot.Dot("channels", graph_type="digraph", fontname="Helvetica", nodesep="0.3", ranksep="0.3", newrank="true")
-    picture.set("label", _legend(nodes, shown))
+    picture.set("label", _legend(nodes, relations))
     handles = {name: f"n{k}" for k, name in enumerate(nodes.nodes)}
     flow = nx.DiGraph((s, t) for s, t, relation in nodes.edges(keys=True) if relation == "flow")
     flow.add_nodes_from(nodes)
@@ -94,7 +100,7 @@ def dot_text(drawing: Drawing, view: str = "dependency", fold: int | None = None
         for name in names:
             inner.add_node(_node(drawing, handles[name], nodes.nodes[name]))
     for source, target, data in nodes.edges(data=True):
-        style = _EDGES[data["relation"]] | ({} if data["relation"] in shown else {"style": "invis"})
+        style = _EDGES[data["relation"]] | ({} if data["relation"] in relations else {"style": "invis"})
         look = {key: quoted(str(value)) for key, value in style.items()}
         picture.add_edge(pydot.Edge(handles[source], handles[target], **look))
     return picture.to_string()

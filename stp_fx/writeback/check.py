@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from stp_fx.errors import WriteBackError
+from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.as_it_was import as_it_was
 from stp_fx.ir.modes import has_modes
 from stp_fx.ir.random_ops import FixedDraws
@@ -37,7 +37,12 @@ class Check:
         self._gm = gm
         self._expected: list[tuple[Arguments, Any]] = []
         with evaluating(gm):
-            outputs = call_graph(gm, drawn(given, device, seed=0))
+            try:
+                outputs = call_graph(gm, drawn(given, device, seed=0))
+            except Exception as error:
+                raise InputError(
+                    f"`pruned` does not run on `example_inputs`: {error}; give what the model was traced with"
+                ) from error
             if not any(bool(t.isfinite().any()) for t in leaves(outputs).values()):
                 raise WriteBackError(
                     "the pruned graph gives no finite number for the example, so nothing can be checked: give `example_inputs`"

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.analysis.plan import PrunePlan
+from stp_fx.checks import arguments_by_name, check_flag
 from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
@@ -69,6 +70,7 @@ def write_back(
         Linear(in_features=4, out_features=4, bias=True)
     """
     _check_arguments(pruned, model)
+    check_flag("strict_config", strict_config)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
     plan = provenance_of(pruned).plan or PrunePlan({}, {})
     with torch.random.fork_rng(devices=[]):
@@ -101,10 +103,11 @@ def _check_arguments(pruned: Any, model: Any) -> None:
 
 def _arguments(pruned: fx.GraphModule, model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> Any:
     """All arguments of the forward on meta, and as they were given."""
-    if inputs is None and not kwargs:
+    named = arguments_by_name(kwargs)
+    if inputs is None and not named:
         found = recorded(pruned)
         return found, found
-    given = bound_arguments(model, inputs, kwargs or {})
+    given = bound_arguments(model, inputs, named)
     return {k: mapped(v, lambda t: torch.empty_like(t, device="meta")) for k, v in given.items()}, given
 
 

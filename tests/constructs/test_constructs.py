@@ -12,11 +12,11 @@ from stp_fx.testing import Request
 from stp_fx.testing.laws import Case, check_laws, touched_groups
 from stp_fx.testing.recipe import randomise
 
-from . import attention, in_place, joins, layers, reductions, shapes, structures, weights
+from . import attention, in_place, joins, layers, numbers, reductions, shapes, structures, weights
 from .catalogue import CONSTRUCTS, Construct
 from .joins import BooleanMask
 
-THEMES = (attention, in_place, joins, layers, reductions, shapes, structures, weights)
+THEMES = (attention, in_place, joins, layers, numbers, reductions, shapes, structures, weights)
 
 
 def doubled(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -105,6 +105,6 @@ def axis_of(construct: Construct) -> tuple[str, int]:
 
 
 def test_the_catalogue_is_not_short() -> None:
-    assert len(CONSTRUCTS) >= 88
+    assert len(CONSTRUCTS) >= 370
     assert all(any(c.expect == e for c in CONSTRUCTS.values()) for e in ("exact", "inexact", "pinned", "sound"))
     assert stp_fx.__version__

@@ -454,3 +454,27 @@ def test_autocast_inside_a_forward_is_refused() -> None:
         with torch.autocast("cpu", torch.bfloat16):  # the call's own is not the forward's
             gm = stp_fx.trace(model, x, frontend=frontend)
         assert torch.equal(gm(x), model(x))
+
+
+def test_a_name_that_no_code_can_hold_is_named() -> None:
+    heads = nn.ModuleDict({"class": nn.Conv2d(3, 4, 1), "box": nn.Conv2d(4, 4, 1)})
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = heads
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.heads["box"](self.heads["class"](x))
+
+    with pytest.raises(TraceError, match=r"'heads.class' holds a word of Python's own.*rename it"):
+        stp_fx.trace(Heads(), torch.randn(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("frontend", ["auto", "fx", "export"])
+def test_modules_that_nest_too_deeply(frontend: str) -> None:
+    model: nn.Module = nn.Conv2d(3, 3, 1)
+    for _ in range(1000):
+        model = nn.Sequential(model)
+    with pytest.raises(TraceError, match="deeper than Python follows"):
+        stp_fx.trace(model, torch.randn(1, 3, 4, 4), frontend=frontend)

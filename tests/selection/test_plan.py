@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -224,6 +225,24 @@ def document(**changes):
 def test_bad_json(text, message):
     with pytest.raises(PlanError, match=message):
         PrunePlan.from_json(text)
+
+
+def test_a_short_text_cannot_ask_for_much_memory():
+    cut = {"size": 1 << 28, "kept": [[0, (1 << 28) - 2]], "axes": [["a", 0]]}
+    small = {"size": 1 << 21, "kept": [[0, (1 << 21) - 2]]}
+    few = [{**small, "axes": [[str(k), 0]]} for k in range(3)]
+    for cuts in ([cut], few):
+        tracemalloc.start()
+        with pytest.raises(PlanError, match=r"asks for more than \d+ indices; .*give `axes`"):
+            PrunePlan.from_json(json.dumps({"stp_fx_plan": 1, "cuts": cuts}))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+        tracemalloc.stop()
+    many = {**small, "axes": [[str(k), 0] for k in range(100)]}  # axes of one cut share their indices
+    plan = PrunePlan.from_json(json.dumps({"stp_fx_plan": 1, "cuts": [many]}))
+    assert len({id(kept) for kept in plan.kept.values()}) == 1
+    assert PrunePlan.from_json(plan.to_json(), plan.sizes) == plan
+    known = {(str(k), 0): 1 << 21 for k in range(3)}
+    assert len(PrunePlan.from_json(json.dumps({"stp_fx_plan": 1, "cuts": few}), known).kept) == 3
 
 
 def test_a_text_from_elsewhere_speaks_of_known_axes_only():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from stp_fx.rules.call import OpCall
-from stp_fx.rules.domain import fixed_dims
+from stp_fx.rules.domain import fixed_dim, fixed_dims
 from stp_fx.rules.edit import Edit
 from stp_fx.rules.literals import edits
 from stp_fx.rules.ops.view import renew_sizes
@@ -24,8 +24,10 @@ def _size(edit: Edit) -> None:
 
 
 def _create(call: OpCall) -> None:
+    """An axis of its own for every size of two or more; a size of zero stays zero."""
     sizes = [int(size) for size in call.out.shape]
-    call.assign(call.out, tuple(call.literal_axis(size, f"{call.name} of size {size}") if size > 1 else () for size in sizes))
+    axes = [call.literal_axis(size, f"{call.name} of size {size}") if size > 1 else fixed_dim(size) for size in sizes]
+    call.assign(call.out, tuple(axes))
 
 
 rule(

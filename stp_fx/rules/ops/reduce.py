@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from stp_fx.rules.call import OpCall, dim_list
-from stp_fx.rules.domain import Dim, has_ids
+from stp_fx.rules.domain import Dim, dim_size, has_ids
 from stp_fx.rules.literals import follows, keeps
 from stp_fx.rules.registry import overloads, rule
 from stp_fx.rules.samples import arguments
@@ -44,6 +44,19 @@ def _sum(call: OpCall) -> None:
 def _mean(call: OpCall) -> None:
     """The result depends on how many positions there are, or on zeros among them."""
     _reduce(call, lambda dim: call.inexact(dim, f"{call.name} reduces over it"))
+
+
+def _variance(call: OpCall) -> None:
+    """As a mean; an unbiased one divides by one less than the number of positions, so of a dimension reduced alone two stay."""
+    _mean(call)
+    dims = call.dims(call["self"])
+    given = call.get("correction", 1)
+    least = 1 + int(1 if given is None else given)
+    reduced = dim_list(call.get("dim"), len(dims))
+    others = [k for k in reduced if not has_ids(dims[k]) and dim_size(dims[k]) > 1]
+    for k in reduced if least > 1 and not others else ():
+        if has_ids(dims[k]):
+            call.several(dims[k], least)
 
 
 def _extremum(call: OpCall) -> None:
@@ -88,7 +101,7 @@ rule(
 rule(
     *(aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction),
     samples=lambda t: arguments(t(2, 6, 5), [1]),
-)(_mean)
+)(_variance)
 rule(aten.all.dim, aten.prod.dim_int, samples=lambda t: arguments(t(2, 6, 5), 1))(_mean)
 rule(aten.median.default, samples=lambda t: arguments(t(2, 6)))(_extremum)
 rule(aten.max.dim, aten.min.dim, aten.median.dim, samples=lambda t: arguments(t(2, 6, 5), 1))(_extremum)

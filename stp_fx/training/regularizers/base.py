@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.groups import Group
-from stp_fx.checks import is_number, is_whole
+from stp_fx.checks import is_number, is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
 
@@ -91,7 +91,7 @@ def check_number(what: str, value: object, low: float, high: float = math.inf, *
     """Raise :class:`InputError` unless ``value`` is a finite number in [low, high), or with ``whole`` such an integer."""
     if not is_number(value) or (whole and not is_whole(value)) or not math.isfinite(value) or not low <= value < high:
         upper = f" and below {high:g}" if math.isfinite(high) else ""
-        raise InputError(f"`{what}` is a{' whole' if whole else ' finite'} number from {low:g}{upper}; got {value!r}")
+        raise InputError(f"`{what}` is a{' whole' if whole else ' finite'} number from {low:g}{upper}; got {shown(value)}")
 
 
 def check_keys(regularizer: Any, state: Mapping[str, Any], keys: tuple[str, ...]) -> None:
@@ -132,6 +132,6 @@ def resolve(regularizer: str | Regularizer, *arguments: Any) -> Regularizer:
     if not isinstance(regularizer, Regularizer):
         raise InputError(
             f"a regularizer is a name ({', '.join(known_regularizers())}) or has `forms` and the hooks of BaseRegularizer; "
-            f"got {regularizer!r}"
+            f"got {shown(regularizer)}"
         )
     return regularizer

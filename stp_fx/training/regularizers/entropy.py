@@ -123,7 +123,7 @@ class VarianceEntropy(BaseRegularizer):
                 "no variance was observed: call attach(gm) once, and loss(gm) after every forward in train mode "
                 "with gradients enabled"
             )
-        return self.strength * torch.stack(terms).sum()
+        return float(self.strength) * torch.stack(terms).sum()
 
 
 def _observers(gm: fx.GraphModule) -> dict[str, _Observer]:

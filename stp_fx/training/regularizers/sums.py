@@ -66,13 +66,13 @@ class RowNorms:
     def loss(self, parameters: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:
         """The sum of all norms; the gradient of a row of zeros is zero."""
         squares = self.squares(parameters)
-        return strength * squares[squares > 0].sqrt().sum()
+        return float(strength) * squares[squares > 0].sqrt().sum()
 
     @torch.no_grad()
     def apply_gradients(self, parameters: Mapping[str, torch.Tensor], strength: float) -> float:
         """Adds the gradient of :meth:`loss`; returns the L1 norm of the added gradients."""
         squares = self.squares(parameters)
-        return self.add_multiples(parameters, torch.where(squares > 0, strength * squares.rsqrt(), 0.0))
+        return self.add_multiples(parameters, torch.where(squares > 0, float(strength) * squares.rsqrt(), 0.0))
 
     @torch.no_grad()
     def add_multiples(self, parameters: Mapping[str, torch.Tensor], factor: torch.Tensor) -> float:
