@@ -10,12 +10,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, Self
 
-import torch
 from torch import fx, nn
 from torch.fx import graph_module
 from torch.package import Importer, PackageExporter, PackageImporter, sys_importer
 
-from stp_fx.ir.constants import without_constants
 from stp_fx.ir.modes import graph_of_mode, has_modes
 from stp_fx.ir.patches import LOCK
 
@@ -56,13 +54,6 @@ class CapturedGraph(fx.GraphModule):
             except AttributeError:  # a pass has removed it
                 continue
         return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The graph's result; it may be called as its model was, with the constants that are part of it."""
-        known = self.meta.get(KEY)
-        if known is not None and not known.lost and not torch.compiler.is_compiling():
-            args, kwargs = without_constants(known.arguments, args, kwargs)
-        return super().__call__(*args, **kwargs)
 
     def __copy__(self) -> CapturedGraph:
         body = graph_module._CodeOnlyModule({**self.__dict__, "_modules": dict(self._modules)})

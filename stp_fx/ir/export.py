@@ -20,10 +20,10 @@ from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.example import on_meta
 from stp_fx.ir.export_leaves import leaves_kept
+from stp_fx.ir.export_quiet import quiet_export
 from stp_fx.ir.export_raise import Raised
 from stp_fx.ir.join import joined
 from stp_fx.ir.kept import containers_kept
-from stp_fx.ir.patches import quiet_export
 from stp_fx.ir.provenance import Provenance, attach_provenance
 from stp_fx.ir.stored import COUNTER
 from stp_fx.ir.train_eval import in_mode, mode_calls, switch_modes

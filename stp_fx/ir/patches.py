@@ -17,11 +17,9 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
-import logging
 import math
 import threading
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -33,7 +31,7 @@ from torch.fx import _symbolic_trace
 from stp_fx.ir.asked import BUILTINS, is_tensor
 from stp_fx.ir.proxies import holds_proxy
 
-__all__ = ["LOCK", "PatchedTracer", "active", "applying", "quiet_export", "suspended", "tracing"]
+__all__ = ["LOCK", "PatchedTracer", "active", "applying", "suspended", "tracing"]
 
 LOCK = threading.RLock()
 """Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
@@ -129,29 +127,6 @@ def applying(apply: Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str
 
     with LOCK, ExitStack() as undo:
         _set(torch.autograd.Function, "apply", classmethod(applied), undo)
-        yield
-
-
-@contextmanager
-def quiet_export() -> Iterator[None]:
-    """A block in which ``torch.export`` prints nothing: neither the graph of what has failed, nor this thread's log records.
-
-    What has failed is told by the exception.
-    """
-    from torch.export import _trace
-
-    thread = threading.get_ident()
-
-    def passes(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING or record.thread != thread
-
-    with LOCK, ExitStack() as undo:
-        _set(_trace, "print", lambda *_, **__: None, undo)
-        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
-            logging.getLogger(name).addFilter(passes)
-            undo.callback(logging.getLogger(name).removeFilter, passes)
-        undo.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
         yield
 
 

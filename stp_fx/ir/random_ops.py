@@ -50,6 +50,14 @@ class FixedDraws(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def is_random(module: nn.Module) -> bool:
+    """Stochastic depth and its kin: nothing stored, and a forward that asks whether it trains."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()) or any(True for _ in module.children()):
+        return False
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
 class DrawnInPython:
     """Which of the process's generators a block has drawn from: ``from_``, by the names that users know."""
 
@@ -74,11 +82,3 @@ def _states() -> dict[str, Any]:
 
 def _same_state(one: Any, two: Any) -> bool:
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
-
-
-def is_random(module: nn.Module) -> bool:
-    """Stochastic depth and its kin: nothing stored, and a forward that asks whether it trains."""
-    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()) or any(True for _ in module.children()):
-        return False
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and "training" in code.co_names

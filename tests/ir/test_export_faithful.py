@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 import stp_fx
-from stp_fx.errors import InputError, TraceError
+from stp_fx.errors import TraceError
 from stp_fx.ir.example import bound_arguments
 
 MODES = (None, False, True)
@@ -129,19 +129,6 @@ def test_a_graph_does_what_its_model_does(case: Case, frontend: str, capfd: pyte
     if found and case.wrong == frontend:
         pytest.xfail(found[0])
     assert not found, "\n".join([*found[:6], gm.code])
-
-
-@pytest.mark.parametrize("frontend", ["export", "fx"])
-def test_the_example_itself_can_be_given_to_the_graph(frontend: str) -> None:
-    case = next(case for case in CASES if case.name == "positional constants")
-    model = made(case)
-    gm = captured(case, model, frontend)
-    x, flag, scale, y = case.inputs(4)
-    expected = model(x, flag, scale, y)
-    for result in (gm(x, flag, scale, y), gm(x, y), gm(x, y=y, flag=True), copy.deepcopy(gm)(x, flag, scale, y)):
-        assert torch.equal(result, expected)
-    with pytest.raises(InputError, match="'flag' is False, but the graph was captured with True"):
-        gm(x, False, scale, y)
 
 
 @pytest.mark.parametrize("frontend", ["export", "fx"])
