@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch import fx, nn
 
 import stp_fx
 from stp_fx import criteria, passes, regularizers, schedules
-from stp_fx.errors import StpFxError
+from stp_fx.errors import FileError, PlanError, StpFxError
 from stp_fx.ir.unchanged import Unchanged
 from stp_fx.selection.selection import Selection
 
@@ -428,3 +430,52 @@ def test_arguments_that_this_call_does_not_need_are_checked_as_well(name: str, a
             continue
         with pytest.raises(StpFxError):
             call.function(**{**call.arguments(tmp_path), argument: value})
+
+
+def _mutated(data: bytes, draw: random.Random) -> bytes:
+    """Bytes changed, cut out, doubled, or replaced by what means something in JSON."""
+    result, parts = (
+        bytearray(data),
+        (b"[", b"]", b"{", b"-1", b"1e999", b"9" * 30, b'"', b",", b"null", b"\xff", b"\0", b"NaN", b"\\u0000"),
+    )
+    for _ in range(draw.choice((1, 1, 2, 5))):
+        at = draw.randrange(len(result) or 1)
+        end = min(at + draw.choice((0, 1, 1, 8, 64)), len(result))
+        result[at:end] = draw.choice((draw.choice(parts), bytes(result[at:end]) * 2, b"", draw.randbytes(1)))
+    return bytes(result)
+
+
+def test_plans_that_are_changed() -> None:
+    draw, text = random.Random(0), PLAN.to_json().encode()
+    refused = 0
+    for _ in range(2000):
+        try:
+            plan = stp_fx.PrunePlan.from_json(_mutated(text, draw))
+        except PlanError:
+            refused += 1
+            continue
+        try:
+            stp_fx.analyze(GM).survivors(plan)
+        except PlanError:
+            refused += 1
+    assert refused > 1000
+
+
+def test_shards_that_are_changed(tmp_path: Path) -> None:
+    draw, given = random.Random(0), _shards(tmp_path)
+    whole, index = tmp_path / "whole.safetensors", tmp_path / "model.safetensors.index.json"
+    originals = {
+        whole: whole.read_bytes(),
+        index: json.dumps({"weight_map": dict.fromkeys(GM.state_dict(), whole.name)}).encode(),
+    }
+    for number in range(200):
+        spoiled = draw.choice((whole, index))
+        for path, data in originals.items():
+            path.write_bytes(_mutated(data, draw) if path is spoiled else data)
+        target = tmp_path / f"cut-{number}"
+        try:
+            stp_fx.prune_shards(**{**given, "source": tmp_path, "target": target})
+        except FileError:
+            assert not target.exists()
+        leftovers = {path.name for path in tmp_path.iterdir() if not path.name.startswith("cut-")} - {whole.name, index.name}
+        assert not leftovers
