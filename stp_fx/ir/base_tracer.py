@@ -24,6 +24,7 @@ class BaseTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """The graph of ``root.forward``."""
+        self.draws: set[str] = set()
         with tracing(self, self.scopes(root)):
             return self._traced(root, concrete_args)
 

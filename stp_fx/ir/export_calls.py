@@ -54,13 +54,15 @@ def _function(target: torch._ops.OpOverload) -> tuple[Any, dict[str, Any]] | Non
     functional = getattr(F, name.removesuffix("_"), None)
     if not inspect.isfunction(functional) or len(target._schema.returns) != 1:
         return None
-    theirs = [parameter.name for parameter in inspect.signature(functional).parameters.values()]
-    ours = ["input" if a.name == "self" else a.name for a in target._schema.arguments if not a.kwarg_only]
-    if theirs[: len(ours)] != ours:
+    parameters = inspect.signature(functional).parameters
+    theirs, given = list(parameters), [a for a in target._schema.arguments if not a.kwarg_only]
+    if theirs[: len(given)] != ["input" if a.name == "self" else a.name for a in given]:
         return None
+    if any(isinstance(parameters[name].default, str) for name in theirs[: len(given)]):
+        return None  # a reduction has a name here and a number there
     if not name.endswith("_"):
         return functional, {}
-    return (functional, {"inplace": True}) if "inplace" in theirs[len(ours) :] else None
+    return (functional, {"inplace": True}) if "inplace" in theirs[len(given) :] else None
 
 
 def schema_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

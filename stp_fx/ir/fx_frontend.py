@@ -17,13 +17,13 @@ from stp_fx.ir.example import described, on_meta
 from stp_fx.ir.join import joined
 from stp_fx.ir.nested import holds
 from stp_fx.ir.provenance import Provenance, attach_provenance, with_provenance
-from stp_fx.ir.random_ops import DrawnInPython
+from stp_fx.ir.random_ops import RealDraws, drawn_from, generator_states
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.stored import count_batches, store_as_model, unreached
 from stp_fx.ir.tracer import ModuleTracer
 from stp_fx.ir.train_eval import flags_of, in_mode, mode_calls, switch_modes
 
-__all__ = ["OWN_BATCH", "capture_with_fx", "frozen_draws"]
+__all__ = ["OWN_BATCH", "capture_with_fx"]
 
 _log = logging.getLogger(__name__)
 OWN_BATCH = "the model was traced with the example's own batch size, which it may depend on"
@@ -59,7 +59,11 @@ def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozense
             with in_mode(model, not model.training):
                 other = _one_mode(model, example)
         except TraceError as error:
-            given.notes += (_one_sided(model, error),)
+            given.notes += (_one_sided(model, str(error)),)
+        else:
+            if other.drew and not given.drew:  # what is dropped would be the same at every step
+                given.notes += (_one_sided(model, other.notes[-1]),)
+                other = None
     gm = given.gm
     if other is None:
         given.notes += count_batches(gm, model, model.training)
@@ -77,51 +81,50 @@ def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozense
 
 @dataclasses.dataclass
 class _Capture:
-    """The graph of one mode; ``asked``: the code that was traced has read ``training``."""
+    """The graph of one mode. ``asked``: the code has read ``training``; ``drew``: it drew numbers that the graph has frozen."""
 
     gm: CapturedGraph
     notes: tuple[str, ...]
     asked: bool
+    drew: bool
 
 
 def _one_mode(model: nn.Module, example: _Example) -> _Capture:
     """The graph of the mode that the model is in."""
     notes: tuple[str, ...] = ()
-    with DrawnInPython() as drawn:
-        tracer = _capture_wide(model, example)
-        if tracer is None:
-            tracer = _capture(model, example)
-            notes = (OWN_BATCH,)
-    try:
-        notes += frozen_draws(model, drawn.from_)
-    except TraceError:
+    before = generator_states()
+    tracer, bound = _traced(model, example)
+    changed = drawn_from(before)
+    if changed - tracer.draws:  # by functions that the code had under names of its own, or by another thread: once more
         tracer.forget_constants()
-        raise
+        before = generator_states()
+        with RealDraws() as drawn:
+            tracer, bound = _traced(model, example)
+        tracer.draws |= (changed & drawn_from(before)) - {"torch"} | ({"torch"} if drawn.seen else set())
+    if bound:
+        notes = (OWN_BATCH,)
     _drop_dead_numbers(tracer.graph)
     gm = _graph_module(tracer, model)
     if OWN_BATCH in notes:
         _let_one_pass(gm, model, example)
     inputs = tuple(example.values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
     attach_provenance(gm, Provenance(inputs))
-    return _Capture(gm, notes + _assigned(tracer, model), tracer.asks_mode)
+    return _Capture(gm, notes + _assigned(tracer, model) + _frozen(tracer), tracer.asks_mode, bool(tracer.draws))
 
 
-def frozen_draws(model: nn.Module, generators: tuple[str, ...]) -> tuple[str, ...]:
-    """A note of random numbers that the code drew while it was traced.
-
-    Raises:
-        TraceError: in training, where such numbers decide what is dropped: the graph would drop the same at every step.
-    """
-    if not generators:
-        return ()
-    text = f"the forward draws random numbers in Python (from {', '.join(generators)}), of which a graph holds one draw"
-    if model.training:
-        raise TraceError(f"{text}: draw them as tensors with the input's batch, or trace in eval mode")
-    _log.warning("%s: %s", type(model).__name__, text)
-    return (text,)
+def _traced(model: nn.Module, example: _Example) -> tuple[ModuleTracer, bool]:
+    """A trace, and whether it is bound to the example's own batch."""
+    tracer = _capture_wide(model, example)
+    return (_capture(model, example), True) if tracer is None else (tracer, False)
 
 
-def _one_sided(model: nn.Module, error: TraceError) -> str:
+def _frozen(tracer: ModuleTracer) -> tuple[str, ...]:
+    """A note of random numbers that the code drew while it was traced."""
+    names = ", ".join(sorted(tracer.draws))
+    return (f"the forward draws random numbers in Python ({names}), of which the graph holds one draw",) if names else ()
+
+
+def _one_sided(model: nn.Module, error: str) -> str:
     mode, other = ("train", "eval") if model.training else ("eval", "train")
     note = f"captured in {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {error}"
     _log.warning("%s: %s", type(model).__name__, note)

@@ -18,12 +18,14 @@ import builtins
 import functools
 import importlib
 import math
+import random
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import numpy
 import torch
 from torch import nn
 from torch.fx import _symbolic_trace
@@ -59,6 +61,9 @@ class PatchedTracer(Protocol):
 
     asks_mode: bool
     """Whether the code that is traced has read a module's ``training``."""
+
+    draws: set[str]
+    """Python's modules of which the code has called a function that draws random numbers."""
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any: ...
 
@@ -286,7 +291,26 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     calls["is_tensor"] = is_tensor
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
-    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}}
+    drawn = {module: {name: _told(f, module) for name, f in _drawing_functions(module)} for module in (random, numpy.random)}
+    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}, **drawn}
+
+
+def _drawing_functions(module: types.ModuleType) -> list[tuple[str, Any]]:
+    """The functions of Python's or numpy's module that draw: methods of its hidden generator."""
+    owners = (random.Random, numpy.random.RandomState)
+    methods = [(name, f) for name, f in vars(module).items() if isinstance(getattr(f, "__self__", None), owners)]
+    return [(name, f) for name, f in methods if not name.endswith(("seed", "state"))]
+
+
+def _told(original: Any, module: types.ModuleType) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = active()
+        if tracer is not None:
+            tracer.draws.add(module.__name__)
+        return original(*args, **kwargs)
+
+    return call
 
 
 @functools.cache

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DrawnInPython", "FixedDraws", "is_random"]
+__all__ = ["FixedDraws", "RealDraws", "drawn_from", "generator_states", "is_random"]
 
 _aten = torch.ops.aten
 _DROPOUT_OF = {
@@ -58,27 +58,33 @@ def is_random(module: nn.Module) -> bool:
     return code is not None and "training" in code.co_names
 
 
-class DrawnInPython:
-    """Which of the process's generators a block has drawn from: ``from_``, by the names that users know."""
+class RealDraws(TorchDispatchMode):
+    """Whether this thread has drawn random numbers into tensors that hold numbers while this was active."""
 
-    def __enter__(self) -> DrawnInPython:
-        self._before = _states()
-        self.from_: tuple[str, ...] = ()
-        return self
+    supports_higher_order_operators = True
 
-    def __exit__(self, *_: object) -> None:
-        now = _states()
-        self.from_ = tuple(name for name, state in self._before.items() if not _same_state(state, now[name]))
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
 
-
-def _states() -> dict[str, Any]:
-    numpy = sys.modules.get("numpy")
-    states: dict[str, Any] = {"random": random.getstate(), "torch": torch.get_rng_state()}
-    if numpy is not None:
-        _, keys, position, *_ = numpy.random.get_state()
-        states["numpy.random"] = torch.tensor([position, *map(int, keys[:4])])
-    return states
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags and isinstance(result, torch.Tensor) and not result.is_meta:
+            self.seen = True
+        return result
 
 
-def _same_state(one: Any, two: Any) -> bool:
-    return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
+def generator_states() -> dict[str, Any]:
+    """The state of each of the process's generators, by the module that has it, for :func:`drawn_from` to compare."""
+    _, keys, position, *_ = numpy.random.get_state()
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "random": random.getstate(),
+        "numpy.random": (position, *map(int, keys[:4])),
+    }
+
+
+def drawn_from(before: dict[str, Any]) -> set[str]:
+    """Which generators have been drawn from since, by whatever thread."""
+    now = generator_states()
+    return {name for name, state in before.items() if state != now[name]}

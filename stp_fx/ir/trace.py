@@ -22,13 +22,12 @@ from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.example import bound_arguments, check_that_it_runs, is_plain, on_meta
 from stp_fx.ir.examples import Example, example_of_call
 from stp_fx.ir.export import capture_with_export
-from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx, frozen_draws
+from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
 from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import holds
 from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
-from stp_fx.ir.random_ops import DrawnInPython
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_twin
@@ -220,16 +219,14 @@ def _trace_with_export(model: nn.Module, arguments: dict[str, Any], named: froze
     if any(name.startswith(f"{each}_") for each in spread for name in arguments):
         raise TraceError(f"arguments spread over *{spread[0]} are not supported here")
     by_keyword = {p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    with DrawnInPython() as drawn:
-        gm, found = capture_with_export(model, arguments, named | by_keyword)
-    drawn_notes = frozen_draws(model, drawn.from_)
+    gm, found = capture_with_export(model, arguments, named | by_keyword)
     values = {name: on_meta(value) for name, value in arguments.items() if holds(torch.Tensor, value)}
     places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
     missing = [name for name in places if name not in values]
     if missing:
         raise TraceError(f"its input {missing[0]!r} holds no tensor")
     gm.graph._tracer_cls = ReplayTracer
-    notes = found + unreached(gm, model) + backward_hooks(model, gm.modules()) + drawn_notes
+    notes = found + unreached(gm, model) + backward_hooks(model, gm.modules())
     attach_provenance(gm, Provenance(tuple(values[name] for name in places), notes, frontend="export"))
     try:
         verify(gm)

@@ -17,7 +17,6 @@ import torchvision
 from torch import nn
 
 import stp_fx
-from stp_fx.errors import TraceError
 from stp_fx.ir import modes, provenance_of
 from stp_fx.passes import CollectStatistics
 
@@ -307,8 +306,8 @@ def test_drawn_once_is_no_training_graph(draw: Callable[[], float]) -> None:
     gm = stp_fx.trace(made(LayerDrop).eval(), X)
     assert any("captured in eval mode alone" in note for note in provenance_of(gm).notes)
     assert not modes.has_modes(gm.graph)
-    with pytest.raises(TraceError, match="draws random numbers"):
-        stp_fx.trace(made(LayerDrop).train(), X, frontend="fx")
+    gm = stp_fx.trace(made(LayerDrop).train(), X, frontend="fx", validate=False)
+    assert any("draws random numbers" in note for note in provenance_of(gm).notes)
 
 
 def test_what_cannot_be_captured_in_training_is_said() -> None:
