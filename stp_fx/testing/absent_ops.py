@@ -44,7 +44,9 @@ CARRIES = _names(
 )
 """Ops that move positions, or work inside one channel: NaN stays where it belongs."""
 
-POINTWISE = _names("_prelu_kernel hardswish hardswish_ hardsigmoid hardtanh hardtanh_ log_sigmoid_forward softplus masked_fill")
+POINTWISE = _names(
+    "_prelu_kernel hardswish hardswish_ hardsigmoid hardtanh hardtanh_ log_sigmoid_forward softplus masked_fill masked_fill_"
+)
 """Pointwise ops that torch does not tag."""
 
 LIKE = _names("zeros_like ones_like full_like empty_like rand_like randn_like native_dropout bernoulli")
