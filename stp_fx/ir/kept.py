@@ -29,7 +29,11 @@ _PLAIN = {
 }
 _STORES = ("_parameters", "_buffers", "_modules")
 _EMPTY: dict[str, Any] = {}
-_FOREIGN = ("torch.", "numpy", "builtins", "collections", "functools", "typing", "stp_fx.ir")
+_FOREIGN = (
+    *("torch.", "numpy", "builtins", "collections", "functools", "typing", "stp_fx.ir"),
+    *("threading", "queue", "multiprocessing", "concurrent", "asyncio", "logging", "socket", "subprocess"),
+)
+"""Where the classes come from whose objects are not looked into; locks, events and queues belong to other threads as well."""
 _LARGEST = 1 << 22
 """Elements of a tensor whose values are remembered; larger ones are data that a forward reads."""
 

@@ -45,6 +45,12 @@ PRUNED = stp_fx.prune_graph(GM)
 PLAN = stp_fx.plan_of(PRUNED)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some wrong values are names of files that can be written."""
+    monkeypatch.chdir(tmp_path)
+
+
 class Hostile:
     """Fails at whatever it is asked for."""
 
