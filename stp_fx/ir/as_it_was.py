@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.ir.kept import containers_kept, state_kept
+from stp_fx.ir.schema import writes_to
 from stp_fx.ir.train_eval import modes_kept
 
 __all__ = ["AsItWas", "as_it_was", "same_bits"]
@@ -100,7 +100,8 @@ class _CopyOnWrite(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for place, name in _written(func):
+        for place in writes_to(func):
+            name = func._schema.arguments[place].name
             value = args[place] if place < len(args) else kwargs.get(name)
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 self._copy(tensor)
@@ -110,15 +111,6 @@ class _CopyOnWrite(TorchDispatchMode):
         for each in self._by_memory.get(_memory(tensor), ()) if isinstance(tensor, torch.Tensor) else ():
             if id(each) not in self._before:
                 self._before[id(each)] = each.detach().clone()
-
-
-@functools.lru_cache(maxsize=4096)
-def _written(func: Any) -> tuple[tuple[int, str], ...]:
-    """The arguments that an op writes to, by place and name."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return ()
-    return tuple((k, a.name) for k, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -1,8 +1,7 @@
 """The second front end: what Python's tracer cannot follow, ``torch.export`` can; its ATen calls are raised to PyTorch's own.
 
 Exported graphs bake sizes, devices and the mode in. Here sizes stay free where the model leaves them free (a size that it does
-not is asserted), devices follow the input, and calls that differ between an export in training and one in evaluation follow
-``.train()`` and ``.eval()``.
+not is asserted), devices follow the input, and an export in training and one in evaluation are joined to one graph.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ from stp_fx.ir.export_quiet import quiet_export
 from stp_fx.ir.export_raise import Raised
 from stp_fx.ir.join import joined
 from stp_fx.ir.kept import containers_kept
+from stp_fx.ir.modes import has_modes
 from stp_fx.ir.provenance import Provenance, attach_provenance
-from stp_fx.ir.stored import COUNTER
-from stp_fx.ir.train_eval import in_mode, mode_calls, switch_modes
+from stp_fx.ir.stored import assigned
+from stp_fx.ir.train_eval import in_mode, one_sided, take_flags
 
 __all__ = ["capture_with_export"]
 
 _log = logging.getLogger(__name__)
-_COUNT = "num_batches_tracked"
-"""What a batch norm adds one to in training. Graphs that differ in that alone are alike."""
 
 
 def capture_with_export(
@@ -45,84 +43,42 @@ def capture_with_export(
     Raises:
         TraceError: ``torch.export`` cannot capture it.
     """
-    now, notes = _exported(model, arguments, named, model.training)
-    calls = mode_calls(now.graph)
-    try:
-        other, _ = _exported(model, arguments, named, not model.training)
-    except TraceError:
-        other = None
-    if other is not None and _alike(now.graph, other.graph):
-        trained, evaluated = (mode_calls(each.graph) for each in ((now, other) if model.training else (other, now)))
-        gm = now if model.training else other  # in training dropout says its probability
-        names = {name for name, training in trained.items() if training and evaluated.get(name) is False}
-    elif other is not None and _know_examples((now, other), arguments):
-        gm, names = joined(*((now, other) if model.training else (other, now)), model), set()
-    else:
-        mode = "train" if model.training else "eval"
-        _log.warning("%s: its graphs for training and evaluation differ; this one is for %s mode", type(model).__name__, mode)
-        gm, names = now, {name for name, training in calls.items() if not training} if not model.training else set()
+    gm, notes = _both_modes(model, arguments, named)
     _allow_one(gm, model, arguments, named)
-    _set_modes(gm, model)
-    if names:
-        switch_modes(gm, names, model.training)
-    gm.recompile()
     return gm, notes
 
 
-def _know_examples(graphs: tuple[CapturedGraph, ...], arguments: dict[str, Any]) -> bool:
-    """Records the inputs' shapes on both, for their values to be worked out; False where an input has no name of its own."""
-    for gm in graphs:
-        names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
-        if not arguments.keys() >= set(names):
-            return False
-        attach_provenance(gm, Provenance(tuple(on_meta(arguments[name]) for name in names)))
-    return True
+def _both_modes(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> tuple[CapturedGraph, tuple[str, ...]]:
+    """One graph for training and evaluation; for the model's own mode, with a note, where the other cannot be exported."""
+    now, notes = _exported(model, arguments, named, model.training)
+    try:
+        other, more = _exported(model, arguments, named, not model.training)
+    except TraceError as error:
+        take_flags(now, model)
+        return now, (*notes, one_sided(now, model, str(error)))
+    gm = joined(*((now, other) if model.training else (other, now)), model)
+    return gm, tuple(dict.fromkeys((*notes, *more)))
 
 
-def _set_modes(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Modules that the graph made are in the model's mode; the model's own keep theirs."""
-    originals = {id(module) for module in model.modules()}
-    for module in gm.modules():
-        if id(module) not in originals:
-            module.training = model.training
-
-
-def _allow_one(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> None:
+def _allow_one(gm: CapturedGraph, model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> None:
     """Lets a batch of one pass, if the graph for it is the same."""
     one = batch_of_one(arguments)
     if one is None:
         return
     try:
-        single, _ = _exported(model, one, named, gm.training)
+        single, _ = _both_modes(model, one, named) if has_modes(gm.graph) else _exported(model, one, named, model.training)
     except TraceError as error:
         _log.debug("%s: no graph for a batch of one: %s", type(model).__name__, error)
         return
     allow_one(gm, one, single)
 
 
-def _alike(first: fx.Graph, second: fx.Graph) -> bool:
-    """Whether two graphs make the same calls, whatever they assert of sizes and how tensors lie in memory."""
-    ignored = lambda n: _is_arithmetic(n) or n.target in ("contiguous", COUNTER) or _COUNT in str(n.target)  # noqa: E731
-    calls = [[(n.op, n.target) for n in graph.nodes if not ignored(n)] for graph in (first, second)]
-    return calls[0] == calls[1] and mode_calls(first).keys() == mode_calls(second).keys()
-
-
-def _is_arithmetic(node: fx.Node) -> bool:
-    module = getattr(node.target, "__module__", "")
-    return (
-        node.target in ("size", torch._assert)
-        or module in ("_operator", "math")
-        or "sym_" in getattr(node.target, "__name__", "")
-    )
-
-
 def _exported(
     model: nn.Module, arguments: dict[str, Any], named: frozenset[str], training: bool
 ) -> tuple[CapturedGraph, tuple[str, ...]]:
-    written: list[str] = []
     try:
         mode = nullcontext() if training == model.training else in_mode(model, training)
-        with mode, containers_kept(model, written), quiet_export(), leaves_kept(model) as leaves:
+        with mode, containers_kept(model, []), quiet_export() as written, leaves_kept(model) as leaves:
             args = tuple(value for name, value in arguments.items() if name not in named)
             kwargs = {name: value for name, value in arguments.items() if name in named}
             every = pytree.tree_map(_free_sizes, dict(arguments))
@@ -134,7 +90,9 @@ def _exported(
         lines = str(error).strip().splitlines() or ["no message"]
         raise TraceError(f"{type(error).__name__}: {lines[0][:300]}") from error
     gm = raised.graph_module()
-    return gm, raised.notes
+    places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
+    attach_provenance(gm, Provenance(tuple(on_meta(arguments[name]) for name in places), frontend="export"))
+    return gm, raised.notes + assigned(model, written)
 
 
 def _free_sizes(value: Any) -> dict[int, Any] | None:

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from stp_fx.ir.schema import writes_to
+
 __all__ = [
     "feature_dropout_in_mode",
     "instance_norm_in_mode",
     "python_call",
     "recurrent_in_mode",
     "schema_of",
-    "writes_to",
     "written_later",
 ]
 
@@ -71,14 +72,6 @@ def schema_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     given = {argument.name: value for argument, value in zip(schema, args, strict=False)}
     defaults = {a.name: a.default_value if a.has_default_value() else None for a in schema}
     return defaults | given | kwargs | {"op": node.target._opname}  # type: ignore[union-attr]
-
-
-@functools.lru_cache(maxsize=4096)
-def writes_to(target: Any) -> tuple[int, ...]:
-    """Positions of the arguments that an overload writes to."""
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-        return ()
-    return tuple(k for k, a in enumerate(target._schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
 
 
 def written_later(node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,15 +14,21 @@ from stp_fx.ir.patches import LOCK
 __all__ = ["quiet_export"]
 
 
+_ASSIGNED = "The tensor attributes? .* assigned during export"
+
+
 @contextmanager
-def quiet_export() -> Iterator[None]:
+def quiet_export() -> Iterator[list[str]]:
     """A block in which ``torch.export`` prints nothing: neither the graph of what has failed, nor this thread's log records.
 
-    What has failed is told by the exception.
+    What has failed is told by the exception. Gives a list that holds, after the block, the attributes to which the forward
+    assigned tensors: of these ``torch.export`` warns, and puts them back.
     """
     from torch.export import _trace
 
     thread = threading.get_ident()
+    written: list[str] = []
+    shown: list[warnings.WarningMessage] = []
 
     def passes(record: logging.LogRecord) -> bool:
         return record.levelno < logging.WARNING or record.thread != thread
@@ -33,6 +40,17 @@ def quiet_export() -> Iterator[None]:
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
             logging.getLogger(name).addFilter(passes)
             undo.callback(logging.getLogger(name).removeFilter, passes)
-        undo.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-        yield
+        undo.callback(lambda: _tell(shown, written))
+        shown = undo.enter_context(warnings.catch_warnings(record=True))
+        warnings.filterwarnings("always", message=_ASSIGNED)
+        yield written
+
+
+def _tell(caught: list[warnings.WarningMessage], written: list[str]) -> None:
+    """Takes the names out of what ``torch.export`` says of assignments, and shows all other warnings."""
+    for each in caught:
+        text = str(each.message)
+        if re.match(_ASSIGNED, text):
+            written += re.findall(r"self\.([\w.]+)", text)
+        else:
+            warnings.showwarning(each.message, each.category, each.filename, each.lineno)

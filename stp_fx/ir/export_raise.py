@@ -17,12 +17,14 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
+from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.captured import CapturedGraph
-from stp_fx.ir.export_calls import python_call, schema_of, writes_to, written_later
+from stp_fx.ir.export_calls import python_call, schema_of, written_later
 from stp_fx.ir.export_guards import as_nodes
 from stp_fx.ir.export_leaves import LEAF, Leaf
 from stp_fx.ir.nested import holds
 from stp_fx.ir.outputs import Rebuild, is_plain
+from stp_fx.ir.schema import writes_to
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.spelling import SPELLED
 from stp_fx.ir.stored import count_batches, put_in_order, store_as_model
@@ -62,7 +64,7 @@ class Raised:
     ) -> None:
         self.model, self.training, self._leaves = model, training, leaves
         self.source: fx.GraphModule = program.module(check_guards=False)
-        self.graph = fx.Graph()
+        self.graph = fx.Graph(tracer_cls=ReplayTracer)
         self.root: dict[str, Any] = {}
         self.env: dict[fx.Node, Any] = {}
         self.notes: tuple[str, ...] = ()

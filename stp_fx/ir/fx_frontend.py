@@ -19,9 +19,9 @@ from stp_fx.ir.nested import holds
 from stp_fx.ir.provenance import Provenance, attach_provenance, with_provenance
 from stp_fx.ir.random_ops import RealDraws, drawn_from, generator_states
 from stp_fx.ir.root_hooks import backward_hooks
-from stp_fx.ir.stored import count_batches, store_as_model, unreached
+from stp_fx.ir.stored import assigned, count_batches, store_as_model, unreached
 from stp_fx.ir.tracer import ModuleTracer
-from stp_fx.ir.train_eval import flags_of, in_mode, mode_calls, switch_modes
+from stp_fx.ir.train_eval import in_mode, one_sided, take_flags
 
 __all__ = ["OWN_BATCH", "capture_with_fx"]
 
@@ -53,30 +53,29 @@ def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozense
     constants = {name: value for name, value in arguments.items() if name not in values}
     example = _Example(values, constants, named)
     given = _one_mode(model, example)
-    other: _Capture | None = None
-    if given.asked:
-        try:
-            with in_mode(model, not model.training):
-                other = _one_mode(model, example)
-        except TraceError as error:
-            given.notes += (_one_sided(model, str(error)),)
-        else:
-            if other.drew and not given.drew:  # what is dropped would be the same at every step
-                given.notes += (_one_sided(model, other.notes[-1]),)
-                other = None
-    gm = given.gm
+    other, reason = _other_mode(model, example, given) if given.asked else (None, "")
+    gm, notes = given.gm, given.notes
     if other is None:
-        given.notes += count_batches(gm, model, model.training)
-        _follow_the_mode(gm, model, given.asked)
+        notes += count_batches(gm, model, model.training)
+        notes += (one_sided(gm, model, reason),) if given.asked else ()
     else:
-        trained, evaluated = (given.gm, other.gm) if model.training else (other.gm, given.gm)
+        trained, evaluated = (gm, other.gm) if model.training else (other.gm, gm)
         count_batches(trained, model, True)
         gm = joined(trained, evaluated, model)
-        _take_flags(gm, model)
-    notes = tuple(dict.fromkeys((*given.notes, *(other.notes if other else ()))))
-    held = {mode: tuple(name for name, flag in flags_of(model, mode).items() if flag != mode) for mode in (False, True)}
-    notes += backward_hooks(model, gm.modules()) + unreached(gm, model, both=other is not None)
-    return with_provenance(gm, notes=notes, held={mode: names for mode, names in held.items() if names})
+        notes = tuple(dict.fromkeys((*notes, *other.notes)))
+    return with_provenance(gm, notes=notes + backward_hooks(model, gm.modules()) + unreached(gm, model))
+
+
+def _other_mode(model: nn.Module, example: _Example, given: _Capture) -> tuple[_Capture | None, str]:
+    """The capture of the mode that the model is not in; or why there is none."""
+    try:
+        with in_mode(model, not model.training):
+            other = _one_mode(model, example)
+    except TraceError as error:
+        return None, str(error)
+    if other.drew and not given.drew:  # what is dropped would be the same at every step
+        return None, other.notes[-1]
+    return other, ""
 
 
 @dataclasses.dataclass
@@ -91,7 +90,6 @@ class _Capture:
 
 def _one_mode(model: nn.Module, example: _Example) -> _Capture:
     """The graph of the mode that the model is in."""
-    notes: tuple[str, ...] = ()
     before = generator_states()
     tracer, bound = _traced(model, example)
     changed = drawn_from(before)
@@ -101,15 +99,14 @@ def _one_mode(model: nn.Module, example: _Example) -> _Capture:
         with RealDraws() as drawn:
             tracer, bound = _traced(model, example)
         tracer.draws |= (changed & drawn_from(before)) - {"torch"} | ({"torch"} if drawn.seen else set())
-    if bound:
-        notes = (OWN_BATCH,)
     _drop_dead_numbers(tracer.graph)
     gm = _graph_module(tracer, model)
-    if OWN_BATCH in notes:
+    if bound:
         _let_one_pass(gm, model, example)
     inputs = tuple(example.values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
     attach_provenance(gm, Provenance(inputs))
-    return _Capture(gm, notes + _assigned(tracer, model) + _frozen(tracer), tracer.asks_mode, bool(tracer.draws))
+    notes = ((OWN_BATCH,) if bound else ()) + assigned(model, tracer.assigned) + _frozen(tracer)
+    return _Capture(gm, notes, tracer.asks_mode, bool(tracer.draws))
 
 
 def _traced(model: nn.Module, example: _Example) -> tuple[ModuleTracer, bool]:
@@ -122,21 +119,6 @@ def _frozen(tracer: ModuleTracer) -> tuple[str, ...]:
     """A note of random numbers that the code drew while it was traced."""
     names = ", ".join(sorted(tracer.draws))
     return (f"the forward draws random numbers in Python ({names}), of which the graph holds one draw",) if names else ()
-
-
-def _one_sided(model: nn.Module, error: str) -> str:
-    mode, other = ("train", "eval") if model.training else ("eval", "train")
-    note = f"captured in {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {error}"
-    _log.warning("%s: %s", type(model).__name__, note)
-    return note
-
-
-def _follow_the_mode(gm: CapturedGraph, model: nn.Module, asked: bool) -> None:
-    """Calls whose ``training`` is the model's own flag, as far as one mode tells: functional dropout and the like."""
-    names = {name for name, training in mode_calls(gm.graph).items() if training is model.training} if asked else set()
-    if names and not model.training:
-        switch_modes(gm, names, model.training)
-        gm.recompile()
 
 
 def _let_one_pass(gm: fx.GraphModule, model: nn.Module, example: _Example) -> None:
@@ -214,22 +196,5 @@ def _graph_module(tracer: ModuleTracer, model: nn.Module) -> CapturedGraph:
     gm = CapturedGraph(model, tracer.graph, class_name=type(model).__name__)
     tracer.forget_constants()
     store_as_model(gm, model, tracer.called.values())
-    _take_flags(gm, model)
+    take_flags(gm, model)
     return gm
-
-
-def _take_flags(gm: CapturedGraph, model: nn.Module) -> None:
-    """Modules that stand for the model's take its flags, those of our own the flag of the whole."""
-    originals = dict(model.named_modules(remove_duplicate=False))
-    own = {id(module) for module in originals.values()}
-    for name, module in gm.named_modules(remove_duplicate=False):
-        if id(module) not in own:
-            module.training = originals[name].training if name in originals else model.training
-
-
-def _assigned(tracer: ModuleTracer, model: nn.Module) -> tuple[str, ...]:
-    if not tracer.assigned:
-        return ()
-    note = f"the forward assigns to {', '.join(dict.fromkeys(tracer.assigned))}, which the graph does not keep from call to call"
-    _log.warning("%s: %s", type(model).__name__, note)
-    return (note,)

@@ -20,12 +20,13 @@ from torch.fx.node import map_arg
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.modes import CHOICE, MARKS, add_mode_modules
+from stp_fx.ir.nested import leaves_of
 from stp_fx.ir.outputs import Rebuild
 from stp_fx.ir.provenance import example_of
 from stp_fx.ir.runner import run_node
 from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.stored import COUNTER
-from stp_fx.ir.train_eval import AutogradCall, mode_calls, switch_modes
+from stp_fx.ir.train_eval import AutogradCall, mode_calls, switch_modes, take_flags
 
 __all__ = ["joined"]
 
@@ -48,6 +49,7 @@ def joined(trained: CapturedGraph, evaluated: CapturedGraph, model: nn.Module) -
         add_mode_modules(host)
         host.graph = graph
         switches = join.switches
+    take_flags(host, model)
     if switches:
         switch_modes(host, switches, model.training)
         host.recompile()
@@ -96,6 +98,7 @@ class _Join:
     def _pairs(self) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
         """The nodes of both in order, side by side where they call the same."""
         one, two = (list(each.graph.nodes) for each in self._sides)
+        two = [node for node in two if node.target != COUNTER]  # training says what is counted, and evaluation counts nothing
         keys = [[_key(node) for node in nodes] for nodes in (one, two)]
         if keys[0] == keys[1]:
             yield from zip(one, two, strict=True)
@@ -110,6 +113,7 @@ class _Join:
     def _both(self, one: fx.Node, two: fx.Node) -> None:
         try:
             args, kwargs = self._met((one.args, one.kwargs), (two.args, two.kwargs), one, two)
+            self._check_numbers((args, kwargs), one, two)
         except _Apart:
             if one.op == "output":
                 self._flush()
@@ -154,6 +158,14 @@ class _Join:
         if _may_vary(one) and _may_vary(two) and not (type(one) is int is type(two)):
             return _Two(one, two)  # two whole numbers may be sizes, on which shapes depend
         raise _Apart
+
+    def _check_numbers(self, arguments: Any, one: fx.Node, two: fx.Node) -> None:
+        """Numbers that differ by mode may decide on shapes (``keepdim``, ``scale_factor``); then the calls are not one."""
+        if all(isinstance(each.trained, fx.Node) for each in leaves_of(_Two, arguments)):
+            return
+        shapes = [[v.shape for v in leaves_of(torch.Tensor, self._value(k, node))] for k, node in enumerate((one, two))]
+        if shapes[0] != shapes[1]:
+            raise _Apart
 
     def _same_shape(self, *pair: fx.Node) -> bool:
         values = [self._value(side, node) for side, node in enumerate(pair)]

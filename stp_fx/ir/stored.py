@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.train_eval import BatchCount
 
-__all__ = ["COUNTER", "count_batches", "put_in_order", "store_as_model", "unreached"]
+__all__ = ["COUNTER", "assigned", "count_batches", "put_in_order", "store_as_model", "unreached"]
 
 _log = logging.getLogger(__name__)
 COUNTER = "stp_fx_batch_count"
@@ -136,14 +136,23 @@ def _insert(gm: CapturedGraph, before: fx.Node, count: str) -> None:
         gm.graph.call_module(COUNTER, (gm.graph.get_attr(count),))
 
 
-def unreached(gm: fx.GraphModule, model: nn.Module, both: bool = False) -> tuple[str, ...]:
-    """A note of the parameters that are not in the graph, if any; ``both``: it was captured in training and in evaluation."""
+def assigned(model: nn.Module, written: Iterable[str]) -> tuple[str, ...]:
+    """A note of the attributes that the forward assigned to while it was captured, if any."""
+    names = ", ".join(dict.fromkeys(written))
+    if not names:
+        return ()
+    note = f"the forward assigns to {names}, which the graph does not keep from call to call"
+    _log.warning("%s: %s", type(model).__name__, note)
+    return (note,)
+
+
+def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
+    """A note of the parameters that are not in the graph, if any."""
     reached = {id(t) for t in (*gm.parameters(), *gm.buffers())}
     missing = [name for name, p in model.named_parameters() if id(p) not in reached]
     if not missing:
         return ()
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    mode = "either mode" if both else "train mode" if model.training else "eval mode"
-    note = f"not part of the graph, since the forward does not reach them in {mode}: {shown}"
+    note = f"not part of the graph, since the forward does not reach them: {shown}"
     _log.warning("%s: %s", type(model).__name__, note)
     return (note,)

@@ -16,7 +16,6 @@ from torch.nn.parameter import is_lazy
 
 from stp_fx.checks import arguments_by_name, is_choice, shown
 from stp_fx.errors import InputError, TraceError, VerificationError
-from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.batch import with_batch
 from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.example import bound_arguments, check_that_it_runs, is_plain, on_meta
@@ -27,12 +26,12 @@ from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import holds
 from stp_fx.ir.patches import LOCK
-from stp_fx.ir.provenance import Provenance, attach_provenance, example_of, provenance_of, with_provenance
+from stp_fx.ir.provenance import example_of, provenance_of, with_provenance
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.stored import unreached
-from stp_fx.ir.train_eval import modes_kept
+from stp_fx.ir.train_eval import held_modes, modes_kept
 from stp_fx.ir.validate import validate_capture
 from stp_fx.ir.validation import Budget, Validate
 from stp_fx.ir.verify import verify
@@ -165,7 +164,7 @@ def _captures(
     bound: fx.GraphModule | None = None
     for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
         try:
-            gm = _record_arguments(_FRONT_ENDS[name](model, arguments, named), arguments)
+            gm = _recorded(_FRONT_ENDS[name](model, arguments, named), model, arguments)
         except TraceError as error:
             said[name] = error
             continue
@@ -208,10 +207,11 @@ def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: B
     return with_provenance(gm, validation=found, notes=provenance_of(gm).notes + notes)
 
 
-def _record_arguments(gm: fx.GraphModule, arguments: dict[str, Any]) -> fx.GraphModule:
+def _recorded(gm: fx.GraphModule, model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
     plain = {name: holds(torch.Tensor, value) or is_plain(value) for name, value in arguments.items()}
     known = {name: on_meta(value) for name, value in arguments.items() if plain[name]}
-    return with_provenance(gm, arguments=known, lost=tuple(name for name, kept in plain.items() if not kept))
+    lost = tuple(name for name, kept in plain.items() if not kept)
+    return with_provenance(gm, arguments=known, lost=lost, held=held_modes(model))
 
 
 def _trace_with_export(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> fx.GraphModule:
@@ -220,14 +220,7 @@ def _trace_with_export(model: nn.Module, arguments: dict[str, Any], named: froze
         raise TraceError(f"arguments spread over *{spread[0]} are not supported here")
     by_keyword = {p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.KEYWORD_ONLY}
     gm, found = capture_with_export(model, arguments, named | by_keyword)
-    values = {name: on_meta(value) for name, value in arguments.items() if holds(torch.Tensor, value)}
-    places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
-    missing = [name for name in places if name not in values]
-    if missing:
-        raise TraceError(f"its input {missing[0]!r} holds no tensor")
-    gm.graph._tracer_cls = ReplayTracer
-    notes = found + unreached(gm, model) + backward_hooks(model, gm.modules())
-    attach_provenance(gm, Provenance(tuple(values[name] for name in places), notes, frontend="export"))
+    with_provenance(gm, notes=found + unreached(gm, model) + backward_hooks(model, gm.modules()))
     try:
         verify(gm)
     except VerificationError as error:

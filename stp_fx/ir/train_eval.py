@@ -20,11 +20,13 @@ __all__ = [
     "BatchCount",
     "ModeSwitch",
     "attention_with_dropout",
-    "flags_of",
+    "held_modes",
     "in_mode",
     "mode_calls",
     "modes_kept",
+    "one_sided",
     "switch_modes",
+    "take_flags",
 ]
 
 _log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def flags_of(model: nn.Module, training: bool) -> dict[str, bool]:
+def _flags_of(model: nn.Module, training: bool) -> dict[str, bool]:
     """The flag of every module after ``model.train(training)``; ``model`` is left alone.
 
     A ``train`` of the model's own may keep modules frozen, or do more (merge weights): it is called on a twin without numbers.
@@ -100,11 +102,39 @@ def flags_of(model: nn.Module, training: bool) -> dict[str, bool]:
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """A block in which the modules of ``model`` have the flags that ``model.train(training)`` gives them."""
-    flags = flags_of(model, training)
+    flags = _flags_of(model, training)
     with modes_kept(model):
         for name, module in model.named_modules(remove_duplicate=False):
             module.training = flags.get(name, training)
         yield
+
+
+def held_modes(model: nn.Module) -> dict[bool, tuple[str, ...]]:
+    """The modules that the model's own ``train`` keeps in the other mode, by the mode that it is called with."""
+    held = {mode: tuple(name for name, flag in _flags_of(model, mode).items() if flag != mode) for mode in (False, True)}
+    return {mode: names for mode, names in held.items() if names}
+
+
+def take_flags(gm: nn.Module, model: nn.Module) -> None:
+    """Modules of a capture that stand for the model's take its flags, those of our own the flag of the whole."""
+    originals = dict(model.named_modules(remove_duplicate=False))
+    own = {id(module) for module in originals.values()}
+    for name, module in gm.named_modules(remove_duplicate=False):
+        if id(module) not in own:
+            module.training = originals[name].training if name in originals else model.training
+
+
+def one_sided(gm: fx.GraphModule, model: nn.Module, reason: str) -> str:
+    """A note that ``gm`` was captured in the mode of ``model`` alone. As far as one mode tells, calls follow the mode:
+    what was given ``training=False`` in evaluation (functional dropout and the like) is taken to ask for it."""
+    names = {name for name, training in mode_calls(gm.graph).items() if not training} if not model.training else set()
+    if names:
+        switch_modes(gm, names, model.training)
+        gm.recompile()
+    mode, other = ("train", "eval") if model.training else ("eval", "train")
+    note = f"captured in {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {reason}"
+    _log.warning("%s: %s", type(model).__name__, note)
+    return note
 
 
 def attention_with_dropout(

@@ -8,6 +8,7 @@ from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.survivors import Survivors
+from stp_fx.ir.modes import modes_of
 from stp_fx.ir.provenance import MASK_PREFIX, is_mask_buffer
 from stp_fx.rules import TensorDims
 
@@ -21,57 +22,52 @@ def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> 
     there cannot leak. Consumers read zero, not the producers' zeroed output, which a bias or a norm would revive.
     """
     contracting = {entry.node for entry in graph.contractions}
-    device = next((t.device for t in gm.parameters()), torch.device("cpu"))
-    made: dict[tuple[str, int, bytes], fx.Node] = {}
-    for node in list(gm.graph.nodes):
+    masks = _Masks(gm, graph, survivors)
+    for node, mode in list(modes_of(gm.graph)):
         if node.name in contracting:
-            _mask_operands(gm, graph, node, survivors, made, device)
+            masks.before(node, mode)
     gm.recompile()
-    return len(made)
+    return len(masks.made)
 
 
-def _mask_operands(
-    gm: fx.GraphModule,
-    graph: ChannelGraph,
-    node: fx.Node,
-    survivors: Survivors,
-    made: dict[tuple[str, int, bytes], fx.Node],
-    device: torch.device,
-) -> None:
-    operands = [n for n in node.all_input_nodes if isinstance(graph.value(n.name), TensorDims)]
-    activations = [n for n in operands if n.op != "get_attr"]
-    for chosen in (activations, operands):
-        sources = {n.name: n for n in chosen}
-        found = survivors.removed_inputs(node.name, sources)
-        for name, k, removed in found:
-            _insert(gm, node, sources[name], k, removed, len(graph.value(name).dims), made, device)
-        if found:
-            return
+class _Masks:
+    """``made``: masked values by source, dimension, what is removed, and the mode that runs them."""
 
+    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
+        self._gm, self._graph, self._survivors = gm, graph, survivors
+        self._device = next((t.device for t in gm.parameters()), torch.device("cpu"))
+        self.made: dict[tuple[str, int, bytes, str], fx.Node] = {}
 
-def _insert(
-    gm: fx.GraphModule,
-    node: fx.Node,
-    source: fx.Node,
-    dim: int,
-    removed: np.ndarray,
-    rank: int,
-    made: dict[tuple[str, int, bytes], fx.Node],
-    device: torch.device,
-) -> None:
-    key = (source.name, dim, removed.tobytes())
-    current = next((n for n in node.all_input_nodes if n is source or _unmasked(n) is source), source)
-    if key not in made or current is not source:
-        name = f"{MASK_PREFIX}_{sum(1 for b in gm._buffers if is_mask_buffer(b))}"
+    def before(self, node: fx.Node, mode: str) -> None:
+        """Masks what ``node``, which runs in ``mode``, sums over."""
+        operands = [n for n in node.all_input_nodes if isinstance(self._graph.value(n.name), TensorDims)]
+        activations = [n for n in operands if n.op != "get_attr"]
+        for chosen in (activations, operands):
+            sources = {n.name: n for n in chosen}
+            found = self._survivors.removed_inputs(node.name, sources)
+            for name, k, removed in found:
+                self._insert(node, mode, sources[name], k, removed)
+            if found:
+                return
+
+    def _insert(self, node: fx.Node, mode: str, source: fx.Node, dim: int, removed: np.ndarray) -> None:
+        known = [self.made.get((source.name, dim, removed.tobytes(), place)) for place in ("both", mode)]
+        masked = next((each for each in known if each is not None), None)
+        current = next((n for n in node.all_input_nodes if n is source or _unmasked(n) is source), source)
+        if masked is None or current is not source:
+            masked = self._new(node, current, dim, removed, len(self._graph.value(source.name).dims))
+            if current is source:
+                self.made[source.name, dim, removed.tobytes(), mode] = masked
+        node.replace_input_with(current, masked)
+
+    def _new(self, node: fx.Node, current: fx.Node, dim: int, removed: np.ndarray, rank: int) -> fx.Node:
+        name = f"{MASK_PREFIX}_{sum(1 for b in self._gm._buffers if is_mask_buffer(b))}"
         shape = [1] * rank
         shape[dim] = len(removed)
-        gm.register_buffer(name, torch.from_numpy(removed.copy()).reshape(shape).to(device))
-        with gm.graph.inserting_before(node):
-            flags = gm.graph.get_attr(name)
-            masked = gm.graph.call_method("masked_fill", (current, flags, 0.0))
-        if current is source:
-            made[key] = masked
-    node.replace_input_with(current, made[key] if current is source else masked)
+        self._gm.register_buffer(name, torch.from_numpy(removed.copy()).reshape(shape).to(self._device))
+        with self._gm.graph.inserting_before(node):
+            flags = self._gm.graph.get_attr(name)
+            return self._gm.graph.call_method("masked_fill", (current, flags, 0.0))
 
 
 def _is_mask(node: fx.Node) -> bool:

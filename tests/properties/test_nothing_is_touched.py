@@ -127,7 +127,7 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
         for scope in ("local", "global", "isomorphic")
         for target in ("channels", "macs", "params")
     },
-    "prune_graph, latency": lambda s: stp_fx.prune_graph(s.gm, ratio=0.01, target="latency"),
+    "prune_graph, latency": lambda s: stp_fx.prune_graph(s.gm, ratio=0.0005, target="latency"),
     **{
         f"prune_graph, {each}": lambda s, each=each: stp_fx.prune_graph(
             s.gm, "variance", 0.5, calibration=s.batches, compensation=each, recalibrate=True
