@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 __all__ = [
     "CriterionError",
     "FileError",
@@ -84,3 +87,17 @@ class WriteBackError(StpFxError):
 
     def __reduce__(self) -> tuple[type[WriteBackError], tuple[str, tuple[str, ...]]]:
         return type(self), (str(self), self.constants)
+
+
+@contextlib.contextmanager
+def translated(kind: type[StpFxError], message: Callable[[str], str]) -> Iterator[None]:
+    """Around code that is not ours: what it raises becomes an error of ``kind``; an error of ours stays what it is.
+
+    ``message`` is given the exception's class and text.
+    """
+    try:
+        yield
+    except StpFxError:
+        raise
+    except Exception as error:  # whatever somebody else's code raises
+        raise kind(message(f"{type(error).__name__}: {error}")) from error

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stp_fx.checks import shown
-from stp_fx.errors import FileError, InputError, StpFxError
+from stp_fx.errors import FileError, InputError, translated
 
 __all__ = ["path_of", "replacing"]
 
@@ -44,19 +44,16 @@ def replacing(path: str) -> Iterator[str]:
     folder = os.path.dirname(target)
     partial = os.path.join(folder, f".stp_fx-{secrets.token_hex(8)}.tmp")
     try:
-        _check_replaceable(target)
-        with open(partial, "xb") as created:  # some writers give files to their owner alone; this has the user's umask
-            mode = stat.S_IMODE(os.stat(target if os.path.exists(target) else created.fileno()).st_mode)
-        yield partial
-        with open(partial, "rb+") as written:
-            os.chmod(partial, mode)
-            os.fsync(written.fileno())
-        os.replace(partial, target)
-        _sync_folder(folder)
-    except StpFxError:
-        raise
-    except Exception as error:  # whatever a writer says
-        raise FileError(f"{path!r} cannot be written: {error}") from error
+        with translated(FileError, lambda said: f"{path!r} cannot be written: {said}"):
+            _check_replaceable(target)
+            with open(partial, "xb") as created:  # some writers give files to their owner alone; this has the user's umask
+                mode = stat.S_IMODE(os.stat(target if os.path.exists(target) else created.fileno()).st_mode)
+            yield partial
+            with open(partial, "rb+") as written:
+                os.chmod(partial, mode)
+                os.fsync(written.fileno())
+            os.replace(partial, target)
+            _sync_folder(folder)
     finally:
         with contextlib.suppress(OSError):  # it has been renamed, or never was
             os.remove(partial)

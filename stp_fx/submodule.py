@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from typing_extensions import Unpack
 from stp_fx.api import prune_graph, trace
 from stp_fx.checks import arguments_by_name, is_a, shown
 from stp_fx.criteria import Criterion
-from stp_fx.errors import InputError, StpFxError
+from stp_fx.errors import InputError, translated
 from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
@@ -109,22 +110,20 @@ def _given(model: nn.Module, name: str, inputs: Any, kwargs: Mapping[str, Any]) 
 
     flags = [(module, module.training) for module in model.modules()]
     handle = model.get_submodule(name).register_forward_pre_hook(look, with_kwargs=True)
+
+    def failed(said: str) -> str:
+        advice = "Give an example that model(*example_inputs, **kwargs) takes"
+        return f"{type(model).__name__} itself fails before it calls {name!r}: {said[:300]}. {advice}"
+
     try:
-        with torch.no_grad():
+        with torch.no_grad(), translated(InputError, failed), contextlib.suppress(_Arrived):
             model.eval()(*(inputs if isinstance(inputs, tuple) else (inputs,)), **kwargs)
-    except _Arrived:
-        return found[0]
-    except StpFxError:
-        raise
-    except Exception as error:  # whatever the model's own code raises
-        raise InputError(
-            f"{type(model).__name__} itself fails before it calls {name!r}: {type(error).__name__}: {str(error)[:300]}. "
-            "Give an example that model(*example_inputs, **kwargs) takes"
-        ) from error
     finally:
         handle.remove()
         for module, training in flags:
             module.training = training
+    if found:
+        return found[0]
     raise InputError(f"the model does not call {name!r} on the example inputs")
 
 

@@ -13,7 +13,7 @@ from torch import fx
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.sites import SiteMember, find_sites
 from stp_fx.checks import shown
-from stp_fx.errors import CriterionError, InputError, StpFxError
+from stp_fx.errors import CriterionError, InputError, translated
 from stp_fx.measure.gradients import Gradients
 from stp_fx.measure.statistics import Statistics
 from stp_fx.registry import Registry
@@ -196,15 +196,13 @@ def score_groups(groups: Sequence[Group], criterion: Criterion, context: ScoreCo
 
 
 def _called(criterion: Criterion, group: Group, context: ScoreContext) -> object:
-    try:
+    def failed(said: str) -> str:
+        return (
+            f"{shown(criterion)} failed on group {group.name!r} with {said}; a criterion is a callable (group, context) -> scores"
+        )
+
+    with translated(CriterionError, failed):
         return criterion(group, context)
-    except StpFxError:
-        raise
-    except Exception as error:  # whatever a criterion of the user's raises
-        raise CriterionError(
-            f"{shown(criterion)} failed on group {group.name!r} with {type(error).__name__}: {error}; a criterion is a callable "
-            "(group, context) -> scores"
-        ) from error
 
 
 def _check_weights(group: Group, context: ScoreContext, *, holding: bool) -> None:

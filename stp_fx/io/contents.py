@@ -104,7 +104,7 @@ def is_whole(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = json.loads(text, object_pairs_hook=unique_names, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise FileError(f"damaged: its metadata is no JSON ({str(error)[:200]})") from None
     if not isinstance(document, dict):
@@ -112,7 +112,8 @@ def _parse(text: str) -> dict[str, Any]:
     return document
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; one that gives a name twice is a ``ValueError``."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name is given twice in one object")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from stp_fx.errors import FileError, InputError, PlanError, StpFxError
+from stp_fx.errors import FileError, InputError, PlanError, StpFxError, translated
 from stp_fx.io.contents import Contents, decode, is_whole
 from stp_fx.io.files import read_file
 from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
@@ -70,7 +70,7 @@ def _rebuilt(contents: Contents, model: nn.Module, dtype: torch.dtype | None) ->
     Raises:
         StpFxError: what the file says does not fit ``model``.
     """
-    try:
+    with translated(FileError, "no description of a network that can be built: {}".format):  # absurd sizes, deep inside of torch
         graph = _graph_of(contents, model, dtype)
         _check_same(contents, stored_tensors(graph), graph)
         graph = copied(graph) if contents.added else graph
@@ -80,11 +80,7 @@ def _rebuilt(contents: Contents, model: nn.Module, dtype: torch.dtype | None) ->
         if contents.masked is not None:
             left = {(n, dim): size for n, s in stored_tensors(result).items() for dim, size in enumerate(s.tensor.shape)}
             result = mask(result, _plan(contents.masked, left))
-    except StpFxError:
-        raise
-    except Exception as error:  # absurd sizes and the like, deep inside of torch
-        raise FileError(f"no description of a network that can be built: {type(error).__name__}: {error}") from error
-    return result
+        return result
 
 
 def _plan(text: str, axes: Mapping[tuple[str, int], int]) -> PrunePlan:

@@ -18,7 +18,7 @@ from torch import fx
 
 from stp_fx.analysis.build import analyze
 from stp_fx.checks import is_whole, shown
-from stp_fx.errors import FileError, InputError, StpFxError
+from stp_fx.errors import FileError, InputError, translated
 from stp_fx.io.sources import opened, sources_of
 from stp_fx.paths import path_of
 from stp_fx.rewrite.removal import remove
@@ -63,13 +63,10 @@ def prune_shards(gm: fx.GraphModule, plan: PrunePlan, source: Any, target: Any, 
     partial = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}.tmp")
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        partial.mkdir(parents=True)
-        _write(partial, _cut_tensors(files, cuts), max_shard_bytes)
-        os.replace(partial, folder)
-    except StpFxError:
-        raise
-    except Exception as error:  # whatever the system or safetensors says
-        raise FileError(f"{str(folder)!r} cannot be written: {error}") from error
+        with translated(FileError, lambda said: f"{str(folder)!r} cannot be written: {said}"):
+            partial.mkdir(parents=True)
+            _write(partial, _cut_tensors(files, cuts), max_shard_bytes)
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in made:

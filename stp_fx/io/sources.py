@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from stp_fx.errors import FileError
+from stp_fx.io.contents import unique_names
 
 __all__ = ["opened", "sources_of"]
 
@@ -109,7 +110,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
         FileError: the index cannot be read, or is none.
     """
     try:
-        document = json.loads(index.read_bytes(), object_pairs_hook=_unique)
+        document = json.loads(index.read_bytes(), object_pairs_hook=unique_names)
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{str(index)!r} cannot be read as an index of safetensors files: {str(error)[:200]}") from error
     places = document.get("weight_map") if isinstance(document, dict) else None
@@ -119,10 +120,3 @@ def _weight_map(index: Path) -> Mapping[str, str]:
         if os.path.basename(file) != file or not file.endswith(".safetensors") or "\0" in file:
             raise FileError(f"{str(index)!r} lists {file[:80]!r}, which is no safetensors file beside it")
     return places
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is given twice in one object")
-    return found

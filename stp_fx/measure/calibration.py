@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from stp_fx.errors import InputError, StpFxError
+from stp_fx.errors import InputError, translated
 from stp_fx.ir.provenance import example_of
 
 __all__ = ["arguments_of", "as_device", "batches", "device_of", "eval_twin", "limited", "reiterable"]
@@ -56,14 +56,10 @@ def _read(calibration: Iterable[Any]) -> Iterator[Any]:
         InputError: the data fails as it is read; names the batch.
     """
     number = 0
-    try:
+    with translated(InputError, lambda said: f"`calibration` fails at batch {number} with {said}"):
         for batch in calibration:
             yield batch
             number += 1
-    except StpFxError:
-        raise
-    except Exception as error:  # whatever a loader's own code raises
-        raise InputError(f"`calibration` fails at batch {number} with {type(error).__name__}: {error}") from error
 
 
 def _length(data: Any) -> int | None:

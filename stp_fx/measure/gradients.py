@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stp_fx.errors import InputError, StpFxError
+from stp_fx.errors import InputError, translated
 from stp_fx.ir.stamp import Stamp, stamp_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.distributed import several_processes, summed
@@ -136,12 +136,8 @@ def call_loss(loss: Loss, gm: fx.GraphModule, batch: Any, number: int) -> Any:
     Raises:
         InputError: it fails; names the batch.
     """
-    try:
+    with translated(InputError, lambda said: f"the loss fails on batch {number} with {said}"):
         return loss(gm, batch)
-    except StpFxError:
-        raise
-    except Exception as error:  # whatever a loss of the user's raises
-        raise InputError(f"the loss fails on batch {number} with {type(error).__name__}: {error}") from error
 
 
 def _value(gm: fx.GraphModule, batch: Any, loss: Loss, number: int) -> torch.Tensor:

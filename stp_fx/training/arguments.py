@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from stp_fx.checks import check_whole, is_a, is_whole, listed_argument, shown
-from stp_fx.errors import InputError, StpFxError
+from stp_fx.errors import InputError, translated
 from stp_fx.ir.provenance import has_provenance
 from stp_fx.measure.calibration import limited, reiterable
 
@@ -59,15 +59,12 @@ def wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None
     """
     if wrap is None:
         return model
-    try:
+
+    def failed(said: str) -> str:
+        return f"`wrap`, {shown(wrap)}, fails with {said}; give a callable (model) -> module, such as DistributedDataParallel"
+
+    with translated(InputError, failed):
         result = wrap(model)
-    except StpFxError:
-        raise
-    except Exception as error:  # whatever a wrapper's own code raises
-        raise InputError(
-            f"`wrap`, {shown(wrap)}, fails with {type(error).__name__}: {error}; give a callable (model) -> module, such as "
-            "DistributedDataParallel"
-        ) from error
     if not is_a(result, nn.Module):
         raise InputError(f"`wrap` is a callable (model) -> module; it gave a {type(result).__name__}")
     return result

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from stp_fx.checks import check_whole, is_number, is_whole, shown
-from stp_fx.errors import InputError
+from stp_fx.errors import InputError, translated
 from stp_fx.registry import Registry
 from stp_fx.views import chart
 
@@ -150,13 +150,13 @@ class Custom(Schedule):
             raise InputError(f"a schedule is a callable (step, steps, ratio) -> ratio; got {shown(self.function)}")
 
     def after(self, step: int, steps: int, ratio: float) -> float:
-        try:
+        def failed(said: str) -> str:
+            return (
+                f"{self!r} failed at step {step} of {steps} with {said}; a schedule is a callable (step, steps, ratio) -> ratio"
+            )
+
+        with translated(InputError, failed):
             return self.function(step, steps, ratio)
-        except Exception as error:  # whatever a function of the user's raises
-            raise InputError(
-                f"{self!r} failed at step {step} of {steps} with {type(error).__name__}: {error}; a schedule is a callable "
-                "(step, steps, ratio) -> ratio"
-            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
