@@ -47,7 +47,7 @@ def parameter_count(solved: Solved, alive: np.ndarray) -> int:
     """Elements of all parameters when only the flagged classes are alive (bool, one per class)."""
     living = _living(solved, alive)
     kept: dict[str, dict[int, int]] = {}
-    for (tensor, dim), ids in solved.elements_of.items():
+    for (tensor, dim), ids in () if living.all() else solved.elements_of.items():
         kept.setdefault(tensor, {})[dim] = int(living[ids].sum())
     total = 0
     for name in solved.parameters:

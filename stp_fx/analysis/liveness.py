@@ -53,32 +53,32 @@ def alive_under(solved: Solved, plan: Cut, *, partial: bool = False) -> tuple[np
 
 def removed_units(solved: Solved, plan: Cut) -> np.ndarray:
     """The units that ``plan`` removes (bool, one per unit): those of which every position is removed."""
-    solution, label = solved.solution, solved.label
+    solution = solved.solution
     dead = np.zeros(solution.count, dtype=bool)
     living = np.zeros(solution.count, dtype=bool)
     for key, kept in plan.kept.items():
-        ids = solved.elements_of.get(_first(solved, key))
-        if ids is None:
+        classes = solved.classes_of.get(_first(solved, key))
+        if classes is None:
             raise PlanError(f"the plan shortens {_named(key)}, but the graph has no such axis")
-        if len(ids) != plan.sizes[key]:
-            raise PlanError(f"{_named(key)} has {len(ids)} positions; the plan is for an axis of {plan.sizes[key]}")
-        gone = np.ones(len(ids), dtype=bool)
+        if len(classes) != plan.sizes[key]:
+            raise PlanError(f"{_named(key)} has {len(classes)} positions; the plan is for an axis of {plan.sizes[key]}")
+        gone = np.ones(len(classes), dtype=bool)
         gone[kept] = False
-        dead[label[ids[gone]]] = True
-        living[label[ids[~gone]]] = True
-        pinned = solution.pinned[label[ids]] & gone
+        dead[classes[gone]] = True
+        living[classes[~gone]] = True
+        pinned = solution.pinned[classes] & gone
         if pinned.any():
             at = int(np.flatnonzero(pinned)[0])
-            reasons = "; ".join(pin_reasons(solved, label[ids[[at]]]))
+            reasons = "; ".join(pin_reasons(solved, classes[[at]]))
             raise PlanError(f"the plan removes pinned position {at} of {_named(key)}; it is pinned: {reasons}")
     if (dead & living & ~solution.derived).any():
         raise PlanError(_first_conflict(solved, plan, dead & living))
     given = {_first(solved, key) for key in plan.kept}
     seen = np.zeros(solution.count, dtype=bool)
-    for key, ids in solved.elements_of.items():
-        seen[label[ids]] = True
+    for key, classes in solved.classes_of.items():
+        seen[classes] = True
         if key not in given and not is_mask_buffer(key[0]):
-            living[label[ids]] = True
+            living[classes] = True
     flag_whole_factors(solved, dead, seen, living & ~dead)
     return dead[solved.unit_class]
 

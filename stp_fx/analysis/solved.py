@@ -56,6 +56,11 @@ class Solved:
         return result
 
     @cached_property
+    def classes_of(self) -> Mapping[tuple[str, int], np.ndarray]:
+        """The classes of the positions of an axis, by tensor (its first name) and dimension."""
+        return {key: self.label[ids] for key, ids in self.elements_of.items()}
+
+    @cached_property
     def elements_of(self) -> Mapping[tuple[str, int], np.ndarray]:
         """The elements of an axis, by tensor (its first name) and dimension."""
         return {(axis.tensor, axis.dim): axis.ids for axis in self.found.axes}
@@ -119,8 +124,8 @@ def kept_flags(solved: Solved, dim: Dim, alive: np.ndarray) -> np.ndarray:
 def kept_axes(solved: Solved, alive: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
     """For every axis that gets shorter: the positions that are kept (int64)."""
     result = {}
-    for key, ids in solved.elements_of.items():
-        keep = alive[solved.label[ids]]
+    for key, classes in solved.classes_of.items():
+        keep = alive[classes]
         if not keep.all():
             result[key] = np.flatnonzero(keep)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stp_fx.analysis.solve import Solution, SolvedProduct
+from stp_fx.arrays import sorted_set
 
 __all__ = ["Touched"]
 
@@ -39,7 +40,7 @@ class Touched:
                 new.append(rows[position] * self.number + unit)
         for product in products:
             settled[product.classes] = True
-        self.keys = _sorted_set(np.concatenate(new))
+        self.keys = sorted_set(np.concatenate(new))
         self._index(count)
 
     def _index(self, count: int) -> None:
@@ -52,9 +53,3 @@ class Touched:
         positions = np.repeat(np.arange(len(labels)), lengths)
         offsets = np.arange(len(positions)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return positions, self.units[np.repeat(self.start[labels], lengths) + offsets]
-
-
-def _sorted_set(values: np.ndarray) -> np.ndarray:
-    """As ``np.unique``, whose hash table takes seconds for millions of numbers such as these."""
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered

@@ -24,13 +24,17 @@ def relax(graph: fx.Graph, augmented: Mapping[fx.Node, Callable[..., Any]]) -> N
     """
     if not augmented:
         return
-    nodes: list[Any] = list(graph.nodes)
-    place = {node: k for k, node in enumerate(nodes)}
-    storages = {node: _storages(node.meta.get("val")) for node in nodes}
+    place = {node: k for k, node in enumerate(graph.nodes)}
+    sharing: dict[int, list[tuple[int, int]]] = {}
+    """By storage: when a value that lies there is made, and when it is read for the last time."""
+    for node in graph.nodes:
+        last = max((place[reader] for reader in node.users), default=-1)
+        for storage in _storages(node.meta.get("val")):
+            sharing.setdefault(storage, []).append((place[node], last))
     for node, plain in augmented.items():
         target: Any = node.args[0]
-        later = (source for reader in nodes[place[node] + 1 :] for source in reader.all_input_nodes)
-        seen = any(place[source] < place[node] and storages[source] & storages[target] for source in later)
+        values = (times for storage in _storages(target.meta.get("val")) for times in sharing[storage])
+        seen = any(made < place[node] < last for made, last in values)
         if not seen and target.op != "get_attr":
             node.op, node.target = "call_function", plain
 

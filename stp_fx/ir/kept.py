@@ -13,6 +13,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -98,9 +99,11 @@ class _Contents:
         """
         changed: list[str] = []
         for path, container, before in self.containers:
+            if not container and not before:
+                continue
             if isinstance(container, dict):
                 changed += [_joined(path, key) for key in _restore_dict(container, before, ours)]
-            elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+            elif len(container) != len(before) or not all(map(is_, container, before)):
                 changed.append(path)
                 container.clear()
                 (container.update if isinstance(container, set) else container.extend)(before)
@@ -145,7 +148,7 @@ def _class_containers(kind: type) -> Iterator[Any]:
 
 
 def _restore_dict(now: dict[Any, Any], before: dict[Any, Any], ours: tuple[str, ...]) -> list[Any]:
-    if len(now) == len(before) and (not now or all(now.get(key, _EMPTY) is value for key, value in before.items())):
+    if len(now) == len(before) and all(map(is_, now, before)) and all(map(is_, now.values(), before.values())):
         return []
     kept = {key: value for key, value in now.items() if key not in before and isinstance(key, str) and key.startswith(ours)}
     changed = [key for key, value in before.items() if now.get(key, _EMPTY) is not value]

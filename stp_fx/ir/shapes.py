@@ -48,8 +48,10 @@ def tensors_of(module: nn.Module) -> list[torch.Tensor]:
             continue
         seen.add(id(each))
         for store in (each._parameters, each._buffers):
-            found.update((id(tensor), tensor) for tensor in store.values() if tensor is not None)
-        waiting.extend(child for child in each._modules.values() if child is not None)
+            for tensor in store.values():
+                if tensor is not None:
+                    found[id(tensor)] = tensor
+        waiting += [child for child in each._modules.values() if child is not None]
     return list(found.values())
 
 

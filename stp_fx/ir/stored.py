@@ -50,7 +50,7 @@ def _owner(gm: nn.Module, name: str) -> nn.Module:
     for atom in name.split(".") if name else ():
         if gm._modules.get(atom) is None:
             gm.add_module(atom, nn.Module().train(gm.training))
-        gm = gm.get_submodule(atom)
+        gm = gm._modules[atom]
     return gm
 
 

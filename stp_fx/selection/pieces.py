@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stp_fx.arrays import sorted_set
 from stp_fx.selection.scope import UnitOrder
 
 __all__ = ["held_units"]
@@ -63,7 +64,7 @@ def _at_risk(order: UnitOrder, largest: np.ndarray, pieces: Sequence[np.ndarray]
     safe = np.zeros(len(pieces), dtype=bool)
     safe[piece[flat < 0]] = True
     inside = ~safe[piece]
-    piece, flat = np.divmod(np.unique(piece[inside] * len(order.unit) + flat[inside]), len(order.unit))
+    piece, flat = np.divmod(sorted_set(piece[inside] * len(order.unit) + flat[inside]), len(order.unit))
     shares, counts = np.unique(piece * len(order.sizes) + order.owner[flat], return_counts=True)
     safe[shares[counts > largest[shares % len(order.sizes)]] // len(order.sizes)] = True
     left = ~safe[piece]
