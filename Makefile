@@ -19,7 +19,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz goldens lint format types contracts docs commands outputs pictures bench check clean
+.PHONY: help demo test test-all fuzz ledger goldens lint format types contracts docs commands outputs pictures bench check clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test-all: $(VENV)/.installed-test
 #   make fuzz   the laws of ARCHITECTURE.md, section 8, on thousands of random networks
 fuzz: $(VENV)/.installed-test
 	$(PYTEST) -n $(JOBS) tests/properties --hypothesis-profile=fuzz $(ARGS)
+
+#   make ledger   more random networks, written down: ARGS="--frontend export --shards 0-9"; see tests/properties/ledger.py
+ledger: $(VENV)/.installed-test
+	$(BIN)/python -m tests.properties.ledger $(ARGS)
 
 #   make goldens   write the golden files anew; read the diff before committing it
 goldens: $(VENV)/.installed-test

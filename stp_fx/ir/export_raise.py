@@ -7,6 +7,7 @@ as a view is raised to a call that gives a view.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -262,7 +263,7 @@ class Raised:
         packet = f"{target.namespace}.{target._opname}"
         kwargs = self._portable(kwargs)
         if packet == "aten.scaled_dot_product_attention" and kwargs.get("scale") is None:
-            kwargs["scale"] = node.args[0].meta["val"].shape[-1] ** -0.5  # type: ignore[union-attr]  # whatever is pruned
+            kwargs["scale"] = 1 / math.sqrt(node.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]  # whatever is pruned
         special = SPELLED.get(packet)
         if special is not None:
             schema = schema_of(node, args, kwargs)

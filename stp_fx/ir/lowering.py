@@ -6,6 +6,7 @@ become their sublayers (without the fused inference path, which would hide every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +103,7 @@ def _additive(mask: Any, q: Any) -> Any:
 
 
 def _explicit(self: nn.MultiheadAttention, q: Any, k: Any, v: Any, mask: Any, average: bool) -> tuple[Any, Any]:
-    scores = torch.matmul(q * (self.head_dim**-0.5), k.transpose(-2, -1))
+    scores = torch.matmul(q * math.sqrt(1 / self.head_dim), k.transpose(-2, -1))
     if mask is not None:
         scores = scores + mask
     weights = F.softmax(scores, dim=-1)
@@ -112,7 +113,7 @@ def _explicit(self: nn.MultiheadAttention, q: Any, k: Any, v: Any, mask: Any, av
 
 def _fused(self: nn.MultiheadAttention, q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
     """The scale is written out: it stays what it is when the head dimension shrinks."""
-    scale = self.head_dim**-0.5
+    scale = 1 / math.sqrt(self.head_dim)
     if self.dropout == 0.0:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     arguments = (q, k, v, mask, causal, scale, self.dropout, self.training)

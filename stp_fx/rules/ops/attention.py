@@ -6,6 +6,7 @@ cost is ``b h r s t (d + v)``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ _PRODUCTS = ("b h r s t d over d", "b h r s t v over t")
 def _scale(edit: Edit) -> None:
     """The default scale depends on the head dimension: it stays what it was."""
     if edit.changed(edit.source[-1]) and edit.get("scale") is None:
-        edit.set("scale", dim_size(edit.source[-1]) ** -0.5)
+        edit.set("scale", 1 / math.sqrt(dim_size(edit.source[-1])))
 
 
 _CALLS = (
