@@ -30,20 +30,27 @@ class AsItWas:
         gradients = {id(t.grad): t.grad for t in found.values() if t.is_leaf and t.grad is not None}
         self._owners = [(t, t.grad, t.requires_grad) for t in found.values() if t.is_leaf]
         self._tensors = {**found, **gradients}
+        self._memory = [(t, t.detach()) for t in found.values() if t.is_leaf and not t.is_inference()]
         self._versions = {key: t._version for key, t in self._tensors.items() if not t.is_inference()}
         buffers = {id(t) for root in roots for t in root.buffers() if t.numel() <= _COPIED}
+        self._named = {id(root): dict(root.named_buffers(remove_duplicate=False)) for root in roots}
         self._before = {key: t.detach().clone() for key, t in self._tensors.items() if key in buffers}
         generators = {id(v): v for root in roots for m in root.modules() for v in vars(m).values() if _is_generator(v)}
         self._generators = [(each, each.get_state()) for each in generators.values()]
         self.mode = _CopyOnWrite(self._tensors, self._before)
 
     def changed(self, root: nn.Module) -> dict[str, torch.Tensor]:
-        """Copies of the buffers of ``root`` that have been written to in place."""
-        named = {name: t for name, t in root.named_buffers(remove_duplicate=False) if id(t) in self._before}
-        return {name: t.detach().clone() for name, t in named.items() if not same_bits(t, self._before[id(t)])}
+        """Copies of the buffers of ``root`` that have been written to, or in whose place others of that form have been put."""
+        known = {name: self._before[id(t)] for name, t in self._named[id(root)].items() if id(t) in self._before}
+        now = [(name, t, known[name]) for name, t in root.named_buffers(remove_duplicate=False) if name in known]
+        alike = [each for each in now if (each[1].shape, each[1].dtype) == (each[2].shape, each[2].dtype)]
+        return {name: t.detach().clone() for name, t, before in alike if not same_bits(t, before)}
 
     def restore(self) -> None:
         """Everything back, bit for bit."""
+        for tensor, data in self._memory:
+            if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.stride() != data.stride():
+                tensor.data = data  # ``.data = ...`` has put other memory there
         for key, before in self._before.items():
             tensor = self._tensors[key]
             if not same_bits(tensor, before):

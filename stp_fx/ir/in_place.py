@@ -14,7 +14,7 @@ from torch import fx
 
 from stp_fx.ir.nested import leaves_of
 
-__all__ = ["relax"]
+__all__ = ["relax", "shares_memory"]
 
 
 def relax(graph: fx.Graph, augmented: Mapping[fx.Node, Callable[..., Any]]) -> None:
@@ -37,6 +37,11 @@ def relax(graph: fx.Graph, augmented: Mapping[fx.Node, Callable[..., Any]]) -> N
         seen = any(made < place[node] < last for made, last in values)
         if not seen and target.op != "get_attr":
             node.op, node.target = "call_function", plain
+
+
+def shares_memory(one: Any, other: Any) -> bool:
+    """Whether two values have tensors that lie in one storage."""
+    return bool(_storages(one) & _storages(other))
 
 
 def _storages(value: Any) -> frozenset[int]:

@@ -17,17 +17,18 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
-from stp_fx.ir.in_place import relax
+from stp_fx.ir.in_place import relax, shares_memory
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.outputs import Rebuild, is_plain
-from stp_fx.ir.patches import suspended
+from stp_fx.ir.patches import active, suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
 from stp_fx.ir.random_ops import is_random
 from stp_fx.ir.root_hooks import with_hooks
 from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
+from stp_fx.ir.stored_reads import StoredReads
 from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
@@ -67,6 +68,8 @@ class ModuleTracer(BaseTracer):
         self.called: dict[int, nn.Module] = {}
         self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
+        self._buffer_metas = {name: self._meta(tensor) for name, tensor in root.named_buffers()}
+        self._written: set[str] = set()
         self._batch = batch
         self.branches_on_batch = False
         self.bakes_batch = False
@@ -255,7 +258,7 @@ class ModuleTracer(BaseTracer):
 
         def call(root: nn.Module, *args: Any) -> Any:
             forward = functools.partial(root_fn, root) if own is None else own
-            return self._returned(with_hooks(root, forward, args, named))
+            return self._returned(self._with_assignments(with_hooks(root, forward, args, named)))
 
         return call, [self.root, *positional]
 
@@ -267,6 +270,38 @@ class ModuleTracer(BaseTracer):
         self.inputs.append(self._values[name])
         return self.proxy(node)
 
+    # -- what the forward writes to the model ----------------------------------------------------------------------
+
+    def _stored_reads(self) -> StoredReads:
+        def write(tensor: torch.Tensor, value: Any) -> None:
+            self._stored_proxy(self._names[id(tensor)]).detach().copy_(value)
+
+        return StoredReads(
+            self._names, lambda: active() is self, lambda tensor: self._stored_proxy(self._names[id(tensor)]), write
+        )
+
+    def _with_assignments(self, result: Any) -> Any:
+        """What the forward returns, once buffers that it assigned to (``self.mean = ...``) have been written to.
+
+        A buffer that is assigned another shape or dtype stays as it is, and is noted.
+        """
+        for path, module in self.root.named_modules():  # type: ignore[union-attr]
+            for key, value in module._buffers.items():
+                name = f"{path}.{key}" if path else key
+                before = self._buffer_metas.get(name)
+                if not isinstance(value, fx.Proxy) or before is None or not _fits(value.node.meta["val"], before):
+                    continue
+                if value.node.op != "get_attr" or value.node.target != name:
+                    result = pytree.tree_map(lambda leaf, kept=before: self._apart(leaf, kept), result)
+                    self._stored_proxy(name).copy_(value.detach())
+                self._written.add(name)
+        return result
+
+    def _apart(self, leaf: Any, stored: torch.Tensor) -> Any:
+        """A value that is returned and lies in the memory of a tensor that is written to now: a copy."""
+        value = leaf.node.meta["val"] if isinstance(leaf, fx.Proxy) else None
+        return leaf.clone() if isinstance(value, torch.Tensor) and shares_memory(value, stored) else leaf
+
     def _returned(self, result: Any) -> Any:
         """Classes that fx does not know, but that pytree can take apart, are put together at the end of the graph."""
         leaves, spec = pytree.tree_flatten(result, is_leaf=lambda v: isinstance(v, tuple) and hasattr(v, "_fields"))
@@ -277,13 +312,14 @@ class ModuleTracer(BaseTracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with containers_kept(root, self.assigned, _OWN):
+            with containers_kept(root, self.assigned, _OWN), self._stored_reads():
                 graph = super().trace(root, concrete_args)
         except BaseException:
             self.forget_constants(before)
             raise
         finally:
             self.finished = True
+        self.assigned[:] = [name for name in self.assigned if name not in self._written]
         self._before = before
         relax(graph, self.augmented)
         graph._tracer_cls = ReplayTracer
@@ -334,6 +370,10 @@ class ModuleTracer(BaseTracer):
         """Puts back what was taken back last, for the graph to be made."""
         for store, name, value in self._forgotten:
             store[name] = value
+
+
+def _fits(value: Any, buffer: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (buffer.shape, buffer.dtype)
 
 
 def _autocasts() -> set[str]:
