@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 __all__ = [
     "CriterionError",
@@ -90,7 +90,7 @@ class WriteBackError(StpFxError):
 
 
 @contextlib.contextmanager
-def translated(kind: type[StpFxError], message: Callable[[str], str]) -> Iterator[None]:
+def translated(kind: type[StpFxError], message: Callable[[str], str]) -> Generator[None]:
     """Around code that is not ours: what it raises becomes an error of ``kind``; an error of ours stays what it is.
 
     ``message`` is given the exception's class and text.

@@ -186,6 +186,8 @@ class _Propagation(TorchDispatchMode):
             decomposed = self.decompose(func, args, kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
+        if torch.Tag.inplace_view in func.tags and isinstance(args[0], torch.Tensor):
+            self.assign(args[0], self.dims(args[0]))  # before its shape changes
         out = run_for_shape(func, args, kwargs)
         call = OpCall(self, func, args, kwargs, out)
         operands, results = call.operands, call.outs

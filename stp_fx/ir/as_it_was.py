@@ -36,6 +36,8 @@ class AsItWas:
         self._named = {id(root): dict(root.named_buffers(remove_duplicate=False)) for root in roots}
         self._before = {key: t.detach().clone() for key, t in self._tensors.items() if key in buffers}
         generators = {id(v): v for root in roots for m in root.modules() for v in vars(m).values() if _is_generator(v)}
+        self.assigned: list[str] = []
+        """After the block: paths of the attributes and containers that others were put in, each behind the number of its root."""
         self._generators = [(each, each.get_state()) for each in generators.values()]
         self.mode = _CopyOnWrite(self._tensors, self._before)
 
@@ -73,7 +75,7 @@ def as_it_was(*roots: nn.Module) -> Iterator[AsItWas]:
     """A block in which modules may run in any mode; afterwards they, and the process's random state, are as before."""
     held = AsItWas(roots)
     try:
-        with containers_kept(nn.ModuleList(roots), []), state_kept(), modes_kept(nn.ModuleList(roots)), held.mode:
+        with containers_kept(nn.ModuleList(roots), held.assigned), state_kept(), modes_kept(nn.ModuleList(roots)), held.mode:
             yield held
     finally:
         held.restore()

@@ -14,6 +14,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from stp_fx.ir.nested import holds
+
 __all__ = ["bakes_batch", "batches_for", "free_batch", "holds_multiple", "same_constants", "with_batch"]
 
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
@@ -35,12 +37,18 @@ def batches_for(model: nn.Module, values: dict[str, Any]) -> tuple[int, int]:
 
 def with_batch(values: dict[str, Any], batch: int) -> dict[str, Any] | None:
     """The values with another leading size; ``None`` if the tensors do not share one."""
-    tensors = list(values.values())
+    tensors = [value for value in values.values() if holds(torch.Tensor, value)]
     if not all(isinstance(t, torch.Tensor) and t.dim() >= 1 for t in tensors):
         return None
     if len({t.shape[0] for t in tensors}) != 1:
         return None
-    return {name: torch.empty((batch, *t.shape[1:]), dtype=t.dtype, device="meta") for name, t in values.items()}
+    given = {id(t): torch.empty((batch, *t.shape[1:]), dtype=t.dtype, device="meta") for t in tensors}
+    return {name: given.get(id(value), value) for name, value in values.items()}
+
+
+def first_tensor(graph: fx.Graph) -> fx.Node:
+    """The first input that is a tensor, or may hold one."""
+    return next(n for n in graph.nodes if n.op == "placeholder" and holds(torch.Tensor, n.meta["val"]))
 
 
 def holds_multiple(graph: fx.Graph, batch: int) -> bool:
@@ -137,7 +145,7 @@ class _Freed:
     def _made(self, slope: Any, offset: Any) -> fx.Node:
         if (slope, offset) not in self.made:
             if not self.made:
-                first = next(n for n in self.graph.nodes if n.op == "placeholder")
+                first = first_tensor(self.graph)
                 with self.graph.inserting_after(self.last):
                     self.made[1, 0] = self.last = self.graph.call_method("size", (first, 0))
             node = self.made[1, 0]

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from stp_fx.ir.example import on_meta
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import holds
 from stp_fx.ir.runner import operands, run_node
-from stp_fx.ir.shapes import meta_like, meta_twin
+from stp_fx.ir.shapes import meta_twin
 
 __all__ = ["allow_one", "batch_of_one", "same_for"]
 
@@ -40,10 +41,11 @@ def allow_one(gm: fx.GraphModule, arguments: dict[str, Any], single: fx.GraphMod
         return
     batch: fx.Node | None = None
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    first = next(node for node in placeholders if isinstance(arguments[str(node.target)], torch.Tensor))
     for check in _run(gm, arguments).failing:
         if batch is None:
             with gm.graph.inserting_after(placeholders[-1]):
-                batch = gm.graph.call_method("size", (placeholders[0], 0))
+                batch = gm.graph.call_method("size", (first, 0))
         with gm.graph.inserting_before(check):
             alone = gm.graph.call_function(operator.eq, (batch, 1))
             check.update_arg(0, gm.graph.call_function(operator.or_, (check.args[0], alone)))
@@ -61,7 +63,7 @@ def same_for(arguments: dict[str, Any], first: fx.GraphModule, second: fx.GraphM
 
 def _run(gm: fx.GraphModule, arguments: dict[str, Any]) -> _Recorder:
     recorder, twin = _Recorder(), meta_twin(gm)
-    inputs = iter([meta_like(arguments[str(n.target)]) for n in gm.graph.nodes if n.op == "placeholder"])
+    inputs = iter([on_meta(arguments[str(n.target)]) for n in gm.graph.nodes if n.op == "placeholder"])
     with torch.no_grad(), MetaRun():
         for node in gm.graph.nodes:
             recorder.run_node(node, twin, inputs)

@@ -88,11 +88,13 @@ def _exported(
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
+        if "fake tensor" in lines[0]:
+            lines = ["it lost track of a tensor, as reading or assigning .data makes it do: use detach(), or write under no_grad"]
         raise TraceError(f"{type(error).__name__}: {lines[0][:300]}") from error
     gm = raised.graph_module()
     places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
     attach_provenance(gm, Provenance(tuple(on_meta(arguments[name]) for name in places), frontend="export"))
-    return gm, raised.notes + assigned(model, written)
+    return gm, raised.notes + assigned(written)
 
 
 def _free_sizes(value: Any) -> dict[int, Any] | None:

@@ -20,6 +20,7 @@ from torch.fx.node import map_arg
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.captured import CapturedGraph
+from stp_fx.ir.constant_inputs import assert_constants, constant_inputs
 from stp_fx.ir.export_calls import python_call, schema_of, written_later
 from stp_fx.ir.export_guards import as_nodes
 from stp_fx.ir.export_leaves import LEAF, Leaf
@@ -118,12 +119,16 @@ class Raised:
         flat = [n for n in self.source.graph.nodes if n.op == "placeholder"]
         by_position = [name for name in self._arguments if name not in self._named]
         order = [*by_position, *(name for name in self._arguments if name in self._named)]
+        taken, constants = constant_inputs(self._arguments, self._named), dict[str, fx.Node]()
         paths = {name: pytree.tree_flatten_with_path(self._arguments[name])[0] for name in order}
         if sum(map(len, paths.values())) != len(flat):
             raise TraceError(f"its {len(flat)} inputs are not the {sum(map(len, paths.values()))} values of the example")
         for name, value in self._arguments.items():
             if holds(torch.Tensor, value):
                 self._inputs[name] = self.graph.placeholder(name)
+            elif name in taken:
+                default = (value,) if taken[name] else ()
+                constants[name] = self.graph.create_node("placeholder", name, default)
         sources = iter(flat)
         for name in order:
             for path, value in paths[name]:
@@ -132,6 +137,7 @@ class Raised:
                     self.env[source] = self._taken_out(name, path)
         self._first_tensor = next(iter(self.env.values()))
         self._last_input = next(iter(reversed(self.graph.nodes)))
+        assert_constants(self.graph, constants, self._arguments)
 
     def _taken_out(self, name: str, path: Any) -> fx.Node:
         node = self._inputs[name]
@@ -264,6 +270,9 @@ class Raised:
         kwargs = self._portable(kwargs)
         if packet == "aten.scaled_dot_product_attention" and kwargs.get("scale") is None:
             kwargs["scale"] = 1 / math.sqrt(node.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]  # whatever is pruned
+        for left_out in target._schema.arguments[len(args) :]:
+            if left_out.name == "reduction":  # functions of torch have another default
+                kwargs.setdefault("reduction", left_out.default_value)
         special = SPELLED.get(packet)
         if special is not None:
             schema = schema_of(node, args, kwargs)
@@ -271,6 +280,8 @@ class Raised:
             if made is not NotImplemented:
                 return made
         kind, name, more = python_call(target, args)
+        if packet == "aten.view" and kind == "call_method" and target._overloadname == "default":
+            name = "reshape"  # of what a kernel of this device gave in one piece, perhaps; ``.contiguous()`` has been dropped
         return self.graph.create_node(kind, name, args, kwargs | more)
 
     def _writing(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from stp_fx.errors import TraceError
 from stp_fx.ir.batch import bakes_batch, batches_for, free_batch, holds_multiple, same_constants, with_batch
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
+from stp_fx.ir.constant_inputs import constant_inputs
 from stp_fx.ir.example import described, on_meta
 from stp_fx.ir.join import joined
 from stp_fx.ir.nested import holds
@@ -32,11 +33,15 @@ OWN_BATCH = "the model was traced with the example's own batch size, which it ma
 
 @dataclasses.dataclass(frozen=True)
 class _Example:
-    """``values`` are the tensors on the meta device, which become inputs; ``constants`` is baked in; ``named`` came by name."""
+    """``values`` are the tensors on the meta device, which become inputs; ``constants`` is baked in; ``named`` came by name.
+
+    ``taken``: see :func:`constant_inputs`.
+    """
 
     values: dict[str, Any]
     constants: dict[str, Any]
     named: frozenset[str]
+    taken: dict[str, bool]
 
 
 def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> fx.GraphModule:
@@ -51,7 +56,7 @@ def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozense
     """
     values = {name: on_meta(value) for name, value in arguments.items() if holds(torch.Tensor, value)}
     constants = {name: value for name, value in arguments.items() if name not in values}
-    example = _Example(values, constants, named)
+    example = _Example(values, constants, named, constant_inputs(arguments, named))
     given = _one_mode(model, example)
     other, reason = _other_mode(model, example, given) if given.asked else (None, "")
     gm, notes = given.gm, given.notes
@@ -103,9 +108,10 @@ def _one_mode(model: nn.Module, example: _Example) -> _Capture:
     gm = _graph_module(tracer, model)
     if bound:
         _let_one_pass(gm, model, example)
-    inputs = tuple(example.values[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
+    every = example.constants | example.values
+    inputs = tuple(every[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
     attach_provenance(gm, Provenance(inputs))
-    notes = ((OWN_BATCH,) if bound else ()) + assigned(model, tracer.assigned) + _frozen(tracer)
+    notes = ((OWN_BATCH,) if bound else ()) + assigned(tracer.assigned) + _frozen(tracer)
     return _Capture(gm, notes, tracer.asks_mode, bool(tracer.draws))
 
 
@@ -172,7 +178,7 @@ def _capture_with(model: nn.Module, example: _Example, batch: int) -> ModuleTrac
 
 
 def _capture(model: nn.Module, example: _Example, batch: int = 0) -> ModuleTracer:
-    tracer = ModuleTracer(model, example.values, example.constants, example.named, batch)
+    tracer = ModuleTracer(model, example.values, example.constants, example.named, example.taken, batch)
     try:
         tracer.trace(model)
     except TraceError:

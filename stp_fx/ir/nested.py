@@ -11,7 +11,7 @@ from torch import nn
 
 from stp_fx.errors import InputError
 
-__all__ = ["holds", "leaves_of", "mapped", "tensors_within"]
+__all__ = ["holds", "leaves_of", "mapped", "own_containers", "tensors_within"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,11 @@ def mapped(kind: type[T], function: Callable[[T], Any], value: Any) -> Any:
     except RecursionError:
         _leaves(value)
         raise
+
+
+def own_containers(value: Any) -> Any:
+    """The same leaves in lists and dicts of their own, which a forward may change."""
+    return value if isinstance(value, torch.Tensor) else mapped(torch.Tensor, lambda tensor: tensor, value)
 
 
 def _leaves(value: Any) -> list[Any]:

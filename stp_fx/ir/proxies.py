@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from stp_fx.errors import TraceError
+from stp_fx.ir.in_place import shares_memory
 from stp_fx.ir.nested import holds
 
 __all__ = ["AUGMENTED", "ValueProxy", "holds_proxy", "user_line"]
@@ -63,6 +64,16 @@ class ValueProxy(fx.Proxy):
         result = self.tracer.create_proxy("call_method", in_place, (self, other), {}, name=plain.__name__.strip("_"))
         self.tracer.augmented[result.node] = plain
         return result
+
+    @property
+    def data(self) -> Any:
+        return self.__getattr__("data")
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        """Other numbers in the same tensor; in the same memory, too, which whoever holds a view of it could tell."""
+        if not (isinstance(value, ValueProxy) and shares_memory(value.value, self.value)):
+            self.detach().copy_(value)
 
     def dim(self) -> int:
         return self.value.dim()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from stp_fx.ir.nested import own_containers
 from stp_fx.ir.shapes import fetch
 
 __all__ = ["call", "operands", "run_graph", "run_node"]
@@ -42,7 +43,7 @@ def run_node(
 ) -> Any:
     """What any node gives. Placeholders take ``inputs`` in order; stored tensors and modules are those of ``root``."""
     if node.op == "placeholder":
-        return next(inputs or iter(()), *node.args)  # its default, if it has one
+        return own_containers(next(inputs or iter(()), *node.args))  # or its default, if it has one
     if node.op == "get_attr":
         return fetch(root, str(node.target))
     return call(node, *operands(node, value_of), module_of or root.get_submodule)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 import torch.nn.functional as F
@@ -14,7 +13,6 @@ from stp_fx.ir.train_eval import BatchCount
 
 __all__ = ["COUNTER", "assigned", "count_batches", "put_in_order", "store_as_model", "unreached"]
 
-_log = logging.getLogger(__name__)
 COUNTER = "stp_fx_batch_count"
 """The module of a graph that counts batches; see :class:`~stp_fx.ir.train_eval.BatchCount`."""
 
@@ -48,9 +46,11 @@ def store_as_model(gm: CapturedGraph, model: nn.Module, called: Iterable[nn.Modu
 def _owner(gm: nn.Module, name: str) -> nn.Module:
     """The module of that name; empty ones are made on the way."""
     for atom in name.split(".") if name else ():
-        if gm._modules.get(atom) is None:
-            gm.add_module(atom, nn.Module().train(gm.training))
-        gm = gm._modules[atom]
+        child = gm._modules.get(atom)
+        if child is None:
+            child = nn.Module().train(gm.training)
+            gm.add_module(atom, child)
+        gm = child
     return gm
 
 
@@ -136,14 +136,12 @@ def _insert(gm: CapturedGraph, before: fx.Node, count: str) -> None:
         gm.graph.call_module(COUNTER, (gm.graph.get_attr(count),))
 
 
-def assigned(model: nn.Module, written: Iterable[str]) -> tuple[str, ...]:
+def assigned(written: Iterable[str]) -> tuple[str, ...]:
     """A note of the attributes that the forward assigned to while it was captured, if any."""
     names = ", ".join(dict.fromkeys(written))
     if not names:
         return ()
-    note = f"the forward assigns to {names}, which the graph does not keep from call to call"
-    _log.warning("%s: %s", type(model).__name__, note)
-    return (note,)
+    return (f"the forward assigns to {names}, which the graph does not keep from call to call",)
 
 
 def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
@@ -153,6 +151,4 @@ def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
     if not missing:
         return ()
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    note = f"not part of the graph, since the forward does not reach them: {shown}"
-    _log.warning("%s: %s", type(model).__name__, note)
-    return (note,)
+    return (f"not part of the graph, since the forward does not reach them: {shown}",)

@@ -30,7 +30,7 @@ from stp_fx.ir.provenance import example_of, provenance_of, with_provenance
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_twin
-from stp_fx.ir.stored import unreached
+from stp_fx.ir.stored import assigned, unreached
 from stp_fx.ir.train_eval import held_modes, modes_kept
 from stp_fx.ir.validate import validate_capture
 from stp_fx.ir.validation import Budget, Validate
@@ -92,6 +92,7 @@ def _traced(
     compiled = next((name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if compiled is not None:
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
+    _check_names(model)
     given = arguments_by_name(kwargs)
     if not is_choice(frontend, FRONT_ENDS):
         raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
@@ -108,7 +109,20 @@ def _traced(
         except TraceError:
             check_that_it_runs(model, example_inputs, given, arguments)
             raise
+    for note in provenance_of(gm).notes:
+        _log.log(logging.INFO if note == OWN_BATCH else logging.WARNING, "%s: %s", type(model).__name__, note)
     return with_provenance(gm, call=call_of(model, example_inputs, given, provenance_of(gm).frontend))
+
+
+def _check_names(model: nn.Module) -> None:
+    """Refuses names at the top of the model that a GraphModule needs for itself."""
+    held = {**model._modules, **model._parameters, **model._buffers}
+    taken = next((name for name in held if hasattr(fx.GraphModule, name) and not hasattr(nn.Module, name)), None)
+    taken = next((name for name in held if name == "meta"), taken)
+    if taken is not None:
+        raise InputError(
+            f"{type(model).__name__} holds {taken!r}, a name that torch.fx.GraphModule needs itself: rename it, {taken + '_'!r}"
+        )
 
 
 def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
@@ -200,10 +214,12 @@ def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: B
     budget.again()
     bound = OWN_BATCH in provenance_of(gm).notes and not _takes_another_batch(gm)
     by_name = functools.partial(bound_arguments, model)
-    found, difference = validate_capture(model, gm, example, by_name, budget, bound=bound)
+    found, written, difference = validate_capture(model, gm, example, by_name, budget, bound=bound)
     if difference is not None:
         raise TraceError(f"the graph computes something else than the model ({difference}); validate=False keeps it as it is")
-    notes = tuple(f"in {mode} mode the graph differs: {text}" for mode, text in found.differs.items())
+    known = " ".join(provenance_of(gm).notes)
+    notes = assigned(name for name in written if name not in known)
+    notes += tuple(f"in {mode} mode the graph differs: {text}" for mode, text in found.differs.items())
     return with_provenance(gm, validation=found, notes=provenance_of(gm).notes + notes)
 
 

@@ -17,10 +17,13 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
+from stp_fx.ir.batch import first_tensor
+from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax, shares_memory
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.nested import own_containers
 from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.patches import active, suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
@@ -47,10 +50,11 @@ class ModuleTracer(BaseTracer):
         values: Mapping[str, Any],
         constants: Mapping[str, Any],
         by_name: Collection[str] = (),
+        taken: Mapping[str, bool] | None = None,
         batch: int = 0,
     ) -> None:
         super().__init__(param_shapes_constant=False)
-        self._values, self._constants, self._by_name = values, constants, by_name
+        self._values, self._constants, self._by_name, self._taken = values, constants, by_name, taken or {}
         memo: dict[int, Any] = {}
         self._twin = meta_twin(root, memo)
         self._twins = dict(self._twin.named_modules(remove_duplicate=False))
@@ -64,7 +68,6 @@ class ModuleTracer(BaseTracer):
         self._autocasts = _autocasts()
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
-        self.inputs: list[Any] = []
         self.called: dict[int, nn.Module] = {}
         self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
@@ -98,6 +101,8 @@ class ModuleTracer(BaseTracer):
                 f"the forward enables autocast itself (at {user_line()}), which a graph does not hold: take the block out of it, "
                 "and put the call of the whole model under autocast"
             )
+        if kind == "call_method" and str(target).endswith("_") and not str(target).endswith("__"):
+            args = (self._written_to(args[0]), *args[1:])
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
             try:
@@ -108,6 +113,11 @@ class ModuleTracer(BaseTracer):
                     "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
                 ) from error
         return self._without_gradient(proxy) if kind != "get_attr" else proxy
+
+    def _written_to(self, target: Any) -> Any:
+        """What a method writes to; a parameter under ``torch.no_grad`` without its gradient, which allows no writing."""
+        stored = isinstance(target, fx.Proxy) and target.node.op == "get_attr" and self._gradients
+        return target.detach() if stored and not torch.is_grad_enabled() else target
 
     def _without_gradient(self, proxy: fx.Proxy) -> fx.Proxy:
         """What the model computed under ``torch.no_grad`` stays without gradients: the graph has no such blocks."""
@@ -210,8 +220,7 @@ class ModuleTracer(BaseTracer):
         if not self.is_of_batch(value):
             self._assert(self.proxy(size) == value)
         elif value != self._batch:
-            first = next(n for n in self.graph.nodes if n.op == "placeholder")
-            self._assert(self.proxy(size) == self.proxy(first).size(0) * (value // self._batch))
+            self._assert(self.proxy(size) == self.proxy(first_tensor(self.graph)).size(0) * (value // self._batch))
 
     def _of_batch(self, node: fx.Node) -> bool:
         """Whether a number was computed from the batch: it is a multiple of the prime, or made of one that is."""
@@ -256,6 +265,10 @@ class ModuleTracer(BaseTracer):
                 else:
                     positional.append(self._argument(parameter.name))
 
+        places = {str(n.target): n for n in self.graph.nodes if n.target in self._taken}
+        for node in assert_constants(self.graph, places, self._constants):
+            node.meta["val"] = self._evaluate(node)
+
         def call(root: nn.Module, *args: Any) -> Any:
             forward = functools.partial(root_fn, root) if own is None else own
             return self._returned(self._with_assignments(with_hooks(root, forward, args, named)))
@@ -264,17 +277,19 @@ class ModuleTracer(BaseTracer):
 
     def _argument(self, name: str) -> Any:
         if name in self._constants:
+            if name in self._taken:
+                default = (self._constants[name],) if self._taken[name] else ()
+                self.create_node("placeholder", name, default, {}).meta["val"] = self._constants[name]
             return self._constants[name]
         node = self.create_node("placeholder", name, (), {})
-        node.meta["val"] = self._values[name]
-        self.inputs.append(self._values[name])
+        node.meta["val"] = own_containers(self._values[name])
         return self.proxy(node)
 
     # -- what the forward writes to the model ----------------------------------------------------------------------
 
     def _stored_reads(self) -> StoredReads:
         def write(tensor: torch.Tensor, value: Any) -> None:
-            self._stored_proxy(self._names[id(tensor)]).detach().copy_(value)
+            setattr(self._stored_proxy(self._names[id(tensor)]), "data", value)  # noqa: B010 - of a ValueProxy
 
         return StoredReads(
             self._names, lambda: active() is self, lambda tensor: self._stored_proxy(self._names[id(tensor)]), write

@@ -132,9 +132,7 @@ def one_sided(gm: fx.GraphModule, model: nn.Module, reason: str) -> str:
         switch_modes(gm, names, model.training)
         gm.recompile()
     mode, other = ("train", "eval") if model.training else ("eval", "train")
-    note = f"captured in {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {reason}"
-    _log.warning("%s: %s", type(model).__name__, note)
-    return note
+    return f"captured in {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {reason}"
 
 
 def attention_with_dropout(

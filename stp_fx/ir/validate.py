@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from stp_fx.ir.agreement import Difference, compared
@@ -46,6 +47,10 @@ class Run:
     buffers: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     error: Exception | None = None
     drew: bool = False
+    refilled: bool = False
+    """Whether a list or dict among the arguments holds something else than before."""
+    assigned: tuple[str, ...] = ()
+    """Attributes of the module to which the call has assigned."""
 
     @property
     def no_memory(self) -> bool:
@@ -67,18 +72,21 @@ def run_once(
         training: the mode to run in; None: as the module is.
         fixed: dropout and the like keep everything, so that random numbers drawn in another order make no difference.
     """
-    given = example.mapped(torch.Tensor.clone)
+    copied = example.mapped(torch.Tensor.clone)
+    given, before = (copied.args, copied.kwargs), pytree.tree_structure((example.args, example.kwargs))
     start = time.perf_counter()
     with LOCK, as_it_was(module, *beside) as held, _quiet(), FixedDraws() if fixed else ExitStack():
         states = _random_states()
         try:
             if training is not None:
                 module.train(training)
-            output = mapped(torch.Tensor, lambda t: t.detach().clone(), module(*given.args, **given.kwargs))
+            output = mapped(torch.Tensor, lambda t: t.detach().clone(), module(*given[0], **given[1]))
             drew = any(not torch.equal(a, b) for a, b in zip(states, _random_states(), strict=True))
-            result = Run(output, held.changed(module), drew=drew)
+            result = Run(output, held.changed(module), drew=drew, refilled=pytree.tree_structure(given) != before)
         except Exception as error:
             result = Run(error=error)
+    own = tuple(name.removeprefix("0.") for name in held.assigned if name.startswith("0."))
+    result = dataclasses.replace(result, assigned=own)
     budget.count(time.perf_counter() - start)
     return result
 
@@ -110,19 +118,21 @@ ByName = Callable[[tuple[Any, ...], Mapping[str, Any]], Mapping[str, Any]]
 
 def validate_capture(
     model: nn.Module, gm: fx.GraphModule, example: Example, by_name: ByName, budget: Budget, *, bound: bool = False
-) -> tuple[Validation, str | None]:
-    """What was compared, and what differs in what is guaranteed: the mode that the model is in, any batch, any size.
+) -> tuple[Validation, tuple[str, ...], str | None]:
+    """What was compared, the attributes to which the model assigns, and what differs in what is guaranteed.
+
+    Guaranteed are the mode that the model is in, any batch, any size.
 
     Args:
         bound: the graph is known to hold for the example's own batch alone.
     """
     real = real_example(model, example)
     if isinstance(real, str):
-        return Validation(left_out={"all": real}, seconds=budget.seconds), None
+        return Validation(left_out={"all": real}, seconds=budget.seconds), (), None
     checker = _Checker(model, gm, by_name, budget)
     difference = checker.all(real, bound)
     found = Validation(checker.differences, checker.differs, checker.left_out, budget.seconds, budget.forwards)
-    return found, difference
+    return found, tuple(checker.assigned), difference
 
 
 class _Checker:
@@ -131,6 +141,7 @@ class _Checker:
     def __init__(self, model: nn.Module, gm: fx.GraphModule, by_name: ByName, budget: Budget) -> None:
         self._model, self._gm, self._by_name, self._budget = model, gm, by_name, budget
         self._shared = {name for name, _ in model.named_buffers()} & {name for name, _ in gm.named_buffers()}
+        self.assigned: dict[str, None] = {}
         self.differences: dict[str, float] = {}
         self.differs: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
@@ -170,7 +181,6 @@ class _Checker:
         found = self._check(mode, with_rows(example, 3) if single and batches else example, training)
         if found is not None:
             self.differs[mode] = found.removeprefix(f"{mode}: ")
-            _log.warning("%s: in %s mode the graph differs: %s", type(self._model).__name__, mode, self.differs[mode])
 
     def _size(self, example: Example) -> str | None:
         for name, sized in other_sizes(example):
@@ -198,7 +208,10 @@ class _Checker:
     def _run(self, model: bool, example: Example, training: bool | None, fixed: bool = False) -> Run:
         one, other = (self._model, self._gm) if model else (self._gm, self._model)
         given = example if model else self._inputs(example)
-        return run_once(one, given, self._budget, beside=(other,), training=training, fixed=fixed)
+        run = run_once(one, given, self._budget, beside=(other,), training=training, fixed=fixed)
+        if model:
+            self.assigned.update(dict.fromkeys(name for name in run.assigned if name not in self._shared))
+        return run
 
     def _check(self, name: str, example: Example, training: bool | None = None) -> str | None:
         """Runs both; records what there is to record, and returns what differs, which it leaves to the caller to record."""
@@ -272,6 +285,9 @@ class _Checker:
 
     def _compared(self, expected: Run, actual: Run) -> Difference:
         found = compared(expected.output, actual.output)
+        if expected.refilled != actual.refilled:
+            writer, idle = ("model", "graph") if expected.refilled else ("graph", "model")
+            found = found.then(Difference(1.0, f"the {writer} changes a list or dict among its arguments, the {idle} does not"))
         for name in ({*expected.buffers} | {*actual.buffers}) & self._shared:
             one, other = expected.buffers.get(name), actual.buffers.get(name)
             if one is not None and other is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import InputError, translated
+from stp_fx.ir.nested import holds
 from stp_fx.ir.provenance import example_of
 
 __all__ = ["arguments_of", "as_device", "batches", "device_of", "eval_twin", "limited", "reiterable"]
@@ -72,13 +73,24 @@ def _length(data: Any) -> int | None:
 def arguments_of(gm: fx.GraphModule, batch: Any) -> tuple[Any, ...]:
     """A batch as the graph's arguments: a tensor, a tuple whose first entries they are, or a mapping by their names."""
     names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
-    if isinstance(batch, torch.Tensor):
-        return (batch,)
+    known = example_of(gm)
+    constants = {k: value for k, value in enumerate(known) if not holds(torch.Tensor, value)}
     if isinstance(batch, Mapping):
-        return tuple(batch.get(name) for name in names)
-    if isinstance(batch, (list, tuple)):
-        return tuple(batch[: len(names)])
-    return (batch,)
+        return tuple(batch.get(name, constants.get(k)) for k, name in enumerate(names))
+    values = list(batch) if isinstance(batch, (list, tuple)) else [batch]
+    if all(k < len(values) and type(values[k]) is type(value) and values[k] == value for k, value in constants.items()):
+        return tuple(values[: len(names)])
+    return tuple(_filled(values, constants, len(names)))
+
+
+def _filled(values: Iterable[Any], constants: Mapping[int, Any], number: int) -> Iterator[Any]:
+    """``values`` at the places that no constant has, until they are at their end."""
+    given = iter(values)
+    for place in range(number):
+        try:
+            yield constants[place] if place in constants else next(given)
+        except StopIteration:
+            return
 
 
 def device_of(gm: nn.Module) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.survivors import Survivors
 
 __all__ = ["copied", "shortened_copy", "take"]
+
+_log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,6 +44,8 @@ def shortened_copy(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors
     for name, tensor in (*gm.named_parameters(), *gm.named_buffers()):
         cuts = per_tensor.get(graph.first_name(name), {})
         short = take(_renumbered(tensor, survivors.indexed(name)), cuts)
+        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+            _log.warning("hooks on the gradient of %r stay on the original: register them on the new parameter", name)
         memo[id(tensor)] = _like_parameter(tensor, short, cuts) if isinstance(tensor, nn.Parameter) else short
     return copied(gm, memo)
 

@@ -111,9 +111,11 @@ def _number(name: str, spread: str) -> int | None:
 
 
 def leaves(value: Any, name: str = "output") -> dict[str, torch.Tensor]:
-    """The tensors of an output by where they are; mappings, dataclasses and named tuples alike go by field."""
+    """The tensors and numbers of an output by where they are; mappings, dataclasses and named tuples alike go by field."""
     if isinstance(value, torch.Tensor):
         return {name: value}
+    if isinstance(value, (bool, int, float)):
+        return {name: torch.tensor(float(value), dtype=torch.float64)}
     if isinstance(value, Mapping):
         parts = [(f"{name}.{k}", v) for k, v in value.items()]
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):

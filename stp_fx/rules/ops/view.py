@@ -143,10 +143,14 @@ def _unsqueeze(call: OpCall) -> None:
 
 
 def _squeeze(call: OpCall) -> None:
+    """A dimension that is kept must not come down to one position: it would be dropped then."""
     dims = call.dims(call["self"])
     wanted = call.get("dim")
     listed = range(len(dims)) if wanted is None else wanted if isinstance(wanted, (list, tuple)) else [wanted]
     dropped = {k % max(len(dims), 1) for k in listed}
+    for k in dropped.intersection(range(len(dims))):
+        if dim_size(dims[k]) > 1 and has_ids(dims[k]):
+            call.several(dims[k], 2)
     call.assign(call.out, tuple(dim for k, dim in enumerate(dims) if k not in dropped or dim_size(dim) != 1))
 
 
