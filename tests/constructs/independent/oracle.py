@@ -51,6 +51,11 @@ def leaves(value):
     return out
 
 
+def tensors_of(value):
+    """The tensors among the leaves."""
+    return [t for t in leaves(value) if isinstance(t, torch.Tensor)]
+
+
 def difference(a, b, tol=1e-9):
     """Why two outputs are not the same; empty if they are."""
     a, b = leaves(a), leaves(b)
@@ -148,12 +153,12 @@ class Check:
         m.train()(*args, **kwargs)
         return not torch.equal(before, torch.get_rng_state())
 
-    def reference(self, make, which, lenient=False, **kw):
+    def reference(self, make, which, lenient=False, graph=False, **kw):
         """The result of what `make` makes, or None where that itself cannot run it."""
         if self.inputs[which] is None:
             return None
         try:
-            return call(make(), self.inputs[which], **kw)
+            return call(make(), self.graph_inputs(which) if graph else self.inputs[which], **kw)
         except Exception:
             if which == "example" and not lenient:
                 raise
@@ -163,6 +168,37 @@ class Check:
         """Whether the library's log or report speaks of a difference."""
         said = " ".join(self.result.log)
         return "differs" in said
+
+    def graph_inputs(self, which):
+        """The inputs without what holds no tensor: `trace` says that it bakes such arguments in."""
+        args, kwargs = self.inputs[which]
+        holds = lambda v: any(isinstance(t, torch.Tensor) for t in leaves(v))  # noqa: E731
+        return tuple(a for a in args if holds(a)), {k: v for k, v in kwargs.items() if holds(v)}
+
+    def same_call(self, gm):
+        """That the graph takes the very positional arguments of the example."""
+        args, kwargs = copy.deepcopy(self.inputs["example"])
+        if len(self.graph_inputs("example")[0]) == len(args):
+            return
+        try:
+            fresh(gm)(*args, **self.graph_inputs("example")[1])
+        except Exception as e:
+            self.result.add("FOREIGN", f"the graph does not take the positional arguments of the example: {type(e).__name__}: {e}")
+
+    def other_weights(self, gm):
+        """That the graph reads its weights: both with other values."""
+
+        def change(model):
+            with torch.no_grad():
+                for p in model.parameters():
+                    if p.is_floating_point() or p.is_complex():
+                        p.mul_(1.1).add_(0.01)
+            return model
+
+        copied = fresh(gm)
+        if copied is gm:
+            return
+        self.same("eval trace, weights changed", change(copied), self.reference(lambda: change(self.case.model()), "example"), grads=False)
 
     def guarded(self, what, run):
         """Runs a public call; notes what it raises; None if it raised."""
@@ -180,13 +216,14 @@ class Check:
             self.result.add("FOREIGN", f"{what}: {type(e).__name__}: {e} ({where.filename}:{where.lineno})"[:700])
         return None
 
-    def same(self, what, graph, eager, grads=True, index=None, which="example", repeat=1):
+    def same(self, what, graph, eager, grads=True, index=None, which="example", repeat=1, plain=False):
         """Compares a graph's call with the reference: outputs, inputs after, buffers, gradients."""
         if eager is None:
             return
         train = what.startswith("train") or " train" in what
         try:
-            got = call(graph, self.inputs[which], train=train, grads=grads and bool(eager["grads"]), repeat=repeat, aliases=False)
+            inputs = self.inputs[which] if plain else self.graph_inputs(which)
+            got = call(graph, inputs, train=train, grads=grads and bool(eager["grads"]), repeat=repeat, aliases=False)
         except Exception as e:
             text = f"{what}: the graph raises {type(e).__name__}: {e}"[:300]
             if which == "example":
@@ -194,7 +231,7 @@ class Check:
             else:
                 self.result.log.append("does not take: " + text)
             return
-        problems = [difference(got["out"], eager["out"]), difference(got["in"], eager["in"])]
+        problems = [difference(got["out"], eager["out"]), difference(tensors_of(got["in"]), tensors_of(eager["in"]))]
         names = ["out", "inputs after"]
         kinds = ["buffers", "grads"] if grads and eager["grads"] else ["buffers"]
         for kind in kinds:
@@ -228,6 +265,8 @@ class Check:
                 self.same("train trace", fresh(gm), self.reference(base, which, train=True, grads=True), which=which)
         if self.case.train:
             self.same("train trace, 2nd call", fresh(gm), self.reference(base, "example", train=True, repeat=2), grads=False, repeat=2)
+        self.same_call(gm)
+        self.other_weights(gm)
         gm.eval()
         return gm
 
@@ -273,7 +312,7 @@ class Check:
     def runs(self, what, graph, ref, train, which):
         """That an inexact result runs, is finite, has its shapes."""
         try:
-            got = call(graph, self.inputs[which], train=train, grads=bool(ref["grads"]))
+            got = call(graph, self.graph_inputs(which), train=train, grads=bool(ref["grads"]))
         except Exception as e:
             kind = "FOREIGN" if which == "example" else None
             text = f"{what} [{which}]: the graph raises {type(e).__name__}: {e}"[:300]
@@ -309,15 +348,15 @@ class Check:
         self.guarded("explain", lambda: [stp_fx.analyze(gm).explain(g.name) for g in stp_fx.analyze(gm).groups])
         again = self.guarded("apply_plan", lambda: stp_fx.apply_plan(gm, stp_fx.PrunePlan.from_json(plan.to_json()), validate=False))
         if again is not None:
-            self.same("eval apply_plan", again, self.reference(lambda: fresh(pruned), "example", lenient=True), grads=False)
+            self.same("eval apply_plan", again, self.reference(lambda: fresh(pruned), "example", lenient=True, graph=True), grads=False)
         r = self.result
         mark = len(r.findings)
         back = self.guarded("write_back", lambda: stp_fx.write_back(pruned, self.case.model()))
         r.findings[mark:] = [f for f in r.findings[mark:] if f[0] == "FOREIGN"]
         if back is not None:
             for which in ("example", "batch"):
-                ref = self.reference(lambda: fresh(pruned), which, lenient=True) if self.inputs[which] is not None else None
-                self.same("eval write_back", fresh(back), ref, grads=False, which=which)
+                ref = self.reference(lambda: fresh(pruned), which, lenient=True, graph=True) if self.inputs[which] is not None else None
+                self.same("eval write_back", fresh(back), ref, grads=False, which=which, plain=True)
 
     def run(self):
         """All of it."""
