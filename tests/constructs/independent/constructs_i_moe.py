@@ -269,7 +269,7 @@ class FakeQuant(nn.Module):
 
     def forward(self, x):
         w = self.b.weight
-        s = w.abs().amax(dim=1, keepdim=True) / 127
+        s = w.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
         q = w + (torch.clamp(torch.round(w / s), -128, 127) * s - w).detach()
         return self.out(F.relu(F.linear(F.relu(self.a(x)), q, self.b.bias)))
 
