@@ -295,7 +295,12 @@ class Involution(nn.Module):
 class DynamicConv(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.att, self.weight, self.out = conv(3, 6), nn.Linear(6, 3), nn.Parameter(torch.randn(3, 8, 6, 3, 3)), conv(8, 4)
+        self.stem, self.att, self.weight, self.out = (
+            conv(3, 6),
+            nn.Linear(6, 3),
+            nn.Parameter(torch.randn(3, 8, 6, 3, 3)),
+            conv(8, 4),
+        )
 
     def forward(self, x):
         x = self.stem(x)

@@ -13,7 +13,13 @@ from .registry import X, case, conv
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.d1, self.d2, self.up, self.u1, self.out = conv(3, 6), conv(6, 8), nn.ConvTranspose2d(8, 6, 2, stride=2), conv(12, 6), conv(6, 2)
+        self.d1, self.d2, self.up, self.u1, self.out = (
+            conv(3, 6),
+            conv(6, 8),
+            nn.ConvTranspose2d(8, 6, 2, stride=2),
+            conv(12, 6),
+            conv(6, 2),
+        )
 
     def forward(self, x):
         a = F.relu(self.d1(x))
@@ -364,7 +370,11 @@ class VectorQuantizer(nn.Module):
 class Coupling(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inp, self.net, self.out = nn.Linear(8, 8), nn.Sequential(nn.Linear(4, 10), nn.Tanh(), nn.Linear(10, 8)), nn.Linear(8, 3)
+        self.inp, self.net, self.out = (
+            nn.Linear(8, 8),
+            nn.Sequential(nn.Linear(4, 10), nn.Tanh(), nn.Linear(10, 8)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.inp(x)
@@ -373,31 +383,3 @@ class Coupling(nn.Module):
         s = torch.tanh(s)
         x = torch.cat([a, b * s.exp() + t], 1)
         return self.out(x.flip(1)), s.sum(1)
-
-
-@case("ActNorm: data-dependent init in the first training call, a buffer flag", X(4, 6))
-class ActNorm(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.log_scale, self.bias = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(8))
-        self.register_buffer("initialized", torch.tensor(True))
-
-    def forward(self, x):
-        x = self.a(x)
-        if not self.initialized:
-            self.bias.data = -x.mean(0)
-            self.initialized.fill_(True)
-        return self.out((x + self.bias) * self.log_scale.exp()), self.log_scale.sum()
-
-
-@case("invertible 1x1 convolution: slogdet of a weight", X(2, 6, 4, 4))
-class Glow1x1(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.w, self.out = conv(6, 6), nn.Parameter(torch.eye(6)), conv(6, 3)
-
-    def forward(self, x):
-        x = self.a(x)
-        h, w = x.shape[2:]
-        return self.out(F.conv2d(x, self.w.view(6, 6, 1, 1))), torch.slogdet(self.w)[1] * h * w

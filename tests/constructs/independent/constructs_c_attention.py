@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .registry import P, X, bools, case, ints
+from .registry import X, bools, case
 
 
 class Qkv(nn.Module):
@@ -352,8 +352,16 @@ class TorchDecoder(nn.Module):
 class MiniVit(nn.Module):
     def __init__(self):
         super().__init__()
-        self.patch, self.cls, self.pos = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.zeros(1, 5, 8))
-        self.norm, self.mlp, self.head = nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)), nn.Linear(8, 3)
+        self.patch, self.cls, self.pos = (
+            nn.Conv2d(3, 8, 4, 4),
+            nn.Parameter(torch.zeros(1, 1, 8)),
+            nn.Parameter(torch.zeros(1, 5, 8)),
+        )
+        self.norm, self.mlp, self.head = (
+            nn.LayerNorm(8),
+            nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2)
@@ -378,42 +386,3 @@ class InterpolatedPositions(nn.Module):
             p = pos.reshape(1, side, side, -1).permute(0, 3, 1, 2)
             pos = F.interpolate(p, size=(h, w), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
         return self.head((x.flatten(2).transpose(1, 2) + pos).mean(1))
-
-
-@case("sinusoidal table sliced by length, dropout, scale by sqrt of width", ints(9, 2, 5), size=(ints(9, 2, 3),))
-class SinusoidalLm(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.d, self.emb, self.drop, self.out = 8, nn.Embedding(9, 8), nn.Dropout(0.1), nn.Linear(8, 9)
-        pe = torch.zeros(16, 8)
-        pe[:, 0::2] = torch.sin(torch.arange(16.0)[:, None] * torch.exp(torch.arange(0, 8, 2) * (-1.0)))
-        pe[:, 1::2] = torch.cos(torch.arange(16.0)[:, None] * torch.exp(torch.arange(0, 8, 2) * (-1.0)))
-        self.register_buffer("pe", pe.unsqueeze(0))
-
-    def forward(self, ids):
-        x = self.emb(ids) * math.sqrt(self.d)
-        x = self.drop(x + self.pe[:, : x.size(1)].requires_grad_(False))
-        return F.log_softmax(self.out(x), dim=-1)
-
-
-@case("Fourier mixing (FNet): real part of fft over sequence and width", X(2, 4, 6))
-class FNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.emb, self.norm, self.out = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.emb(x)
-        return self.out(self.norm(x + torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real))
-
-
-@case("attention pooling: softmax over positions of a scalar score, masked by lengths", X(2, 5, 6), P(2, 5))
-class AttentionPool(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.s, self.out = nn.Linear(6, 8), nn.Linear(8, 1), nn.Linear(8, 3)
-
-    def forward(self, x, w):
-        x = torch.tanh(self.a(x))
-        a = self.s(x).squeeze(-1) + w.log()
-        return self.out(torch.bmm(a.softmax(1).unsqueeze(1), x).squeeze(1))

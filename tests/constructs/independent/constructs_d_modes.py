@@ -1,9 +1,6 @@
 """Names, modes, buffers, hooks, state and containers."""
 
 import math
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -239,7 +236,13 @@ class Dropouts(nn.Module):
         return self.out(self.al(F.selu(self.b(x))))
 
 
-@case("Monte-Carlo dropout: always on", X(2, 6), train=False, reason="random in eval too: only the same seed compares", inexact_only=True)
+@case(
+    "Monte-Carlo dropout: always on",
+    X(2, 6),
+    train=False,
+    reason="random in eval too: only the same seed compares",
+    inexact_only=True,
+)
 class McDropout(nn.Module):
     def __init__(self):
         super().__init__()
@@ -263,7 +266,11 @@ class TiedAutoencoder(nn.Module):
 class SharedBlock(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inp, self.block, self.out = nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)), nn.Linear(8, 3)
+        self.inp, self.block, self.out = (
+            nn.Linear(6, 8),
+            nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.inp(x)
@@ -272,7 +279,11 @@ class SharedBlock(nn.Module):
         return self.out(x)
 
 
-@case("weight norm by parametrization", X(2, 3, 8), keep=("a.parametrizations.weight.original1:0", "b.parametrizations.weight.original1:0"))
+@case(
+    "weight norm by parametrization",
+    X(2, 3, 8),
+    keep=("a.parametrizations.weight.original1:0", "b.parametrizations.weight.original1:0"),
+)
 class WeightNorm(nn.Module):
     def __init__(self):
         super().__init__()
@@ -370,49 +381,3 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         return -ctx.lam * g, None
-
-
-@case("gradient reversal by a custom autograd.Function", X(2, 6))
-class GradReverse(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.out, self.dom = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
-
-    def forward(self, x):
-        x = F.relu(self.a(x))
-        return self.out(x), self.dom(_Reverse.apply(x, 0.5))
-
-
-@dataclass
-class Output:
-    logits: torch.Tensor
-    hidden: torch.Tensor | None = None
-
-
-@case("dataclass output with a None field", X(2, 6))
-class DataclassOutput(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return Output(logits=self.out(F.relu(self.a(x))))
-
-
-class Pair(NamedTuple):
-    y: torch.Tensor
-    z: torch.Tensor
-
-
-@case("named tuple and OrderedDict between modules", X(2, 6))
-class NamedOutputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def inner(self, x):
-        return OrderedDict(first=Pair(self.a(x), self.b(x)), second=x)
-
-    def forward(self, x):
-        d = self.inner(x)
-        return Pair(self.out(d["first"].y * d["first"].z), d["second"].sum(-1))

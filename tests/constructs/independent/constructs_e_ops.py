@@ -232,7 +232,7 @@ class LocalWindows(Two):
 @case("fold of unfolded patches", X(2, 36, 6))
 class FoldPatches(Two):
     def op(self, x):
-        b, n, c = x.shape
+        b, _n, c = x.shape
         u = F.unfold(x.transpose(1, 2).reshape(b, c, 6, 6), 2, stride=2)
         return F.fold(u * 2, (6, 6), 2, stride=2).flatten(2).transpose(1, 2)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .registry import P, X, bools, case, ints
+from .registry import X, case, ints
 
 
 @case("bidirectional LSTM of two layers, last hidden states concatenated", X(2, 5, 6))
@@ -29,7 +29,7 @@ class Crnn(nn.Module):
 
     def forward(self, x):
         x = F.relu(self.b(F.relu(self.a(x))))
-        b, c, h, w = x.size()
+        b, _c, h, _w = x.size()
         assert h == 1, "the height of conv must be 1"
         r, _ = self.rnn(x.squeeze(2).permute(2, 0, 1))
         t, b, d = r.size()
@@ -160,7 +160,12 @@ class WaveGlowGate(nn.Module):
 class Tcn(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.down, self.out = nn.Conv1d(6, 8, 3, padding=2), nn.Conv1d(8, 7, 3, padding=2), nn.Conv1d(6, 7, 1), nn.Conv1d(7, 3, 1)
+        self.a, self.b, self.down, self.out = (
+            nn.Conv1d(6, 8, 3, padding=2),
+            nn.Conv1d(8, 7, 3, padding=2),
+            nn.Conv1d(6, 7, 1),
+            nn.Conv1d(7, 3, 1),
+        )
 
     def forward(self, x):
         y = F.relu(self.a(x)[:, :, :-2].contiguous())
@@ -186,7 +191,12 @@ class TasNet(nn.Module):
 class Demucs(nn.Module):
     def __init__(self):
         super().__init__()
-        self.e1, self.g1, self.d1, self.p = nn.Conv1d(2, 6, 4, 2), nn.Conv1d(6, 12, 1), nn.Conv1d(6, 12, 1), nn.ConvTranspose1d(6, 2, 4, 2)
+        self.e1, self.g1, self.d1, self.p = (
+            nn.Conv1d(2, 6, 4, 2),
+            nn.Conv1d(6, 12, 1),
+            nn.Conv1d(6, 12, 1),
+            nn.ConvTranspose1d(6, 2, 4, 2),
+        )
 
     def forward(self, x):
         skip = F.glu(self.g1(F.relu(self.e1(x))), dim=1)
@@ -225,7 +235,12 @@ class SincConv(nn.Module):
 class S4d(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.log_dt, self.c, self.d = nn.Conv1d(6, 8, 1), nn.Parameter(torch.rand(8)), nn.Parameter(torch.randn(8, 2, 2)), nn.Parameter(torch.ones(8))
+        self.a, self.log_dt, self.c, self.d = (
+            nn.Conv1d(6, 8, 1),
+            nn.Parameter(torch.rand(8)),
+            nn.Parameter(torch.randn(8, 2, 2)),
+            nn.Parameter(torch.ones(8)),
+        )
         self.log_real, self.imag, self.out = nn.Parameter(torch.zeros(8, 2)), nn.Parameter(torch.ones(8, 2)), nn.Conv1d(8, 3, 1)
 
     def forward(self, u):
@@ -243,8 +258,17 @@ class S4d(nn.Module):
 class SelectiveScan(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inp, self.conv, self.xp = nn.Linear(6, 16), nn.Conv1d(8, 8, 3, padding=2, groups=8), nn.Linear(8, 2 + 3 + 3, bias=False)
-        self.dt, self.A, self.D, self.out = nn.Linear(2, 8), nn.Parameter(torch.zeros(8, 3)), nn.Parameter(torch.ones(8)), nn.Linear(8, 3)
+        self.inp, self.conv, self.xp = (
+            nn.Linear(6, 16),
+            nn.Conv1d(8, 8, 3, padding=2, groups=8),
+            nn.Linear(8, 2 + 3 + 3, bias=False),
+        )
+        self.dt, self.A, self.D, self.out = (
+            nn.Linear(2, 8),
+            nn.Parameter(torch.zeros(8, 3)),
+            nn.Parameter(torch.ones(8)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         n = x.shape[1]
@@ -266,7 +290,13 @@ class RwkvChannelMix(nn.Module):
     def __init__(self):
         super().__init__()
         self.e, self.mk, self.mr = nn.Linear(6, 8), nn.Parameter(torch.rand(1, 1, 8)), nn.Parameter(torch.rand(1, 1, 8))
-        self.shift, self.k, self.r, self.v, self.out = nn.ZeroPad2d((0, 0, 1, -1)), nn.Linear(8, 12), nn.Linear(8, 8), nn.Linear(12, 8), nn.Linear(8, 3)
+        self.shift, self.k, self.r, self.v, self.out = (
+            nn.ZeroPad2d((0, 0, 1, -1)),
+            nn.Linear(8, 12),
+            nn.Linear(8, 8),
+            nn.Linear(12, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.e(x)
@@ -297,7 +327,12 @@ class ConformerConv(nn.Module):
     def __init__(self):
         super().__init__()
         self.e, self.ln, self.p1 = nn.Linear(6, 8), nn.LayerNorm(8), nn.Conv1d(8, 16, 1)
-        self.dw, self.bn, self.p2, self.out = nn.Conv1d(8, 8, 3, padding=1, groups=8), nn.BatchNorm1d(8), nn.Conv1d(8, 8, 1), nn.Linear(8, 3)
+        self.dw, self.bn, self.p2, self.out = (
+            nn.Conv1d(8, 8, 3, padding=1, groups=8),
+            nn.BatchNorm1d(8),
+            nn.Conv1d(8, 8, 1),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.e(x)
@@ -350,41 +385,3 @@ class TiedLm(nn.Module):
 
     def forward(self, ids):
         return self.out(torch.tanh(self.ff(self.e(ids))))
-
-
-@case("factorised embeddings, token types and positions from a buffer", ints(9, 2, 5), size=(ints(9, 3, 4),))
-class BertEmbeddings(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.w, self.p, self.t, self.proj = nn.Embedding(9, 4), nn.Embedding(8, 4), nn.Embedding(2, 4), nn.Linear(4, 8)
-        self.ln, self.out = nn.LayerNorm(8), nn.Linear(8, 3)
-        self.register_buffer("position_ids", torch.arange(8).expand((1, -1)), persistent=False)
-
-    def forward(self, ids):
-        n = ids.size()[-1]
-        t = torch.zeros(ids.size(), dtype=torch.long)
-        x = self.w(ids) + self.p(self.position_ids[:, :n]) + self.t(t)
-        return self.out(self.ln(self.proj(x)))
-
-
-@case("quasi-recurrent fo-pool and highway", X(2, 4, 6), P(2, 1))
-class Highway(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.e, self.h, self.t, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x, temperature):
-        x = self.e(x)
-        t = torch.sigmoid(self.t(x) / temperature.unsqueeze(1))
-        return self.out(t * F.relu(self.h(x)) + (1.0 - t) * x)
-
-
-@case("padding mask with flags of an input", X(2, 5, 6), bools(2, 5))
-class MaskedMean(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x, keep):
-        k = keep.unsqueeze(-1).expand_as(y := F.relu(self.a(x))).to(y.dtype)
-        return self.out((y * k).sum(1) / k.sum(1).clamp(min=1e-9))

@@ -289,7 +289,11 @@ class DepthMultiplier(nn.Module):
 class GroupedTransposed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.t, self.out = conv(3, 8), nn.ConvTranspose2d(8, 12, 3, stride=2, padding=1, output_padding=1, groups=4), conv(12, 3)
+        self.a, self.t, self.out = (
+            conv(3, 8),
+            nn.ConvTranspose2d(8, 12, 3, stride=2, padding=1, output_padding=1, groups=4),
+            conv(12, 3),
+        )
 
     def forward(self, x):
         return self.out(F.elu(self.t(F.relu(self.a(x)))))
@@ -299,7 +303,11 @@ class GroupedTransposed(nn.Module):
 class R2plus1d(nn.Module):
     def __init__(self):
         super().__init__()
-        self.s, self.bn, self.t = nn.Conv3d(3, 8, (1, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(8), nn.Conv3d(8, 6, (3, 1, 1), padding=(1, 0, 0))
+        self.s, self.bn, self.t = (
+            nn.Conv3d(3, 8, (1, 3, 3), padding=(0, 1, 1)),
+            nn.BatchNorm3d(8),
+            nn.Conv3d(8, 6, (3, 1, 1), padding=(1, 0, 0)),
+        )
         self.fc = nn.Linear(6, 3)
 
     def forward(self, x):
@@ -314,9 +322,9 @@ class SegmentConsensus(nn.Module):
         self.a, self.fc = conv(3, 8), nn.Linear(8, 3)
 
     def forward(self, x):
-        x = x.view((-1, 3) + x.size()[-2:])
+        x = x.view((-1, 3) + x.size()[-2:])  # noqa: RUF005
         y = self.fc(F.relu(self.a(x)).mean((-2, -1)))
-        return y.view((-1, 4) + y.size()[1:]).mean(dim=1, keepdim=True).squeeze(1)
+        return y.view((-1, 4) + y.size()[1:]).mean(dim=1, keepdim=True).squeeze(1)  # noqa: RUF005
 
 
 @case("channels_last and contiguous in the middle", X(2, 3, 6, 6))
@@ -368,7 +376,9 @@ class ComplexLayer(nn.Module):
 class UnflattenSequential(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Unflatten(1, (6, 2, 2)), conv(6, 8), nn.Flatten(), nn.Linear(32, 3))
+        self.net = nn.Sequential(
+            nn.Linear(12, 24), nn.ReLU(), nn.Unflatten(1, (6, 2, 2)), conv(6, 8), nn.Flatten(), nn.Linear(32, 3)
+        )
 
     def forward(self, x):
         return self.net(x)

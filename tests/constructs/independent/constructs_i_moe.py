@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .registry import P, X, bools, case, conv, ints
+from .registry import X, case, conv, ints
 
 
 @case("soft mixture of experts: stack of experts, weighted by softmax", X(2, 6))
@@ -43,7 +43,12 @@ class TopKRouter(nn.Module):
 class GatheredExperts(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inp, self.w, self.b, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(3, 8, 7)), nn.Parameter(torch.zeros(3, 7)), nn.Linear(7, 3)
+        self.inp, self.w, self.b, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(3, 8, 7)),
+            nn.Parameter(torch.zeros(3, 7)),
+            nn.Linear(7, 3),
+        )
 
     def forward(self, x, task):
         x = self.inp(x)
@@ -55,7 +60,12 @@ class GatheredExperts(nn.Module):
 class SparseExperts(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inp, self.gate, self.experts, self.out = nn.Linear(6, 8), nn.Linear(8, 2), nn.ModuleList(nn.Linear(8, 8) for _ in range(2)), nn.Linear(8, 3)
+        self.inp, self.gate, self.experts, self.out = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 2),
+            nn.ModuleList(nn.Linear(8, 8) for _ in range(2)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         b, n, _ = x.shape
@@ -72,7 +82,10 @@ class SparseExperts(nn.Module):
 class Mmoe(nn.Module):
     def __init__(self):
         super().__init__()
-        self.experts, self.gates = nn.ModuleList(nn.Linear(6, 8) for _ in range(2)), nn.ModuleList(nn.Linear(6, 2) for _ in range(2))
+        self.experts, self.gates = (
+            nn.ModuleList(nn.Linear(6, 8) for _ in range(2)),
+            nn.ModuleList(nn.Linear(6, 2) for _ in range(2)),
+        )
         self.towers = nn.ModuleList(nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 1)) for _ in range(2))
 
     def forward(self, x):
@@ -87,7 +100,13 @@ class Mmoe(nn.Module):
 class SwiGlu(nn.Module):
     def __init__(self):
         super().__init__()
-        self.e, self.g, self.w12, self.w3, self.out = nn.Linear(6, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, 20, bias=False), nn.Linear(10, 8), nn.Linear(8, 3)
+        self.e, self.g, self.w12, self.w3, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.ones(8)),
+            nn.Linear(8, 20, bias=False),
+            nn.Linear(10, 8),
+            nn.Linear(8, 3),
+        )
 
     def norm(self, x):
         v = x.float().pow(2).mean(-1, keepdim=True).to(x.dtype)
@@ -103,7 +122,13 @@ class SwiGlu(nn.Module):
 class GeGlu(nn.Module):
     def __init__(self):
         super().__init__()
-        self.e, self.n, self.w, self.o, self.out = nn.Linear(6, 8), nn.RMSNorm(8), nn.Linear(8, 24), nn.Linear(12, 8), nn.Linear(8, 3)
+        self.e, self.n, self.w, self.o, self.out = (
+            nn.Linear(6, 8),
+            nn.RMSNorm(8),
+            nn.Linear(8, 24),
+            nn.Linear(12, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.e(x)
@@ -126,7 +151,13 @@ class InterleavedGlu(nn.Module):
 class ParallelBlock(nn.Module):
     def __init__(self):
         super().__init__()
-        self.e, self.f, self.ao, self.fo, self.out = nn.Linear(6, 8), nn.Linear(8, 8 + 4 + 4 + 20), nn.Linear(8, 8), nn.Linear(10, 8), nn.Linear(8, 3)
+        self.e, self.f, self.ao, self.fo, self.out = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 8 + 4 + 4 + 20),
+            nn.Linear(8, 8),
+            nn.Linear(10, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.e(x)
@@ -154,7 +185,11 @@ class FactorisationMachine(nn.Module):
 class Dlrm(nn.Module):
     def __init__(self):
         super().__init__()
-        self.e, self.bot, self.top = nn.Embedding(7, 6), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)), nn.Linear(9, 1)
+        self.e, self.bot, self.top = (
+            nn.Embedding(7, 6),
+            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)),
+            nn.Linear(9, 1),
+        )
 
     def forward(self, d, ids):
         x = self.bot(d)
@@ -169,7 +204,12 @@ class Dlrm(nn.Module):
 class CrossNetwork(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.w, self.b, self.out = nn.Linear(6, 8), nn.ModuleList(nn.Linear(8, 1, bias=False) for _ in range(2)), nn.Parameter(torch.zeros(2, 8)), nn.Linear(8, 3)
+        self.a, self.w, self.b, self.out = (
+            nn.Linear(6, 8),
+            nn.ModuleList(nn.Linear(8, 1, bias=False) for _ in range(2)),
+            nn.Parameter(torch.zeros(2, 8)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x0 = xl = self.a(x)
@@ -229,7 +269,11 @@ class Kan(nn.Module):
 class Mixer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.e, self.t, self.c = nn.Linear(6, 8), nn.Sequential(nn.Linear(4, 7), nn.GELU(), nn.Linear(7, 4)), nn.Sequential(nn.Linear(8, 9), nn.GELU(), nn.Linear(9, 8))
+        self.e, self.t, self.c = (
+            nn.Linear(6, 8),
+            nn.Sequential(nn.Linear(4, 7), nn.GELU(), nn.Linear(7, 4)),
+            nn.Sequential(nn.Linear(8, 9), nn.GELU(), nn.Linear(9, 8)),
+        )
         self.out = nn.Linear(8, 3)
 
     def forward(self, x):
@@ -322,7 +366,13 @@ class Snake(nn.Module):
 class NormsOfMaps(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.ln, self.b, self.gn, self.out = conv(3, 8), nn.LayerNorm([8, 4, 4]), conv(8, 6), nn.GroupNorm(6, 6), conv(6, 3)
+        self.a, self.ln, self.b, self.gn, self.out = (
+            conv(3, 8),
+            nn.LayerNorm([8, 4, 4]),
+            conv(8, 6),
+            nn.GroupNorm(6, 6),
+            conv(6, 3),
+        )
 
     def forward(self, x):
         return self.out(F.relu(self.gn(self.b(F.relu(self.ln(self.a(x)))))))
@@ -336,45 +386,3 @@ class BnCumulative(nn.Module):
 
     def forward(self, x):
         return self.out(F.relu(self.bn(self.a(x).transpose(1, 2)).transpose(1, 2)))
-
-
-@case("BN without running statistics; F.batch_norm in forward", X(4, 3, 5, 5))
-class BnFunctional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.bn, self.b, self.out = conv(3, 8), nn.BatchNorm2d(8, track_running_stats=False), conv(8, 6), conv(6, 3)
-        self.g = nn.Parameter(torch.ones(6))
-        self.register_buffer("m", torch.rand(6))
-        self.register_buffer("v", torch.rand(6) + 0.5)
-
-    def forward(self, x):
-        x = self.b(F.relu(self.bn(self.a(x))))
-        return self.out(F.batch_norm(x, self.m, self.v, self.g, None, self.training, 0.1))
-
-
-@case("split BatchNorm: halves of the batch through different norms in training", X(4, 3, 5, 5), batch=False)
-class SplitBn(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.bn, self.aux, self.out = conv(3, 8), nn.BatchNorm2d(8), nn.BatchNorm2d(8), conv(8, 3)
-
-    def forward(self, x):
-        x = self.a(x)
-        if self.training:
-            s = x.shape[0] // 2
-            a, b = x.split(s)
-            x = torch.cat([self.bn(a), self.aux(b)], dim=0)
-        else:
-            x = self.bn(x)
-        return self.out(F.relu(x))
-
-
-@case("mask and count by inputs, weighted average of embeddings", X(2, 4, 6), bools(2, 4), P(2, 4))
-class WeightedAverage(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x, m, w):
-        w = torch.where(m, w, torch.zeros_like(w))
-        return self.out(torch.einsum("bn,bnd->bd", w / w.sum(1, keepdim=True), F.relu(self.a(x))))

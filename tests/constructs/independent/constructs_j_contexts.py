@@ -263,7 +263,12 @@ class FlagMethod(Two):
         return self.out(self.b(self.a(x)) if self.deploy else F.relu(self.a(x)))
 
 
-@case("noise added in eval too, seeded generator-free", X(2, 6), inexact_only=True, reason="random numbers of another shape after pruning")
+@case(
+    "noise added in eval too, seeded generator-free",
+    X(2, 6),
+    inexact_only=True,
+    reason="random numbers of another shape after pruning",
+)
 class NoiseAlways(Two):
     def forward(self, x):
         x = self.a(x)
@@ -344,7 +349,7 @@ class RecursiveTree(nn.Module):
 
 @case("global and default arguments evaluated once", X(2, 6))
 class DefaultTensor(Two):
-    def forward(self, x, shift=torch.full((1, 8), 0.25, dtype=torch.float64)):
+    def forward(self, x, shift=torch.full((1, 8), 0.25, dtype=torch.float64)):  # noqa: B008
         return self.out(F.relu(self.b(self.a(x) + shift)))
 
 

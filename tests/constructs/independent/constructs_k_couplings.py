@@ -4,14 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .registry import X, case, conv, ints
+from .registry import X, case, conv
 
 
 @case("weight sliced in forward: slimmable linear", X(2, 6))
 class SlicedWeight(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.w, self.b, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(12, 10)), nn.Parameter(torch.zeros(12)), nn.Linear(7, 3)
+        self.a, self.w, self.b, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(12, 10)),
+            nn.Parameter(torch.zeros(12)),
+            nn.Linear(7, 3),
+        )
 
     def forward(self, x):
         return self.out(F.relu(F.linear(self.a(x), self.w[:7, :8], self.b[:7])))
@@ -21,7 +26,12 @@ class SlicedWeight(nn.Module):
 class ConcatenatedWeights(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.w1, self.w2, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(4, 8)), nn.Linear(9, 3)
+        self.a, self.w1, self.w2, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(5, 8)),
+            nn.Parameter(torch.randn(4, 8)),
+            nn.Linear(9, 3),
+        )
 
     def forward(self, x):
         return self.out(F.relu(F.linear(self.a(x), torch.cat([self.w1, self.w2], 0))))
@@ -31,7 +41,12 @@ class ConcatenatedWeights(nn.Module):
 class InProjChunks(nn.Module):
     def __init__(self):
         super().__init__()
-        self.e, self.w, self.b, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(24, 8)), nn.Parameter(torch.zeros(24)), nn.Linear(8, 3)
+        self.e, self.w, self.b, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(24, 8)),
+            nn.Parameter(torch.zeros(24)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.e(x)
@@ -44,7 +59,13 @@ class InProjChunks(nn.Module):
 class WeightAndTranspose(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.w, self.b1, self.b2, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(8)), nn.Linear(8, 3)
+        self.a, self.w, self.b1, self.b2, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(5, 8)),
+            nn.Parameter(torch.zeros(5)),
+            nn.Parameter(torch.zeros(8)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         h = F.relu(F.linear(self.a(x), self.w, self.b1))
@@ -264,7 +285,13 @@ class GroupedInner(nn.Module):
 class SharedTower(nn.Module):
     def __init__(self):
         super().__init__()
-        self.p, self.q, self.tower, self.cls, self.reg = conv(3, 8), conv(3, 8, stride=2), nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8)), conv(8, 6), conv(8, 4)
+        self.p, self.q, self.tower, self.cls, self.reg = (
+            conv(3, 8),
+            conv(3, 8, stride=2),
+            nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8)),
+            conv(8, 6),
+            conv(8, 4),
+        )
 
     def forward(self, x):
         outs = [(self.cls(t), self.reg(t).exp()) for t in (self.tower(self.p(x)), self.tower(self.q(x)))]
@@ -314,7 +341,14 @@ class GramMatrix(nn.Module):
 class NonLocal(nn.Module):
     def __init__(self):
         super().__init__()
-        self.s, self.th, self.ph, self.g, self.w, self.out = conv(3, 8), conv(8, 4, 1), conv(8, 4, 1), conv(8, 4, 1), conv(4, 8, 1), conv(8, 3)
+        self.s, self.th, self.ph, self.g, self.w, self.out = (
+            conv(3, 8),
+            conv(8, 4, 1),
+            conv(8, 4, 1),
+            conv(8, 4, 1),
+            conv(4, 8, 1),
+            conv(8, 3),
+        )
 
     def forward(self, x):
         x = self.s(x)
@@ -351,26 +385,3 @@ class MaskQueries(nn.Module):
         m = self.pix(F.relu(self.a(x)))
         q = self.q.weight.unsqueeze(0).repeat(x.size(0), 1, 1)
         return torch.einsum("bqc,bchw->bqhw", self.mlp(q), m), self.cls(q)
-
-
-@case("class-conditional BatchNorm: embedding of scales chunked", X(4, 3, 5, 5), ints(3, 4))
-class ConditionalBn(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.bn, self.e, self.out = conv(3, 8), nn.BatchNorm2d(8, affine=False), nn.Embedding(3, 16), conv(8, 3)
-
-    def forward(self, x, y):
-        g, b = self.e(y).chunk(2, 1)
-        x = self.bn(self.a(x))
-        return self.out(F.relu(g.view(-1, 8, 1, 1) * x + b.view(-1, 8, 1, 1)))
-
-
-@case("projection discriminator: embedding times features summed", X(2, 3, 5, 5), ints(3, 2))
-class ProjectionD(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.l, self.e = conv(3, 8), conv(8, 6), nn.Linear(6, 1), nn.Embedding(3, 6)
-
-    def forward(self, x, y):
-        h = torch.sum(F.relu(self.b(F.relu(self.a(x)))), dim=(2, 3))
-        return self.l(h) + torch.sum(self.e(y) * h, dim=1, keepdim=True)

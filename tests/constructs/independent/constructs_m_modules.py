@@ -106,7 +106,11 @@ class MhaKdim(nn.Module):
 class MhaBiasKv(nn.Module):
     def __init__(self):
         super().__init__()
-        self.q, self.mha, self.out = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True), nn.Linear(8, 3)
+        self.q, self.mha, self.out = (
+            nn.Linear(8, 8),
+            nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         x = self.q(x).transpose(0, 1)
@@ -117,7 +121,12 @@ class MhaBiasKv(nn.Module):
 class Pools(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.p, self.q, self.out = conv(3, 8), nn.LPPool2d(2, 2), nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), conv(8, 3)
+        self.a, self.p, self.q, self.out = (
+            conv(3, 8),
+            nn.LPPool2d(2, 2),
+            nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+            conv(8, 3),
+        )
 
     def forward(self, x):
         y = F.relu(self.a(x))
@@ -200,7 +209,12 @@ class ExpSkew(nn.Module):
 class KronLinear(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.p, self.q, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 4)), nn.Linear(6, 3)
+        self.a, self.p, self.q, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(3, 2)),
+            nn.Parameter(torch.randn(2, 4)),
+            nn.Linear(6, 3),
+        )
 
     def forward(self, x):
         return self.out(F.relu(F.linear(self.a(x), torch.kron(self.p, self.q))))
@@ -210,7 +224,13 @@ class KronLinear(nn.Module):
 class DiagLowRank(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.d, self.u, self.v, self.out = nn.Linear(6, 8), nn.Parameter(torch.ones(8)), nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8)), nn.Linear(8, 3)
+        self.a, self.d, self.u, self.v, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.ones(8)),
+            nn.Parameter(torch.randn(8)),
+            nn.Parameter(torch.randn(8)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         return self.out(F.relu(self.a(x) @ (torch.diag_embed(self.d) + torch.outer(self.u, self.v))))
@@ -220,7 +240,12 @@ class DiagLowRank(nn.Module):
 class TensorTrain(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.g1, self.g2, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(2, 3, 4)), nn.Parameter(torch.randn(4, 4, 2)), nn.Linear(6, 3)
+        self.a, self.g1, self.g2, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(2, 3, 4)),
+            nn.Parameter(torch.randn(4, 4, 2)),
+            nn.Linear(6, 3),
+        )
 
     def forward(self, x):
         w = torch.einsum("iar,rjb->ijab", self.g1, self.g2).reshape(8, 6)
@@ -267,7 +292,13 @@ class AsStridedWindows(nn.Module):
 class RelShift(nn.Module):
     def __init__(self):
         super().__init__()
-        self.q, self.k, self.r, self.v, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Parameter(torch.randn(4, 8)), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.q, self.k, self.r, self.v, self.out = (
+            nn.Linear(6, 8),
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(4, 8)),
+            nn.Linear(6, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         q = self.q(x)
@@ -321,7 +352,11 @@ class DistributionHead(nn.Module):
 class Dueling(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.v, self.adv = nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 1)), nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4))
+        self.a, self.v, self.adv = (
+            nn.Linear(6, 8),
+            nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 1)),
+            nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4)),
+        )
 
     def forward(self, x):
         h = F.relu(self.a(x))
@@ -333,7 +368,12 @@ class Dueling(nn.Module):
 class NoisyLinear(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.mu, self.sigma, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(7, 8)), nn.Parameter(torch.full((7, 8), 0.1)), nn.Linear(7, 3)
+        self.a, self.mu, self.sigma, self.out = (
+            nn.Linear(6, 8),
+            nn.Parameter(torch.randn(7, 8)),
+            nn.Parameter(torch.full((7, 8), 0.1)),
+            nn.Linear(7, 3),
+        )
         self.register_buffer("eps", torch.randn(7, 8))
 
     def forward(self, x):

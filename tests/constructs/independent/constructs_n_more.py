@@ -279,7 +279,9 @@ class MaskedAutoencoder(nn.Module):
         return self.out(y)
 
 
-@case("ragged masks: rows picked by a boolean mask", X(3, 6), bools(3, 4), train=False, reason="data-dependent shapes are refused")
+@case(
+    "ragged masks: rows picked by a boolean mask", X(3, 6), bools(3, 4), train=False, reason="data-dependent shapes are refused"
+)
 class BooleanRows(Two):
     def forward(self, x, m):
         y = F.relu(self.a(x))

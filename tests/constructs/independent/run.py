@@ -37,7 +37,7 @@ def one(case: Case, frontends=FRONTENDS, log=None) -> dict:
                 print(f"      {text[:200]}", file=log, flush=True)
         for kind, text in r.findings[:7]:
             print(f"      {kind}: {text}", file=log, flush=True)
-        if r.base in ("nothing-pruned", "refused"):
+        if r.base in ("nothing-pruned", "refused") or r.verdict in ("SILENT", "FOREIGN", "WRONG-LOUD"):
             print(f"      log: {' | '.join(x for x in r.log if x)[:600]}", file=log, flush=True)
     return results
 
