@@ -3,6 +3,9 @@
 import os
 
 import pytest
+import torch
+
+import stp_fx
 
 from .constructs import CASES
 from .oracle import check
@@ -27,3 +30,18 @@ def test_construct(name):
 @pytest.mark.parametrize("name", list(CASES)[::5])
 def test_construct_on_export(name):
     _run(name, "export")
+
+
+@pytest.mark.parametrize("name", ["BasicBlock", "PlainAttention", "BiLstm", "DenseBlock"])
+def test_the_oracle_notices_a_wrong_weight(name, monkeypatch):
+    right = stp_fx.prune_graph
+
+    def wrong(*args, **kwargs):
+        pruned = right(*args, **kwargs)
+        with torch.no_grad():
+            next(p for p in pruned.parameters() if p.dim() > 1)[0].mul_(1.001)
+        return pruned
+
+    monkeypatch.setattr(stp_fx, "prune_graph", wrong)
+    verdict = check(CASES[name]).verdict
+    assert verdict == ("pruned-inexact-ok" if name == "BiLstm" else "SILENT")
