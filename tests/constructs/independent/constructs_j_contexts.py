@@ -93,9 +93,13 @@ class Forces(Two):
             return e, -torch.autograd.grad(e, x, create_graph=True)[0]
 
 
-@torch.jit.script
-def _scripted_gelu(x):
+def _gelu(x):
     return x * 0.5 * (1.0 + torch.erf(x / 1.41421))
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecated, and in much code all the same
+    _scripted_gelu = torch.jit.script(_gelu)
 
 
 @case("a torch.jit.script function", X(2, 6))

@@ -43,5 +43,4 @@ def test_the_oracle_notices_a_wrong_weight(name, monkeypatch):
         return pruned
 
     monkeypatch.setattr(stp_fx, "prune_graph", wrong)
-    verdict = check(CASES[name]).verdict
-    assert verdict == ("pruned-inexact-ok" if name == "BiLstm" else "SILENT")
+    assert check(CASES[name]).verdict == "SILENT"
