@@ -1,0 +1,46 @@
+"""Every construct on the default front end, every fifth on export; with STP_FX_FUZZ=1."""
+
+import os
+
+import pytest
+import torch
+
+import stp_fx
+
+from .constructs import CASES
+from .oracle import check
+
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("STP_FX_FUZZ"), reason="set STP_FX_FUZZ=1"),
+    pytest.mark.filterwarnings("ignore"),
+]
+BAD = ("SILENT", "FOREIGN", "WRONG-LOUD")
+
+
+def _run(name, frontend):
+    result = check(CASES[name], frontend)
+    assert result.verdict not in BAD, "\n".join(f"{kind}: {text}" for kind, text in result.findings)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_construct(name):
+    _run(name, "auto")
+
+
+@pytest.mark.parametrize("name", list(CASES)[::5])
+def test_construct_on_export(name):
+    _run(name, "export")
+
+
+@pytest.mark.parametrize("name", ["BasicBlock", "PlainAttention", "BiLstm", "DenseBlock"])
+def test_the_oracle_notices_a_wrong_weight(name, monkeypatch):
+    right = stp_fx.prune_graph
+
+    def wrong(*args, **kwargs):
+        pruned = right(*args, **kwargs)
+        with torch.no_grad():
+            next(p for p in pruned.parameters() if p.dim() > 1)[0].mul_(1.001)
+        return pruned
+
+    monkeypatch.setattr(stp_fx, "prune_graph", wrong)
+    assert check(CASES[name]).verdict == "SILENT"
