@@ -24,7 +24,9 @@ from stp_fx.ir.export_raise import Raised
 from stp_fx.ir.join import joined
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.modes import has_modes
+from stp_fx.ir.patches import hooks_seen
 from stp_fx.ir.provenance import Provenance, attach_provenance
+from stp_fx.ir.proxies import REGISTERS
 from stp_fx.ir.stored import assigned
 from stp_fx.ir.train_eval import in_mode, one_sided, take_flags
 
@@ -78,7 +80,8 @@ def _exported(
 ) -> tuple[CapturedGraph, tuple[str, ...]]:
     try:
         mode = nullcontext() if training == model.training else in_mode(model, training)
-        with mode, containers_kept(model, []), quiet_export() as written, leaves_kept(model) as leaves:
+        kept = containers_kept(model, [])
+        with mode, kept, hooks_seen() as hooks, quiet_export() as written, leaves_kept(model) as leaves:
             args = tuple(value for name, value in arguments.items() if name not in named)
             kwargs = {name: value for name, value in arguments.items() if name in named}
             every = pytree.tree_map(_free_sizes, dict(arguments))
@@ -94,7 +97,7 @@ def _exported(
     gm = raised.graph_module()
     places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
     attach_provenance(gm, Provenance(tuple(on_meta(arguments[name]) for name in places), frontend="export"))
-    return gm, raised.notes + assigned(written)
+    return gm, raised.notes + assigned(written) + tuple(f"the forward {REGISTERS} (at {line})" for line in dict.fromkeys(hooks))
 
 
 def _free_sizes(value: Any) -> dict[int, Any] | None:

@@ -111,7 +111,7 @@ def _one_mode(model: nn.Module, example: _Example) -> _Capture:
     every = example.constants | example.values
     inputs = tuple(every[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
     attach_provenance(gm, Provenance(inputs))
-    notes = ((OWN_BATCH,) if bound else ()) + assigned(tracer.assigned) + _frozen(tracer)
+    notes = ((OWN_BATCH,) if bound else ()) + assigned(tracer.assigned) + _frozen(tracer) + tuple(tracer.remarks)
     return _Capture(gm, notes, tracer.asks_mode, bool(tracer.draws))
 
 

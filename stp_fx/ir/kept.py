@@ -45,6 +45,8 @@ class _Contents:
     def __init__(self, root: nn.Module) -> None:
         self.containers: list[tuple[str, Any, Any]] = []
         self.tensors: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self._defaults: dict[int, dict[str, Any]] = {}
+        """Of modules, by the id of their attributes: the attributes of the class, which an assignment hides."""
         self._seen: set[int] = set()
         self._visit(root, "", 0)
 
@@ -72,6 +74,7 @@ class _Contents:
 
     def _visit_module(self, module: nn.Module, path: str, depth: int) -> None:
         attributes = module.__dict__
+        self._defaults[id(attributes)] = type(module).__dict__  # type: ignore[assignment]
         self.containers.append((path, attributes, dict(attributes)))
         for key, item in attributes.items():
             if type(item) in _PLAIN:
@@ -102,7 +105,8 @@ class _Contents:
             if not container and not before:
                 continue
             if isinstance(container, dict):
-                changed += [_joined(path, key) for key in _restore_dict(container, before, ours)]
+                hidden = [key for key in container if key not in before and key in self._defaults.get(id(container), ())]
+                changed += [_joined(path, key) for key in (*hidden, *_restore_dict(container, before, ours))]
             elif len(container) != len(before) or not all(map(is_, container, before)):
                 changed.append(path)
                 container.clear()

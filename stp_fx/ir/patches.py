@@ -31,9 +31,9 @@ from torch import nn
 from torch.fx import _symbolic_trace
 
 from stp_fx.ir.asked import BUILTINS, is_tensor
-from stp_fx.ir.proxies import holds_proxy
+from stp_fx.ir.proxies import holds_proxy, user_line
 
-__all__ = ["LOCK", "PatchedTracer", "active", "applying", "suspended", "tracing"]
+__all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
 
 LOCK = threading.RLock()
 """Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
@@ -133,6 +133,21 @@ def applying(apply: Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str
     with LOCK, ExitStack() as undo:
         _set(torch.autograd.Function, "apply", classmethod(applied), undo)
         yield
+
+
+@contextmanager
+def hooks_seen() -> Iterator[list[str]]:
+    """A block after which the list says where this thread has registered hooks on the gradients of tensors."""
+    thread, original, seen = threading.get_ident(), torch.Tensor.register_hook, list[str]()
+
+    def register_hook(self: torch.Tensor, hook: Callable[..., Any]) -> Any:
+        if threading.get_ident() == thread:
+            seen.append(user_line())
+        return original(self, hook)
+
+    with LOCK, ExitStack() as undo:
+        _set(torch.Tensor, "register_hook", register_hook, undo)
+        yield seen
 
 
 # -- what is patched once, however many traces are nested --------------------------------------------------------------

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils.hooks import RemovableHandle
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.in_place import shares_memory
 from stp_fx.ir.nested import holds
 
-__all__ = ["AUGMENTED", "ValueProxy", "holds_proxy", "user_line"]
+__all__ = ["AUGMENTED", "REGISTERS", "ValueProxy", "holds_proxy", "user_line"]
 
 _PLAIN = {
     "ndim",
@@ -45,6 +46,8 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         value = self.value
         if isinstance(value, torch.Tensor) and name in _PLAIN:
+            if name == "requires_grad" and self.node.op not in ("get_attr", "placeholder") and not _asked_by_torch():
+                self.tracer.remark("asks whether a tensor requires a gradient, which the graph takes for a no")
             return getattr(value, name)
         if name == "is_meta":
             return False
@@ -64,6 +67,11 @@ class ValueProxy(fx.Proxy):
         result = self.tracer.create_proxy("call_method", in_place, (self, other), {}, name=plain.__name__.strip("_"))
         self.tracer.augmented[result.node] = plain
         return result
+
+    def register_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """The graph has none; a note says so."""
+        self.tracer.remark(REGISTERS)
+        return RemovableHandle({})
 
     @property
     def data(self) -> Any:
@@ -160,6 +168,13 @@ class ValueProxy(fx.Proxy):
 
     def tolist(self) -> Any:
         return self._number("tolist()")
+
+
+REGISTERS = "registers a hook on the gradient of a tensor, which the graph does not run"
+
+
+def _asked_by_torch() -> bool:
+    return str(sys._getframe(2).f_globals.get("__name__", "")).startswith("torch.")
 
 
 def user_line() -> str:

@@ -11,8 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.train_eval import BatchCount
 
-__all__ = ["COUNTER", "assigned", "count_batches", "put_in_order", "store_as_model", "unreached"]
+__all__ = ["ASSIGNS", "COUNTER", "assigned", "count_batches", "put_in_order", "store_as_model", "unreached"]
 
+ASSIGNS = "the forward assigns to "
+"""How the note of :func:`assigned` begins."""
 COUNTER = "stp_fx_batch_count"
 """The module of a graph that counts batches; see :class:`~stp_fx.ir.train_eval.BatchCount`."""
 
@@ -141,7 +143,7 @@ def assigned(written: Iterable[str]) -> tuple[str, ...]:
     names = ", ".join(dict.fromkeys(written))
     if not names:
         return ()
-    return (f"the forward assigns to {names}, which the graph does not keep from call to call",)
+    return (f"{ASSIGNS}{names}, which the graph does not keep from call to call",)
 
 
 def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:

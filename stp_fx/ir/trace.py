@@ -6,6 +6,7 @@ import functools
 import inspect
 import keyword
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -30,7 +31,7 @@ from stp_fx.ir.provenance import example_of, provenance_of, with_provenance
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_twin
-from stp_fx.ir.stored import assigned, unreached
+from stp_fx.ir.stored import ASSIGNS, assigned, unreached
 from stp_fx.ir.train_eval import held_modes, modes_kept
 from stp_fx.ir.validate import validate_capture
 from stp_fx.ir.validation import Budget, Validate
@@ -217,7 +218,7 @@ def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: B
     found, written, difference = validate_capture(model, gm, example, by_name, budget, bound=bound)
     if difference is not None:
         raise TraceError(f"the graph computes something else than the model ({difference}); validate=False keeps it as it is")
-    known = " ".join(provenance_of(gm).notes)
+    known = {word for note in provenance_of(gm).notes for word in re.findall(r"[\w.]+", note) if note.startswith(ASSIGNS)}
     notes = assigned(name for name in written if name not in known)
     notes += tuple(f"in {mode} mode the graph differs: {text}" for mode, text in found.differs.items())
     return with_provenance(gm, validation=found, notes=provenance_of(gm).notes + notes)

@@ -71,6 +71,7 @@ class ModuleTracer(BaseTracer):
         self.called: dict[int, nn.Module] = {}
         self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
+        self.remarks: dict[str, None] = {}
         self._buffer_metas = {name: self._meta(tensor) for name, tensor in root.named_buffers()}
         self._written: set[str] = set()
         self._batch = batch
@@ -118,6 +119,10 @@ class ModuleTracer(BaseTracer):
         """What a method writes to; a parameter under ``torch.no_grad`` without its gradient, which allows no writing."""
         stored = isinstance(target, fx.Proxy) and target.node.op == "get_attr" and self._gradients
         return target.detach() if stored and not torch.is_grad_enabled() else target
+
+    def remark(self, what: str) -> None:
+        """Notes something that the forward does and the graph does not."""
+        self.remarks[f"the forward {what} (at {user_line()})"] = None
 
     def _without_gradient(self, proxy: fx.Proxy) -> fx.Proxy:
         """What the model computed under ``torch.no_grad`` stays without gradients: the graph has no such blocks."""
