@@ -78,15 +78,17 @@ def arguments_of(gm: fx.GraphModule, batch: Any) -> tuple[Any, ...]:
     if isinstance(batch, Mapping):
         return tuple(batch.get(name, constants.get(k)) for k, name in enumerate(names))
     values = list(batch) if isinstance(batch, (list, tuple)) else [batch]
-    if all(k < len(values) and type(values[k]) is type(value) and values[k] == value for k, value in constants.items()):
-        return tuple(values[: len(names)])
-    return tuple(_filled(values, constants, len(names)))
+    given = {k: value for k, value in constants.items() if k < len(values)}
+    if all(type(values[k]) is type(value) and values[k] == value for k, value in given.items()):
+        after = range(len(values), len(names))
+        return (*values[: len(names)], *_filled((), constants, after))
+    return tuple(_filled(values, constants, range(len(names))))
 
 
-def _filled(values: Iterable[Any], constants: Mapping[int, Any], number: int) -> Iterator[Any]:
+def _filled(values: Iterable[Any], constants: Mapping[int, Any], places: range) -> Iterator[Any]:
     """``values`` at the places that no constant has, until they are at their end."""
     given = iter(values)
-    for place in range(number):
+    for place in places:
         try:
             yield constants[place] if place in constants else next(given)
         except StopIteration:
