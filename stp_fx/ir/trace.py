@@ -62,7 +62,7 @@ def trace(
     Args:
         example_inputs: a tensor or a tuple of positional arguments. The capture reads shapes and dtypes alone; the check runs on
             the values, or on random ones if there are none (meta tensors, not finite, all the same).
-        kwargs: arguments by name. Values that hold no tensor, here and in ``example_inputs``, are baked in: the graph asserts them.
+        kwargs: arguments by name. Values that hold no tensor, here and above, are baked in, which the graph asserts.
         frontend: "fx", "export" (``torch.export``, which takes sizes of 1 for constants and asserts that others are at least 2),
             or "auto" for the first of the two that succeeds, leaves the batch free and computes what the model computes.
         validate: "auto" runs model and graph on the example in eval and train mode, with another batch and in another size, in at
