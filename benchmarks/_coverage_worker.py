@@ -134,9 +134,27 @@ class Run:
             expect(False, f"{type(error).__name__}: {lines[0][:300]}")
 
 
-def trace(subject: Network, model: nn.Module, inputs: Inputs) -> fx.GraphModule:
+def trace(subject: Network, model: nn.Module, inputs: Inputs, validate: str | bool = False) -> fx.GraphModule:
     positional, named = inputs
-    return stp_fx.trace(model, positional, kwargs={**named, **subject.constants}, validate=False)
+    return stp_fx.trace(model, positional, kwargs={**named, **subject.constants}, validate=validate)
+
+
+def check_validation(run: Run, model: nn.Module, inputs: Inputs, subject: Network) -> None:
+    """The library's own checks, which users have by default: they find no difference, and pin nothing."""
+    with run.check("validated") as expect:
+        gm = trace(subject, model, inputs, validate="auto")
+        report = stp_fx.report_of(stp_fx.prune_graph(gm, criterion="magnitude", ratio=RATIO))
+        found = report.validation
+        assert found is not None
+        run.facts |= {
+            "validation": found.to_dict(),
+            "validation_error": max(found.differences.values(), default=None),
+            "validation_forwards": found.forwards,
+            "validation_seconds": found.seconds,
+        }
+        expect(not found.differs, f"differs: {dict(found.differs)}")
+        pinned = [note for note in report.notes if note.startswith("pinned, since")]
+        expect(not pinned, "; ".join(pinned))
 
 
 def check_outputs(run: Run, model: nn.Module, gm: fx.GraphModule, inputs: Inputs, subject: Network) -> None:
@@ -291,7 +309,8 @@ def main(name: str) -> None:
         check_cost(run, model, gm, pruned, example, subject)
         check_runs(run, gm, pruned, inputs)
         check_step(run, gm, pruned, inputs(BATCH))
-    gm = pruned = None  # frees what the check below needs
+    gm = pruned = None  # frees what the checks below need
+    check_validation(run, model, example, subject)
     if subject.part:
         check_whole(run, whole, subject)
     check_law(run, model, subject)
