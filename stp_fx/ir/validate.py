@@ -25,6 +25,7 @@ from stp_fx.ir.as_it_was import as_it_was
 from stp_fx.ir.examples import Example, other_sizes, real_example, with_rows
 from stp_fx.ir.first_difference import first_difference, module_values, node_values
 from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.modes import has_modes
 from stp_fx.ir.nested import mapped
 from stp_fx.ir.patches import LOCK, suspended
 from stp_fx.ir.random_ops import FixedDraws
@@ -152,38 +153,51 @@ class _Checker:
         found = self._check(given, example)
         if found is not None or given not in self.differences:
             return found
+        if has_modes(self._gm.graph):
+            self._other_mode(example, other, several=not bound)
+            return self._size_and_batch(example, bound)
         found = self._batch(example, bound)
         if found is not None:
             return found
-        self._other_mode(example, other)
+        self._other_mode(example, other, several=any(name.startswith("batch") for name in self.differences))
         return self._size(example)
 
+    def _size_and_batch(self, example: Example, bound: bool) -> str | None:
+        """Both in one run, where both are free: the removal of a graph of two modes takes two runs more."""
+        before = len(self.differences)
+        rows = _rows(example)
+        found = None if bound or rows is None else self._size(example, _another(rows))
+        if found is not None or len(self.differences) > before:
+            return found
+        return self._batch(example, bound) or (self._size(example) if bound or rows is None else None)
+
     def _batch(self, example: Example, bound: bool) -> str | None:
-        tensors = example.tensors
-        rows = {int(t.shape[0]) if t.dim() else 0 for t in tensors}
-        if len(rows) != 1 or rows == {0}:
+        rows = _rows(example)
+        if rows is None:
             self.left_out["another batch"] = "the inputs share no leading dimension"
             return None
-        number = 3 if next(iter(rows)) <= 2 else 2
+        number = _another(rows)
         if bound:
             self.left_out[f"batch {number}"] = "the graph is bound to the example's batch"
             return None
         return self._check(f"batch {number}", with_rows(example, number))
 
-    def _other_mode(self, example: Example, mode: str) -> None:
-        """The mode that the model is not in: a difference is recorded. A batch norm may need more than one row to train."""
+    def _other_mode(self, example: Example, mode: str, *, several: bool) -> None:
+        """The mode that the model is not in: a difference is recorded. A batch norm may need ``several`` rows to train, if the
+        batch is free."""
         training = mode == "train"
         if training and _distributed() and any(isinstance(m, nn.SyncBatchNorm) for m in self._model.modules()):
             self.left_out[mode] = "SyncBatchNorm would wait for the other processes"
             return
-        batches = [name for name in self.differences if name.startswith("batch")]
         single = training and all(t.dim() and t.shape[0] == 1 for t in example.tensors)
-        found = self._check(mode, with_rows(example, 3) if single and batches else example, training)
+        found = self._check(mode, with_rows(example, 3) if single and several else example, training)
         if found is not None:
             self.differs[mode] = found.removeprefix(f"{mode}: ")
 
-    def _size(self, example: Example) -> str | None:
+    def _size(self, example: Example, batch: int | None = None) -> str | None:
         for name, sized in other_sizes(example):
+            if batch is not None:
+                name, sized = f"{name}, batch {batch}", with_rows(sized, batch)
             if self._takes(sized):
                 return self._check(name, sized)
             self.left_out[name] = "the graph does not take it"
@@ -296,6 +310,16 @@ class _Checker:
                 writer, idle = ("model", "graph") if other is None else ("graph", "model")
                 found = found.then(Difference(1.0, f"the {writer} updates buffer '{name}', the {idle} does not"))
         return found
+
+
+def _rows(example: Example) -> int | None:
+    """The batch: the leading dimension, if the inputs share one."""
+    rows = {int(t.shape[0]) if t.dim() else 0 for t in example.tensors}
+    return next(iter(rows)) if len(rows) == 1 and rows != {0} else None
+
+
+def _another(rows: int) -> int:
+    return 3 if rows <= 2 else 2
 
 
 def _distributed() -> bool:
