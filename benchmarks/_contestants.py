@@ -22,6 +22,11 @@ def ours(model: nn.Module, example: Tensor) -> nn.Module:
     return stp_fx.prune_graph(stp_fx.trace(model, example, validate=False), criterion="magnitude", ratio=RATIO, validate=False)
 
 
+def validated(model: nn.Module, example: Tensor) -> nn.Module:
+    """As users run it: capture and removal are checked."""
+    return stp_fx.prune_graph(stp_fx.trace(model, example), criterion="magnitude", ratio=RATIO)
+
+
 def peer(model: nn.Module, example: Tensor) -> nn.Module:
     """Dependency graph, groups, scores and removal by torch-pruning, on ``model`` itself: hand it a copy.
 

@@ -15,7 +15,7 @@ import _families
 import torch
 import torchvision
 from _common import median, peak_resident, reset_peak, timed
-from _contestants import RATIO, bare_floor, describe, floor, halved, ours, prepare_peer, shapes_of, warm_up
+from _contestants import RATIO, bare_floor, describe, floor, halved, ours, prepare_peer, shapes_of, validated, warm_up
 from torch import Tensor, nn
 
 import stp_fx
@@ -34,11 +34,18 @@ def network(name: str, rounds: str, peer_rounds: str) -> dict[str, Any]:
     warm_up()
     pruned = ours(model, example)
     kept, result = shapes_of(pruned), {"ours_result": describe(pruned, example)}
-    times: dict[str, list[float]] = {key: [] for key in ("ours", "trace", "analysis", "prune", "peer", "floor", "bare_floor")}
+    parts_of = ("ours", "validated", "forward", "trace", "analysis", "prune", "peer", "floor", "bare_floor")
+    times: dict[str, list[float]] = {key: [] for key in parts_of}
     del pruned
     for turn in range(max(int(rounds), int(peer_rounds))):
         if turn < int(rounds):
             times["ours"].append(_clean(lambda: ours(model, example))[0])
+            seconds, checked = _clean(lambda: validated(model, example))
+            times["validated"].append(seconds)
+            with torch.no_grad():
+                times["forward"].append(timed(lambda: model(example))[0])
+            result["validation"] = stp_fx.report_of(checked).validation.to_dict()
+            del checked
             times["floor"].append(_clean(lambda: floor(model, kept))[0])
             times["bare_floor"].append(_clean(lambda: bare_floor(model, kept))[0])
             for part, seconds in parts(model, example).items():

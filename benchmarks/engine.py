@@ -142,10 +142,37 @@ def plot(growth: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
     figure.savefig(path, dpi=150)
 
 
+VALIDATION_HEADER = ("network", "off s", "on s", "times", "forward passes", "checks s", "one forward s", "largest difference",
+                     "checked", "left out")  # fmt: skip
+
+
+def validation_cells(name: str, result: dict[str, Any]) -> list[str]:
+    """What the checks of capture and removal cost, which are on by default."""
+    if "error" in result:
+        return [name, result["error"], *["-"] * (len(VALIDATION_HEADER) - 2)]
+    found = result["validation"]
+    worst = max(found["differences"].values(), default=0.0)
+    return [
+        name,
+        f"{result['ours']:.2f}",
+        f"{result['validated']:.2f}",
+        f"{result['validated'] / result['ours']:.1f}",
+        str(found["forwards"]),
+        f"{found['seconds']:.2f}",
+        f"{result['forward']:.3f}",
+        f"{worst:.1e}",
+        ", ".join(found["ran"]),
+        ", ".join(found["left_out"]) or "-",
+    ]
+
+
 NETWORK_NOTE = """\
 One thread, ratio 0.5, magnitude; medians of runs that take turns. Floor: `vector_norm` of every weight over its inputs
 and over its outputs, and a copy of what stays; `floors`: stp_fx over it. Bare floor: every weight read once, and the
 copy. Parameters: of the network, and left by each."""
+VALIDATION_NOTE = """\
+Trace and prune with `validate=False` (as above) and with the default, `validate="auto"`: model and graph are run in both modes,
+with another batch and in another size, and the masked graph beside the smaller one. `checks s`: what these runs take."""
 GROWTH_NOTE = """\
 Peak memory: largest resident size during the call, less that before it. Exponents: fitted to the larger half of the
 points."""
@@ -156,6 +183,8 @@ def report(stem: Path, networks: dict[str, Any], growth: dict[str, Any]) -> None
     if networks:
         rows = [network_cells(name, result) for name, result in networks.items()]
         text += [NETWORK_NOTE, markdown_table(NETWORK_HEADER, rows)]
+        rows = [validation_cells(name, result) for name, result in networks.items()]
+        text += ["## Validation on and off", VALIDATION_NOTE, markdown_table(VALIDATION_HEADER, rows)]
     if growth:
         families = "\n".join(f"- {family}: {MEANING[family]}" for family in growth)
         text += ["## Growth", f"![log-log plots]({stem.name}.png)", families]

@@ -35,10 +35,8 @@ class AsItWas:
         buffers = {id(t) for root in roots for t in root.buffers() if t.numel() <= _COPIED}
         self._named = {id(root): dict(root.named_buffers(remove_duplicate=False)) for root in roots}
         self._before = {key: t.detach().clone() for key, t in self._tensors.items() if key in buffers}
-        generators = {id(v): v for root in roots for m in root.modules() for v in vars(m).values() if _is_generator(v)}
         self.assigned: list[str] = []
         """After the block: paths of the attributes and containers that others were put in, each behind the number of its root."""
-        self._generators = [(each, each.get_state()) for each in generators.values()]
         self.mode = _CopyOnWrite(self._tensors, self._before)
 
     def changed(self, root: nn.Module) -> dict[str, torch.Tensor]:
@@ -66,8 +64,6 @@ class AsItWas:
                 tensor.grad = grad
             if tensor.requires_grad != required:
                 tensor.requires_grad_(required)
-        for generator, state in self._generators:
-            generator.set_state(state)
 
 
 @contextmanager
@@ -88,10 +84,6 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if torch.equal(a, b):
         return True
     return a.is_floating_point() and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _is_generator(value: Any) -> bool:
-    return isinstance(value, torch.Generator)
 
 
 class _CopyOnWrite(TorchDispatchMode):

@@ -27,6 +27,7 @@ from stp_fx.ir.modes import has_modes
 from stp_fx.ir.patches import hooks_seen
 from stp_fx.ir.provenance import Provenance, attach_provenance
 from stp_fx.ir.proxies import REGISTERS
+from stp_fx.ir.random_ops import drawn_from, frozen_draws, generator_states
 from stp_fx.ir.stored import assigned
 from stp_fx.ir.train_eval import in_mode, one_sided, take_flags
 
@@ -80,8 +81,14 @@ def _exported(
 ) -> tuple[CapturedGraph, tuple[str, ...]]:
     try:
         mode = nullcontext() if training == model.training else in_mode(model, training)
-        kept = containers_kept(model, [])
-        with mode, kept, hooks_seen() as hooks, quiet_export() as written, leaves_kept(model) as leaves:
+        states = generator_states()
+        with (
+            mode,
+            containers_kept(model, []) as held,
+            hooks_seen() as hooks,
+            quiet_export() as written,
+            leaves_kept(model) as leaves,
+        ):
             args = tuple(value for name, value in arguments.items() if name not in named)
             kwargs = {name: value for name, value in arguments.items() if name in named}
             every = pytree.tree_map(_free_sizes, dict(arguments))
@@ -97,7 +104,9 @@ def _exported(
     gm = raised.graph_module()
     places = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
     attach_provenance(gm, Provenance(tuple(on_meta(arguments[name]) for name in places), frontend="export"))
-    return gm, raised.notes + assigned(written) + tuple(f"the forward {REGISTERS} (at {line})" for line in dict.fromkeys(hooks))
+    draws = frozen_draws((drawn_from(states) - {"torch"}).union(held.drawn))
+    remarks = [f"the forward {REGISTERS} (at {line})" for line in dict.fromkeys(hooks)]
+    return gm, (*raised.notes, *draws, *assigned(written), *remarks)
 
 
 def _free_sizes(value: Any) -> dict[int, Any] | None:

@@ -18,7 +18,7 @@ from stp_fx.ir.example import described, on_meta
 from stp_fx.ir.join import joined
 from stp_fx.ir.nested import holds
 from stp_fx.ir.provenance import Provenance, attach_provenance, with_provenance
-from stp_fx.ir.random_ops import RealDraws, drawn_from, generator_states
+from stp_fx.ir.random_ops import RealDraws, drawn_from, frozen_draws, generator_states
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.stored import assigned, count_batches, store_as_model, unreached
 from stp_fx.ir.tracer import ModuleTracer
@@ -111,7 +111,7 @@ def _one_mode(model: nn.Module, example: _Example) -> _Capture:
     every = example.constants | example.values
     inputs = tuple(every[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
     attach_provenance(gm, Provenance(inputs))
-    notes = ((OWN_BATCH,) if bound else ()) + assigned(tracer.assigned) + _frozen(tracer) + tuple(tracer.remarks)
+    notes = ((OWN_BATCH,) if bound else ()) + assigned(tracer.assigned) + frozen_draws(tracer.draws) + tuple(tracer.remarks)
     return _Capture(gm, notes, tracer.asks_mode, bool(tracer.draws))
 
 
@@ -119,12 +119,6 @@ def _traced(model: nn.Module, example: _Example) -> tuple[ModuleTracer, bool]:
     """A trace, and whether it is bound to the example's own batch."""
     tracer = _capture_wide(model, example)
     return (_capture(model, example), True) if tracer is None else (tracer, False)
-
-
-def _frozen(tracer: ModuleTracer) -> tuple[str, ...]:
-    """A note of random numbers that the code drew while it was traced."""
-    names = ", ".join(sorted(tracer.draws))
-    return (f"the forward draws random numbers in Python ({names}), of which the graph holds one draw",) if names else ()
 
 
 def _let_one_pass(gm: fx.GraphModule, model: nn.Module, example: _Example) -> None:

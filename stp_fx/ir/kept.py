@@ -45,6 +45,9 @@ class _Contents:
     def __init__(self, root: nn.Module) -> None:
         self.containers: list[tuple[str, Any, Any]] = []
         self.tensors: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self.generators: list[tuple[str, Any, Any]] = []
+        self.drawn: list[str] = []
+        """Paths of generators from which :meth:`restore` has found that numbers were drawn."""
         self._defaults: dict[int, dict[str, Any]] = {}
         """Of modules, by the id of their attributes: the attributes of the class, which an assignment hides."""
         self._seen: set[int] = set()
@@ -68,6 +71,8 @@ class _Contents:
             self._visit_module(value, path, depth)
         elif isinstance(value, torch.Tensor):
             self._visit_tensor(value)
+        elif (state := _generator_state(value)) is not None:
+            self.generators.append((path, value, state))
         else:
             for item in _parts(value, kind):
                 self._visit(item, path, depth + 1)
@@ -111,11 +116,40 @@ class _Contents:
                 changed.append(path)
                 container.clear()
                 (container.update if isinstance(container, set) else container.extend)(before)
+        for path, generator, state in self.generators:
+            if not _same_state(_generator_state(generator), state):
+                self.drawn.append(path)
+                _set_generator(generator, state)
         for tensor, version, value in self.tensors:
             if tensor._version != version or (ran and not torch.equal(tensor, value)):
                 with torch.no_grad():
                     tensor.copy_(value)
         return changed
+
+
+def _generator_state(value: Any) -> Any:
+    """The state of a generator of random numbers that an object holds; None for anything else."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.random.RandomState):
+        return value.get_state(legacy=False)
+    return value.bit_generator.state if numpy is not None and isinstance(value, numpy.random.Generator) else None
+
+
+def _set_generator(value: Any, state: Any) -> None:
+    if isinstance(value, random.Random):
+        value.setstate(state)
+    elif hasattr(value, "bit_generator"):
+        value.bit_generator.state = state
+    else:
+        value.set_state(state)
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else repr(one) == repr(other)
 
 
 def _joined(path: str, key: Any) -> str:
@@ -169,7 +203,7 @@ def _restore_dict(now: dict[Any, Any], before: dict[Any, Any], ours: tuple[str, 
 
 
 @contextmanager
-def containers_kept(root: nn.Module, written: list[str], ours: tuple[str, ...] = (), ran: bool = False) -> Iterator[None]:
+def containers_kept(root: nn.Module, written: list[str], ours: tuple[str, ...] = (), ran: bool = False) -> Iterator[_Contents]:
     """A block after which everything that can be reached from ``root`` holds what it held before.
 
     Args:
@@ -179,7 +213,7 @@ def containers_kept(root: nn.Module, written: list[str], ours: tuple[str, ...] =
     """
     contents = _Contents(root)
     try:
-        yield
+        yield contents
     finally:
         written += contents.restore(ours, ran)
 

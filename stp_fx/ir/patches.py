@@ -306,7 +306,10 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     calls["is_tensor"] = is_tensor
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
-    drawn = {module: {name: _told(f, module) for name, f in _drawing_functions(module)} for module in (random, numpy.random)}
+    drawn: dict[types.ModuleType, dict[str, Any]] = {
+        module: {name: _told(f, module) for name, f in _drawing_functions(module)} for module in (random, numpy.random)
+    }
+    drawn[numpy.random]["default_rng"] = _told(numpy.random.default_rng, numpy.random, unless_seeded=True)
     return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}, **drawn}
 
 
@@ -317,11 +320,12 @@ def _drawing_functions(module: types.ModuleType) -> list[tuple[str, Any]]:
     return [(name, f) for name, f in methods if not name.endswith(("seed", "state"))]
 
 
-def _told(original: Any, module: types.ModuleType) -> Callable[..., Any]:
+def _told(original: Any, module: types.ModuleType, unless_seeded: bool = False) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         tracer = active()
-        if tracer is not None:
+        seeded = unless_seeded and [*args, *kwargs.values()] not in ([], [None])
+        if tracer is not None and not seeded:
             tracer.draws.add(module.__name__)
         return original(*args, **kwargs)
 

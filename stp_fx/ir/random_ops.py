@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import numpy
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["FixedDraws", "RealDraws", "drawn_from", "generator_states", "is_random"]
+__all__ = ["FixedDraws", "RealDraws", "drawn_from", "frozen_draws", "generator_states", "is_random"]
 
 _aten = torch.ops.aten
 _DROPOUT_OF = {
@@ -82,6 +83,12 @@ def generator_states() -> dict[str, Any]:
         "random": random.getstate(),
         "numpy.random": (position, *map(int, keys[:4])),
     }
+
+
+def frozen_draws(names: Iterable[str]) -> tuple[str, ...]:
+    """A note of random numbers that the code drew in Python while it was captured."""
+    shown = ", ".join(sorted(set(names)))
+    return (f"the forward draws random numbers in Python ({shown}), of which the graph holds one draw",) if shown else ()
 
 
 def drawn_from(before: dict[str, Any]) -> set[str]:

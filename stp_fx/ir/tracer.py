@@ -332,13 +332,14 @@ class ModuleTracer(BaseTracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with containers_kept(root, self.assigned, _OWN), self._stored_reads():
+            with containers_kept(root, self.assigned, _OWN) as held, self._stored_reads():
                 graph = super().trace(root, concrete_args)
         except BaseException:
             self.forget_constants(before)
             raise
         finally:
             self.finished = True
+        self.draws.update(held.drawn)
         self.assigned[:] = [name for name in self.assigned if name not in self._written]
         self._before = before
         relax(graph, self.augmented)

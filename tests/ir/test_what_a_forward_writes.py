@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,6 +183,32 @@ def test_hooks_on_gradients_are_noted(frontend: str, caplog: pytest.LogCaptureFi
 def test_an_export_that_leaves_its_arguments_alone_is_refused(kind: type[Two]) -> None:
     with pytest.raises(TraceError, match="changes a list or dict among its arguments"):
         stp_fx.trace(kind(), (KINDS[kind](),), frontend="export")
+
+
+DRAWS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "numpy generator": (numpy.random.default_rng(0), lambda held: held.random()),
+    "numpy state": (numpy.random.RandomState(0), lambda held: held.rand()),
+    "random": (random.Random(0), lambda held: held.random()),
+    "torch": (torch.Generator(), lambda held: torch.rand((), generator=held)),
+    "unseeded": (None, lambda held: numpy.random.default_rng().random()),
+}
+
+
+@pytest.mark.parametrize(("frontend", "kind"), [*(("fx", k) for k in DRAWS), ("export", "numpy generator"), ("export", "random")])
+def test_draws_from_held_generators_are_noted_and_taken_back(frontend: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Draws(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = copy.deepcopy(DRAWS[kind][0]) if kind != "torch" else torch.Generator()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x)) * DRAWS[kind][1](self.held)
+
+    model = Draws()
+    stp_fx.trace(model, torch.randn(5, 4), frontend=frontend)
+    assert "draws random numbers in Python" in caplog.text
+    fresh = Draws().held
+    assert kind == "unseeded" or DRAWS[kind][1](model.held) == DRAWS[kind][1](fresh)
 
 
 # -- arguments without a tensor --------------------------------------------------------------------------------------------
