@@ -1,5 +1,6 @@
 """Runs all constructs on both front ends and writes table.md: `python -m tests.constructs.independent.run [names]`."""
 
+import platform
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,26 @@ def one(case: Case, frontends=FRONTENDS, log=None) -> dict:
     return results
 
 
+def summary(rows: list[str]) -> str:
+    """What stands above the table: the command, the machine, and how many of each verdict."""
+    cells = [[cell.strip() for cell in each.split("|")[1:-1]] for each in rows[2:]]
+    lines = [
+        "# Constructs by somebody who has not read the library's code",
+        "",
+        f"`python -m tests.constructs.independent.run`, {time.strftime('%Y-%m-%d')}, one thread, {platform.machine()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}. {len(cells)} constructs.",
+        "",
+        "WRONG-LOUD: what the graph does not hold (state of Python from call to call, hooks on gradients, and what torch.export",
+        "drops), of which the log tells. SILENT: other numbers without a word. FOREIGN: an exception that is not the library's.",
+        "",
+        "| verdict | fx | export |",
+        "| --- | ---: | ---: |",
+    ]
+    for verdict in ("ok", "pruned-inexact-ok", "nothing-pruned", "refused", "WRONG-LOUD", "FOREIGN", "SILENT"):
+        lines.append(f"| {verdict} | {sum(c[2] == verdict for c in cells)} | {sum(c[3] == verdict for c in cells)} |")
+    return "\n".join([*lines, "", *rows]) + "\n"
+
+
 def main(names: list[str]) -> None:
     """All constructs, or those whose names are given; the table is written for all alone."""
     torch.set_num_threads(1)
@@ -50,7 +71,7 @@ def main(names: list[str]) -> None:
     for case in cases:
         rows.append(row(case, one(case)))
         if not names:
-            (Path(__file__).parent / "table.md").write_text("\n".join(rows) + "\n")
+            (Path(__file__).parent / "table.md").write_text(summary(rows))
 
 
 if __name__ == "__main__":
