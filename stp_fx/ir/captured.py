@@ -6,7 +6,9 @@ node reads when it is copied shallowly. Here all three survive, in any order of 
 
 from __future__ import annotations
 
+import builtins
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -88,13 +90,15 @@ class CapturedGraph(fx.GraphModule):
 
 def _by_mode(whole: Callable[..., Any], graph: fx.Graph) -> Callable[..., Any]:
     """A ``forward`` that runs what the mode of its module runs; ``whole`` has the signature."""
-    evaluation, training = (_compiled(graph_of_mode(graph, mode)) for mode in (False, True))
-
-    def forward(self: CapturedGraph, *args: Any, **kwargs: Any) -> Any:
-        return (training if self.training else evaluation)(self, *args, **kwargs)
-
-    forward.__code__ = forward.__code__.replace()  # torch.compile counts recompilations by code object
+    modes = {f"_{name}": _compiled(graph_of_mode(graph, mode)) for name, mode in (("evaluation", False), ("training", True))}
+    # Global names of its own in place of a closure: who holds the function can be given other code (`training.adopt`). A code
+    # object of its own: torch.compile counts recompilations by it.
+    forward = types.FunctionType(_forward.__code__.replace(), {"__builtins__": builtins, **modes}, "forward")
     return functools.wraps(whole)(forward)
+
+
+def _forward(self: CapturedGraph, *args: Any, **kwargs: Any) -> Any:
+    return (_training if self.training else _evaluation)(self, *args, **kwargs)  # type: ignore[name-defined]  # noqa: F821
 
 
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:

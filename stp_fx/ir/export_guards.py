@@ -5,13 +5,30 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["as_nodes"]
+__all__ = ["as_nodes", "in_order"]
+
+
+def in_order(conditions: Iterable[str]) -> list[str]:
+    """Conditions as text, each once and always in one order; ``torch.export`` gives them in that of a set."""
+    return sorted({_sides_in_order(condition) for condition in conditions})
+
+
+def _sides_in_order(condition: str) -> str:
+    try:
+        found = ast.parse(condition, mode="eval").body
+    except SyntaxError:  # which is told where it is written into the graph
+        return condition
+    if not isinstance(found, ast.Compare) or len(found.ops) != 1 or not isinstance(found.ops[0], ast.Eq):
+        return condition
+    left, right = ast.unparse(found.left), ast.unparse(found.comparators[0])
+    literal = isinstance(found.comparators[0], ast.Constant)
+    return f"{right} == {left}" if right < left and not literal else condition
 
 
 def as_nodes(graph: fx.Graph, part: ast.expr, inputs: dict[str, Any]) -> Any:

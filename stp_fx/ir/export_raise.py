@@ -22,7 +22,7 @@ from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.constant_inputs import assert_constants, constant_inputs
 from stp_fx.ir.export_calls import python_call, schema_of, written_later
-from stp_fx.ir.export_guards import as_nodes
+from stp_fx.ir.export_guards import as_nodes, in_order
 from stp_fx.ir.export_leaves import LEAF, Leaf
 from stp_fx.ir.nested import holds
 from stp_fx.ir.outputs import Rebuild, is_plain
@@ -77,7 +77,7 @@ class Raised:
         self._device: fx.Node | None = None
         self._literal_device = next((v.device for v in pytree.tree_leaves(program.example_inputs) if _is_tensor(v)), None)
         self._spec = program.call_spec.out_spec
-        self._guards: list[str] = list(program._guards_code)
+        self._guards: list[str] = in_order(program._guards_code)
 
     def graph_module(self) -> CapturedGraph:
         """The graph, over the model's own modules, parameters and buffers.

@@ -16,10 +16,11 @@ from torch.fx import _symbolic_trace
 from torch.utils.checkpoint import CheckpointFunction
 
 from stp_fx.errors import TraceError
+from stp_fx.ir.assignments import with_assignments
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
 from stp_fx.ir.batch import first_tensor
 from stp_fx.ir.constant_inputs import assert_constants
-from stp_fx.ir.in_place import relax, shares_memory
+from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
@@ -72,8 +73,8 @@ class ModuleTracer(BaseTracer):
         self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
         self.remarks: dict[str, None] = {}
-        self._buffer_metas = {name: self._meta(tensor) for name, tensor in root.named_buffers()}
-        self._written: set[str] = set()
+        self.buffer_metas = {name: self._meta(tensor) for name, tensor in root.named_buffers()}
+        self.written: set[str] = set()
         self._batch = batch
         self.branches_on_batch = False
         self.bakes_batch = False
@@ -142,9 +143,9 @@ class ModuleTracer(BaseTracer):
         if not isinstance(attr_val, torch.Tensor) or isinstance(attr_val, fx.Proxy):
             return attr_val
         name = self._names.get(id(attr_val))
-        return attr_val if name is None else self._stored_proxy(name)
+        return attr_val if name is None else self.stored_proxy(name)
 
-    def _stored_proxy(self, name: str) -> fx.Proxy:
+    def stored_proxy(self, name: str) -> fx.Proxy:
         if name not in self._stored:
             self._stored[name] = self.create_proxy("get_attr", name, (), {})
         return self._stored[name]
@@ -153,7 +154,7 @@ class ModuleTracer(BaseTracer):
         if isinstance(a, fx.Proxy):
             return a.node
         if isinstance(a, torch.Tensor) and id(a) in self._names:
-            return self._stored_proxy(self._names[id(a)]).node
+            return self.stored_proxy(self._names[id(a)]).node
         made = super().create_arg(a)
         if isinstance(made, fx.Node) and "val" not in made.meta:
             made.meta["val"] = self._evaluate(made)
@@ -276,7 +277,7 @@ class ModuleTracer(BaseTracer):
 
         def call(root: nn.Module, *args: Any) -> Any:
             forward = functools.partial(root_fn, root) if own is None else own
-            return self._returned(self._with_assignments(with_hooks(root, forward, args, named)))
+            return self._returned(with_assignments(self, with_hooks(root, forward, args, named)))
 
         return call, [self.root, *positional]
 
@@ -294,33 +295,11 @@ class ModuleTracer(BaseTracer):
 
     def _stored_reads(self) -> StoredReads:
         def write(tensor: torch.Tensor, value: Any) -> None:
-            setattr(self._stored_proxy(self._names[id(tensor)]), "data", value)  # noqa: B010 - of a ValueProxy
+            setattr(self.stored_proxy(self._names[id(tensor)]), "data", value)  # noqa: B010 - of a ValueProxy
 
         return StoredReads(
-            self._names, lambda: active() is self, lambda tensor: self._stored_proxy(self._names[id(tensor)]), write
+            self._names, lambda: active() is self, lambda tensor: self.stored_proxy(self._names[id(tensor)]), write
         )
-
-    def _with_assignments(self, result: Any) -> Any:
-        """What the forward returns, once buffers that it assigned to (``self.mean = ...``) have been written to.
-
-        A buffer that is assigned another shape or dtype stays as it is, and is noted.
-        """
-        for path, module in self.root.named_modules():  # type: ignore[union-attr]
-            for key, value in module._buffers.items():
-                name = f"{path}.{key}" if path else key
-                before = self._buffer_metas.get(name)
-                if not isinstance(value, fx.Proxy) or before is None or not _fits(value.node.meta["val"], before):
-                    continue
-                if value.node.op != "get_attr" or value.node.target != name:
-                    result = pytree.tree_map(lambda leaf, kept=before: self._apart(leaf, kept), result)
-                    self._stored_proxy(name).copy_(value.detach())
-                self._written.add(name)
-        return result
-
-    def _apart(self, leaf: Any, stored: torch.Tensor) -> Any:
-        """A value that is returned and lies in the memory of a tensor that is written to now: a copy."""
-        value = leaf.node.meta["val"] if isinstance(leaf, fx.Proxy) else None
-        return leaf.clone() if isinstance(value, torch.Tensor) and shares_memory(value, stored) else leaf
 
     def _returned(self, result: Any) -> Any:
         """Classes that fx does not know, but that pytree can take apart, are put together at the end of the graph."""
@@ -340,7 +319,7 @@ class ModuleTracer(BaseTracer):
         finally:
             self.finished = True
         self.draws.update(held.drawn)
-        self.assigned[:] = [name for name in self.assigned if name not in self._written]
+        self.assigned[:] = [name for name in self.assigned if name not in self.written]
         self._before = before
         relax(graph, self.augmented)
         graph._tracer_cls = ReplayTracer
@@ -391,10 +370,6 @@ class ModuleTracer(BaseTracer):
         """Puts back what was taken back last, for the graph to be made."""
         for store, name, value in self._forgotten:
             store[name] = value
-
-
-def _fits(value: Any, buffer: torch.Tensor) -> bool:
-    return isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (buffer.shape, buffer.dtype)
 
 
 def _autocasts() -> set[str]:

@@ -133,6 +133,8 @@ def keep_forward(gm: fx.GraphModule) -> None:
         kept.__globals__.update(made.__globals__)
         for name in ("__code__", "__defaults__", "__kwdefaults__", "__annotations__"):
             setattr(kept, name, getattr(made, name))
+        kept.__dict__.clear()
+        kept.__dict__.update(made.__dict__)
         cls.forward = kept
         return result
 

@@ -19,6 +19,7 @@ from torch import nn
 import stp_fx
 from stp_fx.ir import modes, provenance_of
 from stp_fx.passes import CollectStatistics, UnmaskChannels
+from stp_fx.training.adopt import keep_forward
 
 
 class Net(nn.Module):
@@ -464,3 +465,20 @@ def test_compiled_graphs_follow_the_mode() -> None:
 def test_pictures_show_no_marks(view: str, tmp_path: Path) -> None:
     path = stp_fx.analyze(stp_fx.trace(made(AuxiliaryHead), X)).draw(tmp_path / "net.dot", view)
     assert not any(name in path.read_text() for name in modes.MARKS)
+
+
+def test_a_forward_that_is_held_follows_the_graph() -> None:
+    """Accelerate wraps `forward` once; after a rewrite the function that it holds runs the new graph, in either mode."""
+    gm: Any = stp_fx.trace(AuxiliaryHead(), torch.randn(2, 3, 8, 8))
+    keep_forward(gm)
+    held, x = type(gm).forward, torch.randn(2, 3, 8, 8)
+    for node in list(gm.graph.nodes):
+        if node.target == "out":
+            with gm.graph.inserting_after(node):
+                nothing = gm.graph.call_function(torch.mul, (node, 0.0))
+            node.replace_all_uses_with(nothing, delete_user_cb=lambda user, made=nothing: user is not made)
+    gm.recompile()
+    assert type(gm).forward is held
+    for mode in (True, False):
+        found = held(gm.train(mode), x)
+        assert bool((pytree.tree_leaves(found)[0] == 0).all())
