@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from stp_fx.ir.nested import holds
+from stp_fx.ir.shapes import tensors_of
 
 __all__ = ["bakes_batch", "batches_for", "free_batch", "holds_multiple", "same_constants", "with_batch"]
 
@@ -29,7 +30,7 @@ _APART = 367
 def batches_for(model: nn.Module, values: dict[str, Any]) -> tuple[int, int]:
     """Two batch sizes; no size of a parameter or an input is a multiple of either."""
     inputs = (value for value in values.values() if isinstance(value, torch.Tensor))
-    sizes = {size for tensor in (*model.parameters(), *model.buffers(), *inputs) for size in tensor.shape if size >= _PRIMES[0]}
+    sizes = {size for tensor in (*tensors_of(model), *inputs) for size in tensor.shape if size >= _PRIMES[0]}
     free = (p for p in _PRIMES if all(size % p and size % (p + _APART) for size in sizes))
     first = next(free, _PRIMES[0])
     return first, first + _APART

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stp_fx.ir.captured import CapturedGraph
+from stp_fx.ir.shapes import tensors_of
 from stp_fx.ir.train_eval import BatchCount
 
 __all__ = ["ASSIGNS", "COUNTER", "assigned", "count_batches", "put_in_order", "store_as_model", "unreached"]
@@ -148,7 +149,9 @@ def assigned(written: Iterable[str]) -> tuple[str, ...]:
 
 def unreached(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
     """A note of the parameters that are not in the graph, if any."""
-    reached = {id(t) for t in (*gm.parameters(), *gm.buffers())}
+    reached = {id(t) for t in tensors_of(gm)}
+    if all(id(t) in reached for t in tensors_of(model)):
+        return ()
     missing = [name for name, p in model.named_parameters() if id(p) not in reached]
     if not missing:
         return ()

@@ -30,7 +30,7 @@ from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import example_of, provenance_of, with_provenance
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.runner import run_graph
-from stp_fx.ir.shapes import meta_twin
+from stp_fx.ir.shapes import meta_twin, tensors_of
 from stp_fx.ir.stored import ASSIGNS, assigned, unreached
 from stp_fx.ir.train_eval import held_modes, modes_kept
 from stp_fx.ir.validate import validate_capture
@@ -90,15 +90,15 @@ def _traced(
         raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(f"`model` is wrapped in {type(model).__name__}: give the module in it, `model.module`")
-    compiled = next((name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if compiled is not None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        compiled = next(name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
     _check_names(model)
     given = arguments_by_name(kwargs)
     if not is_choice(frontend, FRONT_ENDS):
         raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
-    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
-    if lazy:
+    if any(is_lazy(tensor) for tensor in tensors_of(model)):
+        lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     with LOCK, state_kept():
         arguments = bound_arguments(model, example_inputs, given)

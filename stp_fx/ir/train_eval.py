@@ -86,7 +86,7 @@ def _flags_of(model: nn.Module, training: bool) -> dict[str, bool]:
 
     A ``train`` of the model's own may keep modules frozen, or do more (merge weights): it is called on a twin without numbers.
     """
-    plain = all(type(module).train is nn.Module.train and "train" not in vars(module) for module in model.modules())
+    plain = _trains_plainly(model)
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     if not plain:
         twin = meta_twin(model)
@@ -97,6 +97,10 @@ def _flags_of(model: nn.Module, training: bool) -> dict[str, bool]:
         else:
             return {name: module.training for name, module in twin.named_modules(remove_duplicate=False)}
     return dict.fromkeys(names, training)
+
+
+def _trains_plainly(model: nn.Module) -> bool:
+    return all(type(module).train is nn.Module.train and "train" not in vars(module) for module in model.modules())
 
 
 @contextmanager
@@ -111,6 +115,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 def held_modes(model: nn.Module) -> dict[bool, tuple[str, ...]]:
     """The modules that the model's own ``train`` keeps in the other mode, by the mode that it is called with."""
+    if _trains_plainly(model):
+        return {}
     held = {mode: tuple(name for name, flag in _flags_of(model, mode).items() if flag != mode) for mode in (False, True)}
     return {mode: names for mode, names in held.items() if names}
 
