@@ -277,10 +277,14 @@ def pinned_axes(graph: stp_fx.ChannelGraph) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def main(name: str) -> None:
+def main(name: str, only: str = "") -> None:
     run, subject = Run(name), network(name)
     whole = build(subject)
     model = whole.get_submodule(subject.part) if subject.part else whole
+    if only == "validation":
+        check_validation(run, model, subject.inputs(BATCH, False, torch.float32), subject)
+        print(json.dumps({**run.facts, "checks": run.checks, "errors": run.errors}))
+        return
     gm: fx.GraphModule | None
     pruned: fx.GraphModule | None
     example = subject.inputs(BATCH, False, torch.float32)
