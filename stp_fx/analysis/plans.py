@@ -145,12 +145,15 @@ def _only_together(solved: Solved, axis: AxisRecord, index: int) -> str:
 
 def _something_is_left(solved: Solved, removed: np.ndarray) -> None:
     """No tensor, and no part of one that is split or concatenated, may lose all its positions."""
-    for (tensor, dim), kept in kept_axes(solved, alive_classes(solved, removed)).items():
+    alive = alive_classes(solved, removed)
+    for (tensor, dim), kept in kept_axes(solved, alive).items():
         if not len(kept):
             size = len(solved.elements_of[tensor, dim])
             raise InputError(f"this removes all {size} positions of '{tensor}:{dim}'; keep at least one")
-    for units in solved.pieces:
-        if removed[units].all():
+    for ids in solved.found.pieces():
+        labels = solved.label[ids]
+        if len(labels) and not alive[labels].any():
+            units = solved.touched.of(labels)[1]
             group = next(group for group in solved.groups if units[0] in group.units)
-            size = len(np.unique(units))
+            size = len(np.unique(labels))
             raise InputError(f"this removes all {size} channels of a part of a tensor (group '{group.name}'); keep at least one")

@@ -7,7 +7,7 @@ can be removed. Arrays of flags are bool, one per class or one per unit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -91,10 +91,34 @@ class Solved:
             if id(ids) in seen:
                 continue
             seen.add(id(ids))
-            units = self.unit_of[self.label[ids]]
-            if len(units) and units.min() >= 0 and (content := units.tobytes()) not in known:
-                known.add(content)
-                yield units
+            labels = self.label[ids]
+            units = self.unit_of[labels]
+            for part in self._grid(labels) if len(units) and units.min() < 0 else (units,):
+                if len(part) and (content := part.tobytes()) not in known:
+                    known.add(content)
+                    yield part
+
+    def _grid(self, labels: np.ndarray) -> Sequence[np.ndarray]:
+        """Sets of units: if one of each set stays, so does one of these positions, some of which are of products.
+
+        A position of a product stays if all its factors do. Of two, the sets are the sides of a grid that lies whole among
+        the positions. No set, where a position stays anyway.
+        """
+        positions, units = self.touched.of(labels)
+        counts = np.bincount(positions, minlength=len(labels))
+        if not counts.all():
+            return ()
+        alone = units[counts[positions] == 1]
+        if len(alone):
+            return (alone,)
+        if (counts != 2).any():
+            return tuple(units[positions == 0][:, None])
+        first, second = np.sort(units.reshape(-1, 2), axis=1).T
+        values, frequency = np.unique(first, return_counts=True)
+        across = np.unique(second[first == values[frequency.argmax()]])
+        inside = np.isin(second, across)
+        values, frequency = np.unique(np.unique(np.stack([first, second], axis=1)[inside], axis=0)[:, 0], return_counts=True)
+        return values[frequency == len(across)], across
 
 
 def alive_classes(solved: Solved, removed: np.ndarray) -> np.ndarray:

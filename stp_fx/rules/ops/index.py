@@ -54,6 +54,8 @@ def _index_select(call: OpCall) -> None:
     if found is None:
         call.pin(dims[at], f"index_select: {_BY_DATA}")
         found = call.dims(index)[0] if index.dim() and has_ids(call.dims(index)[0]) else fixed_dim(int(call.out.shape[at]))
+        if call.constant(index) is not None:  # whose entries would go with the positions that they take
+            call.pin(found, "index_select: takes positions that stay")
     dims[at] = found
     call.assign(call.out, tuple(dims))
 
