@@ -127,9 +127,11 @@ def _rich_table(results: dict[str, dict[str, Any]]) -> Table:
 def _report(stem: Path, results: dict[str, dict[str, Any]], total: int) -> None:
     """Written after every network, so that an interrupted run leaves what it found."""
     passed = sum(result["status"] == "ok" for result in results.values())
+    earlier = sum("validation" not in result for result in results.values())
+    older = f" {earlier} rows, those without `validated`, are of an earlier run." if earlier else ""
     text = f"""# Coverage: {stem.name.removeprefix("coverage-")}
 
-{passed} of {total} networks pass every check ({len(results)} run). Magnitude, local, ratio 0.5; MACs for one image.
+{passed} of {total} networks pass every check ({len(results)} run). Magnitude, local, ratio 0.5; MACs for one image.{older}
 
 {markdown_machine(machine())}
 
