@@ -66,8 +66,8 @@ def absent_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
     }
     with torch.no_grad():
         for (name, dim), kept in plan.kept.items():
-            if name.startswith(_MADE):
-                continue
+            if name.startswith(_MADE) or (name not in named and "lifted_tensor" in name):
+                continue  # a constant that the forward's code makes, a buffer of the graph
             tensor = named[name]
             if tensor.is_floating_point():
                 gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
