@@ -8,8 +8,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from stp_fx.ir.in_place import shares_memory
-
 __all__ = ["with_assignments"]
 
 
@@ -18,23 +16,33 @@ def with_assignments(tracer: Any, result: Any) -> Any:
 
     A buffer that is assigned another shape or dtype stays as it is, and is noted.
     """
+    assigned: dict[str, fx.Proxy] = {}
     for path, module in tracer.root.named_modules():
         for key, value in module._buffers.items():
             name = f"{path}.{key}" if path else key
             before = tracer.buffer_metas.get(name)
-            if not isinstance(value, fx.Proxy) or before is None or not _fits(value.node.meta["val"], before):
-                continue
-            if value.node.op != "get_attr" or value.node.target != name:
-                result = pytree.tree_map(lambda leaf, kept=before: _apart(leaf, kept), result)
-                tracer.stored_proxy(name).copy_(value.detach())
-            tracer.written.add(name)
-    return result
+            if isinstance(value, fx.Proxy) and before is not None and _fits(value.node.meta["val"], before):
+                assigned[name] = value
+    tracer.written.update(assigned)
+    changed = {name: value for name, value in assigned.items() if (value.node.op, value.node.target) != ("get_attr", name)}
+    copies = {node: copied for name in changed for node, copied in (_read_apart(tracer, name),)}
+
+    def kept(leaf: Any) -> Any:
+        return tracer.proxy(copies[leaf.node]) if isinstance(leaf, fx.Proxy) and leaf.node in copies else leaf
+
+    for name, value in changed.items():
+        tracer.stored_proxy(name).copy_(kept(value).detach())
+    return pytree.tree_map(kept, result)
 
 
-def _apart(leaf: Any, stored: torch.Tensor) -> Any:
-    """A value that is returned and lies in the memory of a tensor that is written to now: a copy."""
-    value = leaf.node.meta["val"] if isinstance(leaf, fx.Proxy) else None
-    return leaf.clone() if isinstance(value, torch.Tensor) and shares_memory(value, stored) else leaf
+def _read_apart(tracer: Any, name: str) -> tuple[fx.Node, fx.Node]:
+    """The node that reads a buffer, and a copy for all who use it: autograd may keep the old value."""
+    node = tracer.stored_proxy(name).node
+    with tracer.graph.inserting_after(node):
+        copied = tracer.graph.call_method("clone", (node,))
+    copied.meta["val"] = tracer.buffer_metas[name].clone()
+    node.replace_all_uses_with(copied, lambda user: user is not copied)
+    return node, copied
 
 
 def _fits(value: Any, buffer: torch.Tensor) -> bool:

@@ -43,6 +43,16 @@ class AssignsAndReturnsTheOld(Two):
         return self.b(self.a(x) + self.stats.mean), before
 
 
+class Exchanges(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("other", torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.stats.mean, self.other = self.other, self.stats.mean
+        return self.b(self.a(x) * self.stats.mean + 2 * self.other)
+
+
 class AssignsAnotherShape(Two):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.last = self.a(x).detach()[:2]
@@ -108,7 +118,7 @@ class Fills(Two):
 
 KINDS: dict[type[Two], Callable[[], Any]] = {
     **dict.fromkeys(
-        (Assigns, AssignsAndReturnsTheOld, Averages, Clamps, AssignsData, CopiesInto, Penalty, ReadsDicts),
+        (Assigns, AssignsAndReturnsTheOld, Exchanges, Averages, Clamps, AssignsData, CopiesInto, Penalty, ReadsDicts),
         lambda: torch.randn(5, 4),
     ),
     Appends: lambda: [torch.randn(5, 4)],
