@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import operator
 import sys
@@ -21,7 +22,8 @@ from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError,
 from stp_fx.ir import provenance_of
 from stp_fx.ir.agreement import compared, tolerance
 from stp_fx.ir.as_it_was import as_it_was
-from stp_fx.ir.validation import Validation
+from stp_fx.ir.provenance import with_provenance
+from stp_fx.ir.validation import Budget, Validation
 from stp_fx.rules import rule
 from stp_fx.rules.registry import RULES
 from stp_fx.testing.untouched import assert_untouched, snapshot
@@ -355,6 +357,26 @@ def test_time_is_bounded() -> None:
     assert time.perf_counter() - start < 5
     assert "the limit is 0.5 s" in " ".join(found.left_out.values())
     assert len(validation_of(stp_fx.trace(model, X, validate=True)).ran) == 4
+
+
+def test_a_removal_knows_what_the_capture_has_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds and the slowest pass are handed on, so that both together keep the bound; a capture leaves time to the removal."""
+    gm = stp_fx.trace(Net().eval(), X)
+    assert 0 < validation_of(gm).slowest <= validation_of(gm).seconds
+    report = stp_fx.report_of(stp_fx.prune_graph(gm, ratio=0.5))
+    assert report is not None and report.validation is not None and "masked = removed" in report.validation.ran
+    slow = dataclasses.replace(validation_of(gm), seconds=20.0, slowest=6.0)
+    report = stp_fx.report_of(stp_fx.prune_graph(with_provenance(copy.deepcopy(gm), validation=slow), ratio=0.5))
+    assert report is not None and report.validation is not None
+    assert report.validation.left_out["masked = removed"] == "a forward pass takes 6 s, and the limit is 10 s"
+
+    monkeypatch.setattr("stp_fx.ir.validation.SECONDS", 1.0)
+    monkeypatch.setattr(Budget, "count", lambda self, seconds: setattr(self, "slowest", 0.25))
+    found = validation_of(stp_fx.trace(Net().eval(), X))
+    assert found.ran == ["eval"]
+    assert "a forward pass takes 0.25 s, and the limit is 1 s" in found.left_out.values()
+    report = stp_fx.report_of(stp_fx.prune_graph(stp_fx.trace(Net().eval(), X), ratio=0.5))
+    assert report is not None and report.validation is not None and "masked = removed" in report.validation.ran
 
 
 @pytest.mark.parametrize("validate", ["yes", 0, -1.0, float("nan"), None])

@@ -36,6 +36,8 @@ from stp_fx.ir.validation import Budget, Validation
 __all__ = ["Run", "run_once", "validate_capture"]
 
 _log = logging.getLogger("stp_fx.validate")
+_REMOVAL = 3
+"""Forward passes for which the checks of a capture leave time to that of a removal: two, and what its copies take."""
 _NEARLY = 0.05
 """Differences below this may be rounding that the network has amplified."""
 
@@ -132,7 +134,7 @@ def validate_capture(
         return Validation(left_out={"all": real}, seconds=budget.seconds), (), None
     checker = _Checker(model, gm, by_name, budget)
     difference = checker.all(real, bound)
-    found = Validation(checker.differences, checker.differs, checker.left_out, budget.seconds, budget.forwards)
+    found = Validation(checker.differences, checker.differs, checker.left_out, budget.seconds, budget.forwards, budget.slowest)
     return found, tuple(checker.assigned), difference
 
 
@@ -141,6 +143,8 @@ class _Checker:
 
     def __init__(self, model: nn.Module, gm: fx.GraphModule, by_name: ByName, budget: Budget) -> None:
         self._model, self._gm, self._by_name, self._budget = model, gm, by_name, budget
+        self._largest = 0
+        """Numbers in the largest example so far."""
         self._shared = {name for name, _ in model.named_buffers()} & {name for name, _ in gm.named_buffers()}
         self.assigned: dict[str, None] = {}
         self.differences: dict[str, float] = {}
@@ -229,10 +233,14 @@ class _Checker:
 
     def _check(self, name: str, example: Example, training: bool | None = None) -> str | None:
         """Runs both; records what there is to record, and returns what differs, which it leaves to the caller to record."""
-        refused = self._budget.refuses(2)
+        numbers = sum(t.numel() for t in example.tensors)
+        self._largest = self._largest or numbers
+        first = not self.differences
+        refused = self._budget.refuses(2, size=max(1.0, numbers / max(self._largest, 1)), kept=0 if first else _REMOVAL)
         if refused is not None:
             self.left_out[name] = refused
             return None
+        self._largest = max(self._largest, numbers)
         expected = self._run(True, example, training)
         refused = None if expected.error else self._budget.refuses(1)
         if refused is not None or expected.error is not None:

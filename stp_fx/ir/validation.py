@@ -36,6 +36,7 @@ class Validation:
         left_out: checks that could not be run, or say nothing, and why.
         seconds: what the checks took.
         forwards: forward passes of a model or graph.
+        slowest: seconds of the slowest of them.
     """
 
     differences: Mapping[str, float] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Validation:
     left_out: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     forwards: int = 0
+    slowest: float = 0.0
 
     @property
     def ran(self) -> list[str]:
@@ -75,6 +77,7 @@ def together(first: Validation | None, second: Validation | None) -> Validation 
         {**first.left_out, **second.left_out},
         first.seconds + second.seconds,
         first.forwards + second.forwards,
+        max(first.slowest, second.slowest),
     )
 
 
@@ -83,6 +86,10 @@ class Budget:
 
     "auto" takes at most ten forward passes for a capture and a removal together, and at most 30 seconds. A check is refused when
     the passes that it needs would not fit, judged by the slowest pass so far. A difference that is found costs a few passes more.
+
+    Args:
+        spent: what the capture was checked with, where a removal is to be checked.
+        forwards: as many passes as "auto" takes here.
 
     Raises:
         InputError: ``validate`` is none of True, False, "auto" and a positive number of seconds.
@@ -101,7 +108,7 @@ class Budget:
         self._most = forwards
         self._start = time.perf_counter()
         self.forwards = 0
-        self._slowest = 0.0
+        self.slowest = 0.0 if spent is None else spent.slowest
 
     @property
     def seconds(self) -> float:
@@ -119,12 +126,18 @@ class Budget:
     def count(self, seconds: float) -> None:
         """A forward pass has taken that long."""
         self.forwards += 1
-        self._slowest = max(self._slowest, seconds)
+        self.slowest = max(self.slowest, seconds)
 
-    def refuses(self, forwards: int) -> str | None:
-        """Why that many passes more are too many; None if they are not."""
+    def refuses(self, forwards: int, *, size: float = 1.0, kept: int = 0) -> str | None:
+        """Why that many passes more are too many; None if they are not.
+
+        Args:
+            size: how much larger than before the input is.
+            kept: passes for which time is left: those of the removal.
+        """
         if self._auto and self.forwards + forwards > self._most:
             return f"{self._most} forward passes are the most that validate='auto' takes"
-        if self.seconds + forwards * self._slowest > self._limit:
-            return f"a forward pass takes {self._slowest:.2g} s, and the limit is {max(self._limit, 0):.3g} s"
+        needed = (forwards * size + (kept if self._auto else 0)) * self.slowest
+        if self.seconds + needed > self._limit:
+            return f"a forward pass takes {self.slowest:.2g} s, and the limit is {max(self._limit, 0):.3g} s"
         return None

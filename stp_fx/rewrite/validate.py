@@ -70,9 +70,10 @@ def validate_removal(
     if text is None:
         differences = {} if comparison.silent else {CHECK: comparison.largest}
         left = {CHECK: comparison.silent} if comparison.silent else {}
-        return Validation(differences, {}, left, budget.seconds, budget.forwards), None
+        left |= {f"{CHECK} in train mode": comparison.untold} if comparison.untold else {}
+        return Validation(differences, {}, left, budget.seconds, budget.forwards, budget.slowest), None
     guilty = comparison.guilty()
-    found = Validation({CHECK: comparison.largest}, {}, {}, budget.seconds, budget.forwards)
+    found = Validation({CHECK: comparison.largest}, {}, {}, budget.seconds, budget.forwards, budget.slowest)
     return found, Guilty(tuple(group.name for group in guilty), text)
 
 
@@ -118,6 +119,8 @@ class _Comparison:
         self.largest = 0.0
         self.silent = ""
         """Why a comparison says nothing; empty if it says something."""
+        self.untold: str | None = None
+        """Why the other mode of a graph of two was not compared."""
         self.failed = False
         """Whether the original does not run on the example."""
 
@@ -134,7 +137,9 @@ class _Comparison:
         text = self._differs(exact, inexact, reference, removed)
         if text is None and not self.silent and has_modes(self._gm.graph):
             self._budget.allow(2)
-            text = self._differs(exact, inexact, reference, removed, training=True)
+            self.untold = self._budget.refuses(2)
+            if self.untold is None:
+                text = self._differs(exact, inexact, reference, removed, training=True)
             self.silent, self.failed = "", False  # evaluation has told enough
         return text
 
