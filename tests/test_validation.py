@@ -364,10 +364,13 @@ def test_a_removal_knows_what_the_capture_has_spent(monkeypatch: pytest.MonkeyPa
     gm = stp_fx.trace(Net().eval(), X)
     assert 0 < validation_of(gm).slowest <= validation_of(gm).seconds
     report = stp_fx.report_of(stp_fx.prune_graph(gm, ratio=0.5))
-    assert report is not None and report.validation is not None and "masked = removed" in report.validation.ran
+    assert report is not None
+    assert report.validation is not None
+    assert "masked = removed" in report.validation.ran
     slow = dataclasses.replace(validation_of(gm), seconds=20.0, slowest=6.0)
     report = stp_fx.report_of(stp_fx.prune_graph(with_provenance(copy.deepcopy(gm), validation=slow), ratio=0.5))
-    assert report is not None and report.validation is not None
+    assert report is not None
+    assert report.validation is not None
     assert report.validation.left_out["masked = removed"] == "a forward pass takes 6 s, and the limit is 10 s"
 
     monkeypatch.setattr("stp_fx.ir.validation.SECONDS", 1.0)
@@ -376,7 +379,9 @@ def test_a_removal_knows_what_the_capture_has_spent(monkeypatch: pytest.MonkeyPa
     assert found.ran == ["eval"]
     assert "a forward pass takes 0.25 s, and the limit is 1 s" in found.left_out.values()
     report = stp_fx.report_of(stp_fx.prune_graph(stp_fx.trace(Net().eval(), X), ratio=0.5))
-    assert report is not None and report.validation is not None and "masked = removed" in report.validation.ran
+    assert report is not None
+    assert report.validation is not None
+    assert "masked = removed" in report.validation.ran
 
 
 @pytest.mark.parametrize("validate", ["yes", 0, -1.0, float("nan"), None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,9 +108,13 @@ class _Propagation(TorchDispatchMode):
                     self.result.aliases[name] = self._names[id(tensor)]
                     continue
                 self._names[id(tensor)] = name
-                self._constants[id(tensor)] = originals[name]
                 self._stored.add(id(tensor))
                 dims = tuple(self.elements.new_dim(size) for size in tensor.shape)
+                if originals[name].layout is torch.strided:
+                    self._constants[id(tensor)] = originals[name]
+                else:
+                    for dim in dims:
+                        self.pin(dim, f"{name!r} is a sparse tensor, which is not shortened")
                 for k, dim in enumerate(dims):
                     if dim and dim[0].ids is not None:
                         axis = AxisRecord(name, k, dim[0].ids, kind)
@@ -196,6 +200,7 @@ class _Propagation(TorchDispatchMode):
         only_stored = bool(operands) and all(id(t) in self._stored for t in operands)
         if only_stored:
             self._stored.update(id(t) for t in results)
+            self._alive.extend(results)  # as long as their ids count
         self._hidden = only_stored and self._node is not None and self._node.op == "call_module"
         if rule is not None:
             rule(call)
@@ -248,23 +253,28 @@ class _Propagation(TorchDispatchMode):
         contracted: Sequence[Dim],
         multiplier: int,
         carriers: Sequence[Sequence[torch.Tensor]],
+        *,
+        distance: bool = False,
     ) -> None:
         for dim, tensors in zip(contracted, carriers, strict=True):
             if self._hidden:
                 self.inexact(dim, "contracted inside a module, where no mask reaches")
-            elif not self._masked(tensors):
+            elif not self._masked(tensors, all if distance else any):
                 self.inexact(dim, f"summed over inside '{self.elements.node}', where no mask reaches")
         multiplier = 0 if self._trains_only else multiplier  # costs are those of evaluation
         if multiplier or any(has_ids(dim) for dim in contracted):
             self.result.contractions.append(Contraction(self.elements.node, tuple(letters), tuple(contracted), multiplier))
 
-    def _masked(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether a product of tensors is zero where a mask makes the node's operands zero; masks leave stored tensors alone."""
+    def _masked(self, tensors: Sequence[torch.Tensor], which: Callable[[Iterable[bool]], bool]) -> bool:
+        """Whether terms made of tensors are zero, as they are where any or all are (``which``), where a mask makes the node's
+        operands zero; masks leave stored tensors alone."""
         live = [t for t in tensors if id(t) not in self._stored]
         if self._zero is None:
             self._zero = {id(t): t for t in tensors_in(self._given)}
         written = any(call.func._schema.is_mutable for call, _ in self._calls)
-        if not live or (not written and any(id(t) in self._zero for t in live)):
+        if which is all and len(live) < len(tensors):
+            return False
+        if not live or (not written and which(id(t) in self._zero for t in live)):
             return True
         for made, entry in self._calls:  # of most nodes never asked for
             if keeps_zeros(made, entry, self._zero):
@@ -273,7 +283,7 @@ class _Propagation(TorchDispatchMode):
                 written_to = {t.untyped_storage()._cdata for t in made.outs or made.operands}
                 self._zero = {k: t for k, t in self._zero.items() if t.untyped_storage()._cdata not in written_to}
         self._calls.clear()
-        return any(id(t) in self._zero for t in live)
+        return which(id(t) in self._zero for t in live)
 
     def reads(self, tensor: torch.Tensor, role: str, out: int | None = None, into: int | None = None) -> None:
         if id(tensor) not in self._stored:

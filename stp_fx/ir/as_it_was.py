@@ -26,7 +26,7 @@ class AsItWas:
 
     def __init__(self, roots: Sequence[nn.Module]) -> None:
         stores = [store for root in roots for m in root.modules() for store in (m._parameters, m._buffers)]
-        found = {id(t): t for store in stores for t in store.values() if t is not None and not t.is_meta}
+        found = {id(t): t for store in stores for t in store.values() if t is not None and _is_dense(t)}
         gradients = {id(t.grad): t.grad for t in found.values() if t.is_leaf and t.grad is not None}
         self._owners = [(t, t.grad, t.requires_grad) for t in found.values() if t.is_leaf]
         self._tensors = {**found, **gradients}
@@ -112,6 +112,11 @@ class _CopyOnWrite(TorchDispatchMode):
         for each in self._by_memory.get(_memory(tensor), ()) if isinstance(tensor, torch.Tensor) else ():
             if id(each) not in self._before:
                 self._before[id(each)] = each.detach().clone()
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether there are numbers to keep; of sparse tensors, which have no memory of their own, there are none here."""
+    return not tensor.is_meta and tensor.layout is torch.strided
 
 
 def _memory(tensor: torch.Tensor) -> int:

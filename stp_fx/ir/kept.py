@@ -50,14 +50,14 @@ class _Contents:
         """Paths of generators from which :meth:`restore` has found that numbers were drawn."""
         self._defaults: dict[int, dict[str, Any]] = {}
         """Of modules, by the id of their attributes: the attributes of the class, which an assignment hides."""
-        self._seen: set[int] = set()
+        self._seen: dict[int, Any] = {}
         self._visit(root, "", 0)
 
     def _visit(self, value: Any, path: str, depth: int) -> None:
         kind = type(value)
         if kind in _PLAIN or id(value) in self._seen or depth > _DEEPEST or len(self._seen) > _MOST:
             return
-        self._seen.add(id(value))
+        self._seen[id(value)] = value  # whose id is its own as long as it lives
         if isinstance(value, dict):
             self.containers.append((path, value, dict(value)))
             for key, item in value.items():

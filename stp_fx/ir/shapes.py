@@ -12,8 +12,11 @@ __all__ = ["fetch", "meta_like", "meta_twin", "tensors_of"]
 
 
 def meta_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A meta tensor with the same shape, strides, dtype and ``requires_grad=False``."""
+    """A meta tensor with the same shape, strides, dtype and ``requires_grad=False``; of a sparse tensor, a dense one, since most
+    ops know no sparse meta tensors."""
     with torch.no_grad():
+        if tensor.layout is not torch.strided:
+            return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
         return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 

@@ -25,7 +25,7 @@ from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
 from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
-from stp_fx.ir.nested import holds
+from stp_fx.ir.nested import holds, leaves_of
 from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import example_of, provenance_of, with_provenance
 from stp_fx.ir.root_hooks import backward_hooks
@@ -33,7 +33,7 @@ from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_twin, tensors_of
 from stp_fx.ir.stored import ASSIGNS, assigned, unreached
 from stp_fx.ir.train_eval import held_modes, modes_kept
-from stp_fx.ir.validate import validate_capture
+from stp_fx.ir.validate import UNSTEADY, validate_capture
 from stp_fx.ir.validation import Budget, Validate
 from stp_fx.ir.verify import verify
 
@@ -95,11 +95,9 @@ def _traced(
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
     _check_names(model)
     given = arguments_by_name(kwargs)
+    _check_tensors(model, example_inputs, given)
     if not is_choice(frontend, FRONT_ENDS):
         raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
-    if any(is_lazy(tensor) for tensor in tensors_of(model)):
-        lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
-        raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
     with LOCK, state_kept():
         arguments = bound_arguments(model, example_inputs, given)
         try:
@@ -113,6 +111,20 @@ def _traced(
     for note in provenance_of(gm).notes:
         _log.log(logging.INFO if note == OWN_BATCH else logging.WARNING, "%s: %s", type(model).__name__, note)
     return with_provenance(gm, call=call_of(model, example_inputs, given, provenance_of(gm).frontend))
+
+
+def _check_tensors(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuses tensors that cannot be analysed: not initialised, quantised, nested."""
+    if any(is_lazy(tensor) for tensor in tensors_of(model)):
+        lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
+        raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
+    quantised = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_quantized]
+    if quantised:
+        raise InputError(
+            f"{quantised[0]!r} is quantised, and its integers cannot be scored or shortened: prune before quantising"
+        )
+    if any(t.is_nested or t.is_quantized for t in leaves_of(torch.Tensor, (args, dict(kwargs)))):
+        raise InputError("the example holds a nested or quantised tensor, whose sizes cannot be followed: give dense tensors")
 
 
 def _check_names(model: nn.Module) -> None:
@@ -220,6 +232,11 @@ def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: B
         raise TraceError(f"the graph computes something else than the model ({difference}); validate=False keeps it as it is")
     known = {word for note in provenance_of(gm).notes for word in re.findall(r"[\w.]+", note) if note.startswith(ASSIGNS)}
     notes = assigned(name for name in written if name not in known)
+    if UNSTEADY in found.left_out.values():
+        notes += (
+            "the model gives other numbers each time, from the same random state (a generator made in the forward, the time): "
+            "a graph holds what was drawn at capture",
+        )
     notes += tuple(f"in {mode} mode the graph differs: {text}" for mode, text in found.differs.items())
     return with_provenance(gm, validation=found, notes=provenance_of(gm).notes + notes)
 

@@ -33,9 +33,10 @@ from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_like, meta_twin
 from stp_fx.ir.validation import Budget, Validation
 
-__all__ = ["Run", "run_once", "validate_capture"]
+__all__ = ["UNSTEADY", "Run", "run_once", "validate_capture"]
 
 _log = logging.getLogger("stp_fx.validate")
+UNSTEADY = "not comparable: the model gives other numbers each time"
 _REMOVAL = 3
 """Forward passes for which the checks of a capture leave time to that of a removal: two, and what its copies take."""
 _NEARLY = 0.05
@@ -268,7 +269,7 @@ class _Checker:
         self._budget.allow(4)
         again = self._run(True, example, training)
         if again.error is not None or self._compared(expected, again).text is not None:
-            self.left_out[name] = "not comparable: the model gives other numbers each time"
+            self.left_out[name] = UNSTEADY
             return None
         fixed = [self._run(side, example, training, fixed=True) for side in (True, False)]
         alike = Difference(1.0, "") if fixed[0].error or fixed[1].error else self._compared(fixed[0], fixed[1])
@@ -322,7 +323,7 @@ class _Checker:
 
 def _rows(example: Example) -> int | None:
     """The batch: the leading dimension, if the inputs share one."""
-    rows = {int(t.shape[0]) if t.dim() else 0 for t in example.tensors}
+    rows = {int(t.shape[0]) if t.dim() and t.layout is torch.strided else 0 for t in example.tensors}
     return next(iter(rows)) if len(rows) == 1 and rows != {0} else None
 
 

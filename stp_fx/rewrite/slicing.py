@@ -28,7 +28,7 @@ def take(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
         index = torch.from_numpy(np.ascontiguousarray(kept[dim])).to(tensor.device)
         result = result.index_select(dim, index)
     if not kept:
-        return result.clone(memory_format=torch.preserve_format)
+        return result.clone()
     for memory_format, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
             return result.contiguous(memory_format=memory_format)
@@ -54,10 +54,14 @@ def copied(gm: M, memo: dict[int, Any] | None = None) -> M:
     """A deep copy; ``memo`` maps ``id`` of a tensor to what stands in its place.
 
     Tensors that hooks compute and leave on a module (``torch.nn.utils.weight_norm``) cannot be copied and are computed
-    again at the next call: their copies are detached.
+    again at the next call: their copies are detached. Tensors in compressed sparse layouts, which ``copy`` refuses, are cloned.
     """
     memo = {} if memo is None else memo
     for module in gm.modules():
+        for value in (*module._parameters.values(), *module._buffers.values()):
+            if value is not None and value.layout is not torch.strided:
+                clone = value.detach().clone()
+                memo.setdefault(id(value), _like_parameter(value, clone, {}) if isinstance(value, nn.Parameter) else clone)
         for value in module.__dict__.values():
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo.setdefault(id(value), value.detach().clone())

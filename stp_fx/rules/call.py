@@ -105,12 +105,16 @@ class OpCall:
         contracted: Sequence[Dim],
         multiplier: int,
         carriers: Sequence[Sequence[torch.Tensor]] | None = None,
+        *,
+        distance: bool = False,
     ) -> None:
         """``multiplier`` x the product of all ``letters``' sizes multiply-accumulates, summing over ``contracted``.
 
-        ``carriers`` are, for each contracted dimension, the operands that have it; all operands unless given.
+        ``carriers`` are, for each contracted dimension, the operands that have it; all operands unless given. A term of the sum
+        is zero where one of them is, or only where all are (``distance``).
         """
-        self.ctx.contract(letters, contracted, multiplier, [self.operands] * len(contracted) if carriers is None else carriers)
+        carriers = [self.operands] * len(contracted) if carriers is None else carriers
+        self.ctx.contract(letters, contracted, multiplier, carriers, distance=distance)
 
     def reads(self, tensor: torch.Tensor, role: str, out: int | None = None, into: int | None = None) -> None:
         """``tensor`` plays ``role`` in this op (weight, scale, bias, buffer); its output and input dims, if it is a weight."""

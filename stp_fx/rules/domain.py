@@ -97,10 +97,13 @@ class Context(Protocol):
         contracted: Sequence[Dim],
         multiplier: int,
         carriers: Sequence[Sequence[torch.Tensor]],
+        *,
+        distance: bool = False,
     ) -> None:
         """``multiplier`` x the product of all ``letters``' sizes multiply-accumulates, summing over ``contracted``.
 
-        ``carriers`` are, for each contracted dimension, the operands that have it.
+        ``carriers`` are, for each contracted dimension, the operands that have it; a term of the sum is zero where one of them is
+        (a product), or only where all are (``distance``).
         """
         ...
 

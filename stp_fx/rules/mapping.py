@@ -64,6 +64,7 @@ class FactorMapping:
     - ``products``: the contractions of an op that has several, as ``"b h s t d over d"``; without it, one over all letters.
     - ``inexact``: a reason for each letter, or ``".."``, that the op normalises over.
     - ``pins``: a reason for each letter whose positions the op looks up by number.
+    - ``distance``: a term of the sums is zero only where all operands are (a difference), not where one is (a product).
 
     >>> FactorMapping("m k, k n -> m n").parsed.contracted
     ('k',)
@@ -76,6 +77,7 @@ class FactorMapping:
     products: tuple[str, ...] | None = None
     inexact: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    distance: bool = False
 
     @functools.cached_property
     def parsed(self) -> Pattern:
@@ -200,7 +202,8 @@ class FactorMapping:
             for each, over in self.contractions:
                 over = [letter for letter in over if letter in letters]
                 carriers = [[t for k in self.carriers[letter] if (t := inputs[k]) is not None] for letter in over]
-                call.contract([letters[k] for k in each if k in letters], [letters[k] for k in over], cost, carriers)
+                dims = [letters[k] for k in each if k in letters]
+                call.contract(dims, [letters[k] for k in over], cost, carriers, distance=self.distance)
         return letters
 
 

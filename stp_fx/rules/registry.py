@@ -76,6 +76,7 @@ def rule(
     products: tuple[str, ...] | None = None,
     inexact: Mapping[str, str] | None = None,
     pins: Mapping[str, str] | None = None,
+    distance: bool = False,
     calls: Sequence[PythonCalls] = (),
     samples: Sample | Mapping[str, Sample] | None = None,
     unchecked: str = "",

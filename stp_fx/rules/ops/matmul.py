@@ -51,6 +51,15 @@ rule(
 )
 
 rule(
+    aten._sparse_addmm.default,  # torch.sparse.mm; analysed as of dense matrices
+    pattern="m? n?, m k, k n -> m n",
+    cost=0,  # it multiplies as many numbers as the sparse matrix has, which a shape does not tell
+    calls=[follows(torch.sparse.mm)],
+    unchecked="its matrix is sparse",
+    samples=lambda t: arguments(t(2, 5), t(2, 3), t(3, 5)),
+)
+
+rule(
     aten.bmm.default,
     pattern="b m k, b k n -> b m n",
     roles={0: weight(1, 2), 1: weight(2, 1)},
@@ -86,6 +95,7 @@ rule(
     aten._cdist_forward.default,
     pattern=".. m k, .. n k -> .. m n",
     cost=0,  # no multiply-accumulates
+    distance=True,
     calls=[follows(torch.cdist)],
     samples=lambda t: arguments(t(2, 3, 5), t(2, 7, 5), 2.0, None),
 )
@@ -94,6 +104,7 @@ rule(
     aten._euclidean_dist.default,
     pattern=".. m k, .. n k -> .. m n",
     cost=0,
+    distance=True,
     samples=lambda t: arguments(t(3, 5), t(7, 5)),
 )
 
