@@ -39,6 +39,10 @@ _LARGEST = 1 << 22
 """Elements of a tensor whose values are remembered; larger ones are data that a forward reads."""
 
 
+_KEPT_ELSEWHERE = (nn.Parameter, type(None))
+"""What a module's stores hold and :meth:`_Contents._visit` would pass over."""
+
+
 class _Contents:
     """Containers that can be reached from a module, with what they held, and the paths by which they were found."""
 
@@ -89,6 +93,8 @@ class _Contents:
             elif key in _STORES:
                 self.containers.append((path, item, dict(item)))
                 for name, stored in item.items():
+                    if type(stored) in _KEPT_ELSEWHERE:
+                        continue
                     self._visit(stored, _joined(path, name), depth)  # the depth of a module does not count
             else:
                 self._visit(item, _joined(path, key), depth + 1)

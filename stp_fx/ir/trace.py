@@ -115,11 +115,12 @@ def _traced(
 
 def _check_tensors(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuses tensors that cannot be analysed: not initialised, quantised, nested."""
-    if any(is_lazy(tensor) for tensor in tensors_of(model)):
+    stored = tensors_of(model)
+    if any(is_lazy(tensor) for tensor in stored):
         lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    quantised = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_quantized]
-    if quantised:
+    if any(t.is_quantized for t in stored):
+        quantised = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_quantized]
         raise InputError(
             f"{quantised[0]!r} is quantised, and its integers cannot be scored or shortened: prune before quantising"
         )

@@ -60,7 +60,8 @@ class ModuleTracer(BaseTracer):
         self._twin = meta_twin(root, memo)
         self._twins = dict(self._twin.named_modules(remove_duplicate=False))
         self._metas: dict[int, torch.Tensor] = {}
-        named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+        buffers = list(root.named_buffers(remove_duplicate=False))
+        named = [*root.named_parameters(remove_duplicate=False), *buffers]
         self._names: dict[int, str] = {}
         for name, tensor in named:
             self._names.setdefault(id(tensor), name)
@@ -73,7 +74,7 @@ class ModuleTracer(BaseTracer):
         self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
         self.remarks: dict[str, None] = {}
-        self.buffer_metas = {name: self._meta(tensor) for name, tensor in root.named_buffers()}
+        self.buffer_metas = {name: self._meta(tensor) for name, tensor in buffers}
         self.written: set[str] = set()
         self._batch = batch
         self.branches_on_batch = False
