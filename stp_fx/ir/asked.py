@@ -15,7 +15,9 @@ def _is_instance(value: Any, kinds: Any) -> bool:
     """``isinstance`` as a model's forward means it: a node that stands for a tensor is one."""
     if isinstance(value, kinds):
         return True
-    return isinstance(value, ValueProxy) and issubclass(value.tracer.kind_of(value.node), kinds)
+    if not isinstance(value, ValueProxy):
+        return False
+    return issubclass(value.tracer.kind_of(value.node), kinds) or isinstance(value.value, kinds)
 
 
 def is_tensor(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class BaseTracer(fx.Tracer):
         with tracing(self, self.scopes(root)):
             return self._traced(root, concrete_args)
 
-    def scopes(self, root: nn.Module) -> Iterator[dict[str, Any]]:
+    def scopes(self, root: nn.Module) -> Iterable[dict[str, Any]]:
         """The globals of the code that is traced."""
         yield type(root).forward.__globals__  # type: ignore[attr-defined]
 

@@ -19,24 +19,23 @@ import functools
 import importlib
 import math
 import random
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
+from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, is_tensor
 from stp_fx.ir.proxies import holds_proxy, user_line
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
-
-LOCK = threading.RLock()
-"""Held while anything is patched, and while a model is captured: a capture borrows the model's modules."""
 
 _FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor")
 """These take no tensor, so proxies among their sizes and dtypes do not reach ``__torch_function__``."""
@@ -52,73 +51,25 @@ _OURS = "_stp_fx_takes_proxies"
 """Marks functions that a trace has put into globals, so that a trace within it leaves them."""
 
 
-class PatchedTracer(Protocol):
-    """What the patches ask of a tracer."""
-
-    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
-
-    asks_mode: bool
-    """Whether the code that is traced has read a module's ``training``."""
-
-    draws: set[str]
-    """Python's modules of which the code has called a function that draws random numbers."""
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any: ...
-
-    def apply_function(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
-
-    def keeps_call(self, function: Any) -> bool: ...
-
-
-class _Here(threading.local):
-    def __init__(self) -> None:
-        self.tracers: list[PatchedTracer | None] = []
-        self.depth = 0
-
-
-_HERE = _Here()
-"""The tracers of each thread, the innermost last; ``None`` while it is suspended."""
-
-
-def active() -> PatchedTracer | None:
-    """The tracer to which patched calls of this thread lead now."""
-    tracers = _HERE.tracers
-    return tracers[-1] if tracers else None
-
-
-class suspended:
-    """A block in which this thread sees everything unpatched: values are computed, a module is imported."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        _HERE.tracers.append(None)
-
-    def __exit__(self, *_: object) -> None:
-        _HERE.tracers.pop()
-
-
 @contextmanager
 def tracing(tracer: PatchedTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
     """A block in which this thread's calls lead to ``tracer``; ``scopes`` are the globals of the forwards that it traces."""
     with LOCK, ExitStack() as undo:
-        if _HERE.depth == 0:
+        if HERE.depth == 0:
             _install(undo)
         _patch_wrapped(tracer, undo)
         for scope in {id(each): each for each in scopes}.values():
             _patch_scope(scope, undo)
         undo.enter_context(_symbolic_trace._is_fx_tracing_context(True))
         undo.callback(_leave)
-        _HERE.tracers.append(tracer)
-        _HERE.depth += 1
+        HERE.tracers.append(tracer)
+        HERE.depth += 1
         yield
 
 
 def _leave() -> None:
-    _HERE.depth -= 1
-    _HERE.tracers.pop()
+    HERE.depth -= 1
+    HERE.tracers.pop()
 
 
 @contextmanager
@@ -166,6 +117,11 @@ def _install(undo: ExitStack) -> None:
         method = vars(nn.Module)[name]
         _set(nn.Module, name, _ForThread(method, patch(method)), undo)
     _set(nn.Module, "training", _Training(), undo)
+    scripted = _inherited(torch.jit.ScriptFunction, "__call__")
+    _set(torch.jit.ScriptFunction, "__call__", _inlined(scripted), undo)
+    if "torch._dynamo" in sys.modules:  # what torch.compile has compiled is called as it was before
+        settings: Any = sys.modules["torch._dynamo"].config
+        _set(settings, "error_on_nested_fx_trace", False, undo)
     bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
     _set(bootstrap, "_find_and_load", _importing(bootstrap._find_and_load), undo)
 
@@ -219,7 +175,8 @@ def _calling(original: Callable[..., Any]) -> Callable[..., Any]:
         tracer = active()
         if tracer is None:
             return original(self, *args, **kwargs)
-        return tracer.call_module(self, functools.partial(original, self), args, kwargs)
+        forward = original if self.__dict__.get("_compiled_call_impl") is None else nn.Module._call_impl  # m.compile()
+        return tracer.call_module(self, functools.partial(forward, self), args, kwargs)
 
     return call
 
@@ -355,12 +312,40 @@ def _patch_scope(scope: dict[str, Any], undo: ExitStack) -> None:
     """``isinstance`` sees tensors, and names imported from ``torch`` and ``math`` are those that take proxies."""
     for name, value in list(scope.items()):
         patched = _by_identity().get(id(value)) if callable(value) and not name.startswith("_") else None
+        if isinstance(value, functools._lru_cache_wrapper):
+            patched = _uncached(value)
         if patched is not None:
             _put(scope, name, patched, undo)
     if not str(scope.get("__name__", "")).startswith("torch."):
         for name, value in BUILTINS.items():
             if name not in scope:
                 _put(scope, name, value, undo)
+
+
+def _uncached(cache: Any) -> Callable[..., Any]:
+    """A function that remembers its results works them out for proxies: what it remembers is asked for by number."""
+
+    @functools.wraps(cache)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if active() is None or not holds_proxy((args, kwargs)):
+            return cache(*args, **kwargs)
+        return cache.__wrapped__(*args, **kwargs)
+
+    for name in ("cache_info", "cache_clear", "cache_parameters"):
+        setattr(call, name, getattr(cache, name))
+    return call
+
+
+def _inlined(original: Any) -> Callable[..., Any]:
+    """``ScriptFunction.__call__`` that, for proxies, calls the Python that was scripted."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        python = getattr(self, "_torchdynamo_inline", None)
+        if active() is None or python is None or not holds_proxy((args, kwargs)):
+            return original(self, *args, **kwargs)
+        return python(*args, **kwargs)
+
+    return call
 
 
 @functools.cache

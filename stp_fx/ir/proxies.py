@@ -151,6 +151,9 @@ class ValueProxy(fx.Proxy):
     def _number(self, what: str) -> Any:
         value = self.value
         if isinstance(value, torch.Tensor):
+            known = self.tracer.known(self.node)
+            if known is not None:
+                return known.tolist()
             raise TraceError(
                 f"{what} of a tensor whose value depends on the data, at {user_line()}: a graph has no branches on data. "
                 "Prune a submodule that does not branch, or make the branching module a leaf"

@@ -18,7 +18,9 @@ from torch.nn.parameter import is_lazy
 from stp_fx.checks import arguments_by_name, is_choice, shown
 from stp_fx.errors import InputError, TraceError, VerificationError
 from stp_fx.ir.batch import with_batch
+from stp_fx.ir.caches import NO_CACHE, without_caches
 from stp_fx.ir.call import Call, call_of, restored
+from stp_fx.ir.compiled import COMPILED, compiled_parts, uncompiled
 from stp_fx.ir.example import bound_arguments, check_that_it_runs, is_plain, on_meta
 from stp_fx.ir.examples import Example, example_of_call
 from stp_fx.ir.export import capture_with_export
@@ -90,6 +92,8 @@ def _traced(
         raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(f"`model` is wrapped in {type(model).__name__}: give the module in it, `model.module`")
+    compiled = compiled_parts(model)
+    model = uncompiled(model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         compiled = next(name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
@@ -98,7 +102,7 @@ def _traced(
     _check_tensors(model, example_inputs, given)
     if not is_choice(frontend, FRONT_ENDS):
         raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
-    with LOCK, state_kept():
+    with LOCK, state_kept(), without_caches(model) as cached:
         arguments = bound_arguments(model, example_inputs, given)
         try:
             example = example_of_call(example_inputs, given)
@@ -108,8 +112,10 @@ def _traced(
         except TraceError:
             check_that_it_runs(model, example_inputs, given, arguments)
             raise
+    said = [note for note, holds_here in ((COMPILED, compiled), (NO_CACHE, cached)) if holds_here]
+    gm = with_provenance(gm, notes=(*provenance_of(gm).notes, *said))
     for note in provenance_of(gm).notes:
-        _log.log(logging.INFO if note == OWN_BATCH else logging.WARNING, "%s: %s", type(model).__name__, note)
+        _log.log(logging.INFO if note in (OWN_BATCH, NO_CACHE) else logging.WARNING, "%s: %s", type(model).__name__, note)
     return with_provenance(gm, call=call_of(model, example_inputs, given, provenance_of(gm).frontend))
 
 

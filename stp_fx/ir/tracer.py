@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from stp_fx.ir.batch import first_tensor
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
+from stp_fx.ir.known_values import buffers_read, known_value
 from stp_fx.ir.lowering import lowering_of
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import own_containers
@@ -29,6 +30,7 @@ from stp_fx.ir.outputs import Rebuild, is_plain
 from stp_fx.ir.patches import active, suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
 from stp_fx.ir.random_ops import is_random
+from stp_fx.ir.reach import reached_scopes
 from stp_fx.ir.root_hooks import with_hooks
 from stp_fx.ir.runner import call, operands
 from stp_fx.ir.shapes import fetch, meta_like, meta_twin
@@ -191,12 +193,20 @@ class ModuleTracer(BaseTracer):
 
     # -- branches over sizes ---------------------------------------------------------------------------------------
 
+    def known(self, node: fx.Node) -> torch.Tensor | None:
+        """The numbers of a tensor that follows from buffers; a note says that the graph keeps them as they are now."""
+        value = known_value(self.root, node, {*self.written, *self.assigned})  # type: ignore[arg-type]
+        named = [] if value is None else buffers_read(node, _OWN)
+        if named:
+            self.remark(f"reads numbers of {', '.join(map(repr, named))}, which the graph keeps as they are now")
+        return value
+
     def guard(self, node: fx.Node, value: Any, *, truth: bool, counted: bool = False) -> None:
         """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not.
 
         ``counted``: as the length of a loop or a list, of which the graph keeps the steps and not the number.
         """
-        if not isinstance(value, (bool, int, float)) or self.finished:
+        if not isinstance(value, (bool, int, float)) or self.finished or isinstance(node.meta["val"], torch.Tensor):
             return
         if self._of_batch(node):
             if not truth and not counted:
@@ -326,11 +336,8 @@ class ModuleTracer(BaseTracer):
         graph._tracer_cls = ReplayTracer
         return graph
 
-    def scopes(self, root: nn.Module) -> Iterator[dict[str, Any]]:
-        for module in root.modules():
-            scope = getattr(type(module).forward, "__globals__", None)
-            if scope is not None:
-                yield scope
+    def scopes(self, root: nn.Module) -> Iterable[dict[str, Any]]:
+        return reached_scopes(root)
 
     def keeps_call(self, function: Any) -> bool:
         """Functions that ask whether they train stay calls, and those that are not Python's; others are traced through."""

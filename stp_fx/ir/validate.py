@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from stp_fx.ir.agreement import Difference, compared
 from stp_fx.ir.as_it_was import as_it_was
+from stp_fx.ir.compiled import eagerly
 from stp_fx.ir.examples import Example, other_sizes, real_example, with_rows
 from stp_fx.ir.first_difference import first_difference, module_values, node_values
 from stp_fx.ir.meta_run import MetaRun
@@ -107,7 +108,7 @@ def _quiet() -> Iterator[None]:
     Filters of warnings and the choice of attention are the process's, so callers hold :data:`LOCK`.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    with suspended(), torch.no_grad(), warnings.catch_warnings():
+    with suspended(), torch.no_grad(), eagerly(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.backends.mha.set_fastpath_enabled(False)
         try:

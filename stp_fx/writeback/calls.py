@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import InputError
+from stp_fx.ir.caches import without_caches
 from stp_fx.ir.provenance import provenance_of
 
 __all__ = ["call_graph", "call_original", "difference", "drawn", "leaves", "other_shapes", "recorded"]
@@ -87,7 +88,8 @@ def call_graph(gm: fx.GraphModule, arguments: Arguments) -> Any:
 
 def call_original(model: nn.Module, arguments: Arguments) -> Any:
     positional, named = as_call(model, arguments)
-    return model(*positional, **named)
+    with without_caches(model):  # as it was captured
+        return model(*positional, **named)
 
 
 def as_call(model: nn.Module, arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:

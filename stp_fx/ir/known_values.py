@@ -1,0 +1,69 @@
+"""Numbers that a forward asks of buffers and constants (``.item()``, ``int()``, a branch), which are known while it is traced."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from stp_fx.ir.active import suspended
+from stp_fx.ir.runner import operands
+from stp_fx.ir.shapes import fetch
+
+__all__ = ["buffers_read", "known_value"]
+
+
+def known_value(root: nn.Module, node: fx.Node, assigned: set[str]) -> Any:
+    """What a node gives, if it follows from buffers and constants that the forward has not written to so far; else None."""
+    if node.op == "get_attr":
+        with suspended():
+            value = fetch(root, str(node.target))
+            fixed = isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) and not value.is_meta
+            return value.detach() if fixed and node.target not in assigned and not _is_written(node) else None
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes or _writes(node):
+        return None
+    known = {each: known_value(root, each, assigned) for each in node.all_input_nodes}
+    if any(value is None for value in known.values()):
+        return None
+    args, kwargs = operands(node, known.__getitem__)
+    before = torch.get_rng_state()
+    with suspended(), torch.no_grad():
+        value = _called(node, args, kwargs)
+    if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)
+        return None
+    return value
+
+
+def buffers_read(node: fx.Node, ours: tuple[str, ...]) -> list[str]:
+    """Names of the buffers that a node follows from; constants of a trace, whose names begin with ``ours``, are none."""
+    if node.op == "get_attr":
+        return [] if str(node.target).startswith(ours) else [str(node.target)]
+    return list(dict.fromkeys(name for each in node.all_input_nodes for name in buffers_read(each, ours)))
+
+
+def _called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether anything that follows from a node writes to what it is given: it may be a view."""
+    waiting, seen = [node], {node}
+    while waiting:
+        new = [user for user in waiting.pop().users if user not in seen]
+        if any(map(_writes, new)):
+            return True
+        seen.update(new)
+        waiting += new
+    return False
+
+
+def _writes(node: fx.Node) -> bool:
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or node.target is operator.setitem or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
