@@ -150,15 +150,17 @@ class ValueProxy(fx.Proxy):
 
     def _number(self, what: str) -> Any:
         value = self.value
-        if isinstance(value, torch.Tensor):
-            known = self.tracer.known(self.node)
-            if known is not None:
-                return known.tolist()
+        return self._known(what).tolist() if isinstance(value, torch.Tensor) else value
+
+    def _known(self, what: str) -> torch.Tensor:
+        """The numbers of a tensor that follows from buffers alone."""
+        known = self.tracer.known(self.node)
+        if known is None:
             raise TraceError(
                 f"{what} of a tensor whose value depends on the data, at {user_line()}: a graph has no branches on data. "
                 "Prune a submodule that does not branch, or make the branching module a leaf"
             )
-        return value
+        return known
 
     def _baked(self, what: str) -> Any:
         """A size that becomes a number of the graph: other inputs must have the same one."""
@@ -171,6 +173,12 @@ class ValueProxy(fx.Proxy):
 
     def tolist(self) -> Any:
         return self._number("tolist()")
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self._known("numpy()").numpy(force=force)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._known("an array").__array__(*args, **kwargs)
 
 
 REGISTERS = "registers a hook on the gradient of a tensor, which the graph does not run"

@@ -51,7 +51,7 @@ def _named(function: types.FunctionType) -> Iterator[types.FunctionType]:
     """Functions that a function's code names, holds in its closure, or wraps."""
     names, scope = _names(function.__code__), function.__globals__
     for name in names:
-        value = scope.get(name)
+        value = scope.get(name, sys.modules.get(name))  # a forward may import by itself
         if isinstance(value, types.ModuleType):
             held = vars(value)
             for attribute in names:

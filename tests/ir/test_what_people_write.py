@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import einops
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,12 @@ def packed(net: Convs, y: Tensor) -> Tensor:
     return unpack(together, shapes, "b c *")[0]
 
 
+def imported_within(net: Convs, y: Tensor) -> Tensor:
+    from einops import rearrange as rearranged
+
+    return rearranged(y, "b c h w -> b h w c").permute(0, 3, 1, 2)
+
+
 def attention(net: Convs, y: Tensor) -> Tensor:
     q, k, v = (einops.rearrange(t, "b (n c) h w -> b n (h w) c", n=2) for t in (y, y.relu(), y.sigmoid()))
     weights = einops.einsum(q, k, "b n i c, b n j c -> b n i j").softmax(-1)
@@ -63,6 +70,7 @@ EINOPS: dict[str, Body] = {
     "repeat": lambda net, y: repeat(y, "b c h w -> b c (h 2) (w 2)"),
     "pack": packed,
     "attention": attention,
+    "imported in the forward": imported_within,
     "parse_shape": lambda net, y: rearrange(y.flatten(2), "b c (h w) -> b c h w", **einops.parse_shape(y, "_ _ h w")),
 }
 
@@ -136,7 +144,9 @@ class Numbers(Typed):
             y = F.relu(y)
         if (self.scale * 2).max() > 3:
             y = y + float(self.scale.sum())
-        return self.b(y) * self.scale.tolist()[1]
+        for value in self.scale.numpy():
+            y = y * float(value)
+        return self.b(y) * self.scale.tolist()[1] + float(np.asarray(self.scale).sum())
 
 
 def test_numbers_of_buffers(caplog: pytest.LogCaptureFixture) -> None:
