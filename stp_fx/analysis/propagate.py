@@ -40,6 +40,7 @@ from stp_fx.rules import (
     tensors_in,
 )
 from stp_fx.rules.literals import Policy, policy_of
+from stp_fx.rules.registry import load_for_imported
 from stp_fx.rules.zeros import keeps_zeros
 
 __all__ = ["propagate"]
@@ -56,6 +57,7 @@ def propagate(gm: fx.GraphModule) -> Propagated:
         InputError: ``gm`` carries no recorded example.
         TraceError: a node cannot run on meta tensors.
     """
+    load_for_imported()
     inputs = iter(example_of(gm))
     twin = meta_twin(gm).eval()
     run = _Propagation(gm, twin)

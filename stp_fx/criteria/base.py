@@ -56,9 +56,10 @@ class ScoreContext:
     cache: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The parameter or buffer ``name``; raises :class:`CriterionError` if the context does not hold it."""
+        """The parameter or buffer ``name``, of complex numbers their moduli; raises :class:`CriterionError` if there is none."""
         try:
-            return self.tensors[name]
+            found = self.tensors[name]
+            return self.cached(("modulus", name), found.detach().abs) if found.is_complex() else found
         except KeyError:
             raise CriterionError(
                 f"no tensor {name!r} in the score context, which holds {len(self.tensors)} tensors; "

@@ -121,7 +121,8 @@ def _install(undo: ExitStack) -> None:
     _set(torch.jit.ScriptFunction, "__call__", _inlined(scripted), undo)
     if "torch._dynamo" in sys.modules:  # what torch.compile has compiled is called as it was before
         settings: Any = sys.modules["torch._dynamo"].config
-        _set(settings, "error_on_nested_fx_trace", False, undo)
+        undo.callback(setattr, settings, "error_on_nested_fx_trace", settings.error_on_nested_fx_trace)
+        settings.error_on_nested_fx_trace = False
     bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
     _set(bootstrap, "_find_and_load", _importing(bootstrap._find_and_load), undo)
 

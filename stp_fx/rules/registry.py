@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
@@ -140,13 +141,19 @@ def rule(
 
 def rule_for(func: Any) -> Any:
     """The rule of an op overload, or ``None``."""
-    entry = RULES.find(str(func))
+    entry = entry_of(func)
     return None if entry is None else entry.rule
 
 
 def entry_of(func: Any) -> Entry | None:
     """The entry of an op overload, or ``None``."""
     return RULES.find(str(func))
+
+
+def load_for_imported() -> None:
+    """Enters the ops of libraries that this process has imported; a graph has none of others."""
+    if "torchvision.ops" in sys.modules:
+        importlib.import_module("stp_fx.rules.ops.detection")
 
 
 def registered() -> Mapping[str, Rule]:

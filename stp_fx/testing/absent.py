@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.testing.absent_ops import CARRIES, LIKE, NAN, POINTWISE, SEMANTICS, marked, pointwise, tensors_in
+from stp_fx.testing.absent_ops import CARRIES, LIKE, NAN, POINTWISE, SEMANTICS, is_inexact, marked, pointwise, tensors_in
 
 __all__ = ["Absent", "OracleError", "absent_copy", "run_absent"]
 
@@ -69,7 +69,7 @@ def absent_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
             if name.startswith(_MADE) or (name not in named and "lifted_tensor" in name):
                 continue  # a constant that the forward's code makes, a buffer of the graph
             tensor = named[name]
-            if tensor.is_floating_point():
+            if is_inexact(tensor):
                 gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
                 gone[torch.as_tensor(kept.copy())] = False
                 tensor.index_fill_(dim, gone.nonzero()[:, 0], NAN)
@@ -81,10 +81,10 @@ class Absent(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        floats = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        floats = [t for t in tensors_in((args, kwargs)) if is_inexact(t)]
         if not any(bool(t.isnan().any()) for t in floats):
             return func(*args, **kwargs)
-        name = str(func).removeprefix("aten.").split(".")[0]
+        name = func.__name__.partition(".")[0]
         if name in SEMANTICS:
             return SEMANTICS[name](func, args, kwargs)
         if name in LIKE:

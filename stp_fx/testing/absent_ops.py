@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CARRIES", "LIKE", "NAN", "POINTWISE", "SEMANTICS", "marked", "pointwise", "tensors_in"]
+__all__ = ["CARRIES", "LIKE", "NAN", "POINTWISE", "SEMANTICS", "is_inexact", "marked", "pointwise", "tensors_in"]
 
 NAN = float("nan")
 _LOSS_OWN = ("self", "target", "reduction")
@@ -22,6 +22,11 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     if isinstance(value, (list, tuple)):
         return [t for item in value for t in tensors_in(item)]
     return []
+
+
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can hold NaN."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _names(*lines: str) -> frozenset[str]:
@@ -41,11 +46,14 @@ CARRIES = _names(
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d",
     "upsample_bicubic2d upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d",
     "replication_pad1d replication_pad2d replication_pad3d",
+    "_fft_r2c _fft_c2r _fft_c2c view_as_complex view_as_real complex _conj resolve_conj",
+    "index_add index_copy index_reduce roi_align roi_pool",
 )
 """Ops that move positions, or work inside one channel: NaN stays where it belongs."""
 
 POINTWISE = _names(
-    "_prelu_kernel hardswish hardswish_ hardsigmoid hardtanh hardtanh_ log_sigmoid_forward softplus masked_fill masked_fill_"
+    "_prelu_kernel hardswish hardswish_ hardsigmoid hardtanh hardtanh_ log_sigmoid_forward softplus masked_fill masked_fill_",
+    "polar",
 )
 """Pointwise ops that torch does not tag."""
 
@@ -56,7 +64,7 @@ LIKE = _names("zeros_like ones_like full_like empty_like rand_like randn_like na
 def marked(out: Any, gone: torch.Tensor) -> Any:
     """``out`` with NaN where ``gone``."""
     for tensor in tensors_in(out):
-        if tensor.is_floating_point() and tensor.shape == gone.shape:
+        if is_inexact(tensor) and tensor.shape == gone.shape:
             tensor.masked_fill_(gone, NAN)
     return out
 
@@ -68,7 +76,7 @@ def pointwise(func: Any, args: Any, kwargs: Any, floats: list[torch.Tensor]) -> 
         gone = gone | tensor.isnan()
     out = func(*args, **kwargs)
     for tensor in tensors_in(out):
-        if tensor.is_floating_point():
+        if is_inexact(tensor):
             tensor.masked_fill_(gone.expand(tensor.shape), NAN)
     return out
 
@@ -241,8 +249,8 @@ def _weight_norm(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _contracted(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """``function`` of what is present; absent where no product of present values contributes."""
-    out = function(*(t.nan_to_num(0.0) for t in tensors))
-    mass = function(*((~t.isnan()).to(t.dtype) for t in tensors))
+    out = function(*(t.masked_fill(t.isnan(), 0.0) for t in tensors))
+    mass = function(*((~t.isnan()).to(t.dtype.to_real()) for t in tensors))
     return out.masked_fill(mass < 0.5, NAN)
 
 
@@ -267,6 +275,22 @@ def _convolution(func: Any, args: Any, kwargs: Any) -> Any:
     mass = mass.amax([0, *range(2, mass.dim())], keepdim=True)
     out = out.masked_fill(mass < 0.5, NAN)
     return out if bias is None else out + bias.reshape([1, -1] + [1] * (out.dim() - 2))
+
+
+def _deform_conv(func: Any, args: Any, kwargs: Any) -> Any:
+    """As :func:`_convolution`; whether anything contributes is told by a convolution without offsets."""
+    x, weight, offset, mask, bias, *rest = args
+    out = func(x.nan_to_num(0.0), weight.nan_to_num(0.0), offset, mask, torch.zeros_like(bias), *rest)
+    present = (~x.isnan()).to(x.dtype), (~weight.isnan()).to(x.dtype)
+    mass = torch.ops.aten.convolution.default(*present, None, rest[:2], rest[2:4], rest[4:6], False, [0, 0], rest[6])
+    out = out.masked_fill(mass.amax([0, 2, 3], keepdim=True) < 0.5, NAN)
+    return out + bias.reshape(1, -1, 1, 1)
+
+
+def _renorm(func: Any, args: Any, kwargs: Any) -> Any:
+    weight, gone = args[0], args[0].isnan()
+    func(weight.masked_fill_(gone, 0.0), *args[1:], **kwargs)
+    return weight.masked_fill_(gone, NAN)
 
 
 def _cdist(func: Any, args: Any, kwargs: Any) -> Any:
@@ -340,6 +364,8 @@ SEMANTICS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "baddbmm": _biased_matmul,
     "convolution": _convolution,
     "_convolution": _convolution,
+    "deform_conv2d": _deform_conv,
+    "embedding_renorm_": _renorm,
     "_cdist_forward": _cdist,
     "_euclidean_dist": _cdist,
     "_trilinear": _trilinear,

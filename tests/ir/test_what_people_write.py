@@ -244,6 +244,10 @@ def test_scripted_functions() -> None:
 
 
 def test_compiled_functions() -> None:
+    setting = torch._dynamo.config.error_on_nested_fx_trace
+    for _ in range(2):
+        stp_fx.trace(Convs(lambda net, y: compiled(y)).eval(), X, frontend="fx", validate=False)
+        assert torch._dynamo.config.error_on_nested_fx_trace is setting
     gm = stp_fx.trace(Convs(lambda net, y: compiled(y)).eval(), X, frontend="fx", validate=False)
     assert torch.relu in {n.target for n in gm.graph.nodes} or F.relu in {n.target for n in gm.graph.nodes}
 

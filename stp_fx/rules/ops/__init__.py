@@ -17,6 +17,7 @@ from stp_fx.rules.ops import (
     reduce,
     shuffle,
     softmax,
+    spectral,
     view,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "reduce",
     "shuffle",
     "softmax",
+    "spectral",
     "view",
 ]

@@ -11,7 +11,7 @@ from torch import nn
 from stp_fx.rules.call import OpCall
 from stp_fx.rules.domain import Dim, Dims, fixed_dim, has_ids
 from stp_fx.rules.edit import Edit
-from stp_fx.rules.literals import edits, keeps, modules
+from stp_fx.rules.literals import edits, follows, keeps, modules
 from stp_fx.rules.mapping import weight
 from stp_fx.rules.registry import overloads, rule
 from stp_fx.rules.samples import arguments
@@ -118,6 +118,20 @@ rule(
     calls=[keeps(F.embedding), modules(_embedding, nn.Embedding, nn.EmbeddingBag)],
     samples=lambda t: arguments(t(9, 5), t.index(2, 3, below=9)),
 )
+
+
+@rule(
+    aten.embedding_renorm_.default,
+    samples=lambda t: arguments(t(9, 5), t.index(2, 3, below=9), 1.0, 2.0),
+)
+def _renorm(call: OpCall) -> None:
+    """``max_norm``: rows that are looked up are scaled down where their norm is larger."""
+    rows, numbers = call.dims(call["self"])
+    call.pin(rows, _ROWS["v"])
+    call.inexact(numbers, "embedding_renorm normalises over it")
+    call.assign(call.out, (rows, numbers))
+
+
 rule(
     *overloads("aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"),
     pattern="v d, *, *, * -> _ d, *, *, *",  # a sum, mean or maximum over the rows of a bag
@@ -172,6 +186,26 @@ rule(
     aten.scatter_reduce_.two,
     samples=lambda t: arguments(t(2, 5), 1, t.index(2, 3, below=5), t(2, 3), "sum"),
 )(_scatter)
+
+
+def _by_number(call: OpCall) -> None:
+    """Slices of the source go where the index says."""
+    for dim in call.dims(call["index"]):
+        call.pin(dim, "used as an index")
+    _aligned(call, [call["self"], call["source"]], f"{call.name.strip('_')}: {_BY_DATA}")
+
+
+rule(
+    *(aten.index_add.default, aten.index_add_.default, aten.index_copy.default, aten.index_copy_.default),
+    calls=[follows(torch.index_add, torch.index_copy, "index_add", "index_add_", "index_copy", "index_copy_")],
+    samples=lambda t: arguments(t(2, 5), 1, t.index(3, below=5), t(2, 3)),
+)(_by_number)
+rule(
+    aten.index_reduce.default,
+    aten.index_reduce_.default,
+    calls=[follows(torch.index_reduce, "index_reduce", "index_reduce_")],
+    samples=lambda t: arguments(t(2, 5), 1, t.index(3, below=5), t(2, 3), "amax"),
+)(_by_number)
 
 
 # -- writing by position -------------------------------------------------------------------------------------------------

@@ -51,6 +51,11 @@ rule(
 )(_same)
 rule(aten.fill_.Scalar, aten.fill.Scalar, aten.full_like.default, samples=lambda t: arguments(t(2, 3), 1.0))(_same)
 
+rule(
+    torch.ops.prims.where.default,
+    samples=lambda t: arguments(t(2, 3, dtype=torch.bool), t(2, 3), t(2, 3)),
+)(pointwise)
+
 # -- several operands ----------------------------------------------------------------------------------------------------
 
 
