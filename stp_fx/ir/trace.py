@@ -56,7 +56,9 @@ def trace(
 
     The graph shares the model's parameters, buffers and submodules (as ``torch.fx`` does) and keeps their names, hooks and
     train/eval flags. Where the code asks for ``self.training``, both ways are captured, and ``train()`` and ``eval()`` of the
-    graph choose. Batch and spatial sizes stay free wherever the model's own code leaves them free.
+    graph choose. Batch and spatial sizes stay free wherever the model's own code leaves them free. A model whose configuration
+    asks for a cache of keys and values (``config.use_cache``) is captured without, and parts that ``torch.compile`` has compiled
+    as the Python that they were.
 
     The capture is checked: model and graph are run, and what they give is compared (:class:`Validation`, in the provenance of the
     graph). Nothing that these runs write stays: buffers, modes and random state are put back.

@@ -223,7 +223,7 @@ class ModuleTracer(BaseTracer):
             self._assert(self.proxy(node) if value else self.proxy(node) == False)  # noqa: E712
 
     def _assert(self, holds: Any) -> None:
-        message = f"captured with another shape: {user_line()} went another way; trace again with an example of this shape"
+        message = f"traced for another shape: the branch at {user_line()} differs; trace again with an example of this shape"
         self.create_proxy("call_function", torch._assert, (holds, message), {})
 
     def _sizes_of(self, node: fx.Node) -> list[fx.Node]:

@@ -81,7 +81,8 @@ def choose(
     graph = analyze(gm)
     groups, values = _without_ignored(gm, graph, scores, selection)
     ratios = ratios_by_group(gm, graph, groups, selection.ratios or {})
-    exponents = carriers(groups, graph.products, selection.products)
+    products = "outer" if selection.uniform and selection.products == "auto" else selection.products
+    exponents = carriers(groups, graph.products, products)
     exponents.update({index: max(exponents.get(index, 0), 1) for index in ratios})  # a group with a ratio of its own is cut
     selected = select_units(
         groups,
@@ -98,6 +99,7 @@ def choose(
         classes=isomorphism_classes(groups, graph.shapes),
         whole=None if whole is None else {g.index: whole[g.name] for g in groups if g.name in whole},
         pieces=graph.pieces(),
+        uniform=selection.uniform,
     )
     return Choice(graph.plan_removing(selected.removed), selected.removed, selected.notes)
 

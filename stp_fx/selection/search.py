@@ -40,15 +40,16 @@ COUNT_SLACK = 1e-9
 class Task:
     """The groups that carry, with what is asked of each: arrays of shape [groups].
 
-    ``carried``: their positions in the groups given. ``powers``: their exponents. ``own``: a group's own ratio, or
-    -1. ``wanted``: the units of each that its ratio takes in the local scope, before constraints. ``left_out``: units outside
-    of all groups given; ``resting``: groups that do not carry.
+    ``carried``: their positions in the groups given. ``before``: the units of each before earlier removals. ``powers``: their
+    exponents. ``own``: a group's own ratio, or -1. ``wanted``: the units of each that its ratio takes in the local scope, before
+    constraints. ``left_out``: units outside of all groups given; ``resting``: groups that do not carry.
     """
 
     groups: list[Group]
     carried: list[int]
     total: int
     ratio: float
+    before: np.ndarray
     powers: np.ndarray
     own: np.ndarray
     wanted: np.ndarray
@@ -79,7 +80,7 @@ class Task:
         wanted = _local_counts(np.where(own >= 0, own, ratio), powers, sizes, before)
         limits = GroupLimits.of(sizes, max_ratio=max_ratio, round_to=round_to)
         outside = total - sum(group.size for group in groups)
-        return cls(some, carried, total, ratio, powers, own, wanted, limits, outside, len(groups) - len(some))
+        return cls(some, carried, total, ratio, before, powers, own, wanted, limits, outside, len(groups) - len(some))
 
     @property
     def free(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast, get_args
 from torch import nn
 
 from stp_fx.analysis.names import entries_of
-from stp_fx.checks import is_a, is_choice, is_number, is_whole, shown
+from stp_fx.checks import check_flag, is_a, is_choice, is_number, is_whole, shown
 from stp_fx.errors import InputError
 
 __all__ = [
@@ -49,6 +49,7 @@ class SharedOptions(TypedDict, total=False):
     round_to: int
     max_ratio: float
     products: ProductOption
+    uniform: bool
 
 
 class SelectionOptions(SharedOptions, total=False):
@@ -77,6 +78,9 @@ class Selection:
         round_to: every group keeps a multiple of this many units.
         max_ratio: no group loses a larger fraction of its units than this, in (0, 1].
         products: which factor of an axis like heads x head_dim is cut: "outer", "inner", "both", "none" or "auto".
+        uniform: every group keeps the same fraction, so that layers that are alike stay alike, heads are removed whole ("auto" is
+            "outer"), and widths stay multiples of what they were multiples of: what one number of a configuration can say. The
+            fractions are those that divide all groups: twelfths, where 12 heads meet widths of 768 and 3072.
 
     Raises:
         InputError: a value that is out of range or of another type.
@@ -106,6 +110,10 @@ class Selection:
         default="auto",
         metadata=_help("of attention: outer removes whole heads, inner removes head dimensions (default: auto)"),
     )
+    uniform: bool = field(
+        default=False,
+        metadata=_help("every group keeps the same fraction, and heads go whole, as a configuration can say"),
+    )
 
     def __post_init__(self) -> None:
         _check_ratio("`ratio`", self.ratio)
@@ -123,6 +131,9 @@ class Selection:
             raise InputError(f"`max_ratio` is the largest fraction of a group to remove, in (0, 1]; got {shown(self.max_ratio)}")
         if not is_whole(self.round_to) or self.round_to < 1:
             raise InputError(f"`round_to` is a whole number of units, at least 1; got {shown(self.round_to)}")
+        check_flag("uniform", self.uniform)
+        if self.uniform and self.scope != "local":
+            raise InputError(f"uniform=True takes the same fraction of every group: scope={self.scope!r} does not go with it")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text()})"

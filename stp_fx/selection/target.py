@@ -17,6 +17,7 @@ from stp_fx.errors import TargetError
 from stp_fx.selection.arguments import Cost, check_groups, check_pieces, check_ratios, check_request
 from stp_fx.selection.result import Selected, Shortfall, group_notes, group_shortfalls, whole_note
 from stp_fx.selection.search import COUNT_SLACK, Search, Task, first_length, search_plans
+from stp_fx.selection.uniform import select_uniformly
 
 __all__ = ["select_units"]
 
@@ -39,6 +40,7 @@ def select_units(
     classes: Sequence[int] | None = None,
     whole: Mapping[int, int] | None = None,
     pieces: Sequence[np.ndarray] = (),
+    uniform: bool = False,
 ) -> Selected:
     """Choose the units to remove, with notes where the constraints keep the plan from what was asked.
 
@@ -51,7 +53,8 @@ def select_units(
     group had before earlier removals; a group's own ratio is a fraction of those.
 
     A group keeps one unit, loses at most ``floor(max_ratio * n)``, and keeps a multiple of ``round_to`` units (rounded up; all
-    of them if that is more than it has). Of each of the ``pieces`` (arrays of unit ids) one unit is kept.
+    of them if that is more than it has). Of each of the ``pieces`` (arrays of unit ids) one unit is kept. ``uniform``: the groups
+    without a ratio of their own lose the same fraction.
 
     Raises :class:`InputError` for arguments out of range, and constraints that let no group lose a unit where a removal is
     asked for; :class:`TargetError` for a cost out of reach, with the cost in reach and the constraints that hold it.
@@ -63,6 +66,8 @@ def select_units(
     task = Task.of(groups, total, ratio, ratios or {}, exponents, whole, max_ratio, round_to)
     by_group = target == "channels" and scope == "local"
     search = search_plans(task, scores, pieces, scope=scope, classes=classes, by_group=by_group)
+    if uniform:
+        return select_uniformly(search, target, cost)
     if target == "channels":
         return _channels(search, scope)
     assert cost is not None

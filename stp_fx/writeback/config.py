@@ -230,8 +230,8 @@ def _refusal(
     said_of = ", ".join(fields) or "no field"
     text = (
         f"no {type(config).__name__} describes what is left of {type(model).__name__}: {why}. In the way: "
-        f"{said_of}. Prune so that all layers agree and the fields can say it (scope='local', `ignore` for "
-        "what they cannot), or take strict_config=False for a module that runs but does not survive from_pretrained"
+        f"{said_of}. Prune so that all layers agree and the fields can say it (`uniform=True`, `ignore` for what "
+        "they cannot), or take strict_config=False for a module that runs but does not survive from_pretrained"
     )
     return WriteBackError(text, (*lines, *fields) if off else (*fields, *lines))
 

@@ -98,5 +98,5 @@ def test_a_guard_over_the_head_dimension_is_right_or_refuses() -> None:
         x = torch.randn(3, length, 4).double()
         torch.testing.assert_close(pruned(x), eager(x), rtol=0, atol=1e-9)
     for length in (2, 3, 4):  # of the other branch
-        with pytest.raises(AssertionError, match="captured with another shape"):
+        with pytest.raises(AssertionError, match="traced for another shape"):
             pruned(torch.randn(3, length, 4).double())
