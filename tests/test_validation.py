@@ -359,6 +359,18 @@ def test_time_is_bounded() -> None:
     assert len(validation_of(stp_fx.trace(model, X, validate=True)).ran) == 4
 
 
+def test_the_time_of_a_capture_is_none_of_the_checks() -> None:
+    class Slow(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.fx._symbolic_trace.is_fx_tracing():
+                time.sleep(2.0)
+            return super().forward(x)
+
+    found = validation_of(stp_fx.trace(Slow().eval(), X, validate=1.9))
+    assert "eval" in found.ran
+    assert found.seconds < 1.9
+
+
 def test_a_removal_knows_what_the_capture_has_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds and the slowest pass are handed on, so that both together keep the bound; a capture leaves time to the removal."""
     gm = stp_fx.trace(Net().eval(), X)

@@ -237,6 +237,7 @@ def _validated(model: nn.Module, gm: fx.GraphModule, example: Example, budget: B
     bound = OWN_BATCH in provenance_of(gm).notes and not _takes_another_batch(gm)
     by_name = functools.partial(bound_arguments, model)
     found, written, difference = validate_capture(model, gm, example, by_name, budget, bound=bound)
+    budget.pause()
     if difference is not None:
         raise TraceError(f"the graph computes something else than the model ({difference}); validate=False keeps it as it is")
     known = {word for note in provenance_of(gm).notes for word in re.findall(r"[\w.]+", note) if note.startswith(ASSIGNS)}

@@ -107,17 +107,23 @@ class Budget:
             self._limit -= spent.seconds
         self._most = forwards
         self._start = time.perf_counter()
+        self._spent = 0.0
         self.forwards = 0
         self.slowest = 0.0 if spent is None else spent.slowest
 
     @property
     def seconds(self) -> float:
-        """Since the budget was made."""
+        """What the checks have taken since the budget was made, or :meth:`again` was called first."""
         return time.perf_counter() - self._start
 
     def again(self) -> None:
-        """Another graph is checked: forward passes are counted anew, time goes on."""
+        """Another graph is checked: forward passes are counted anew, and time goes on, but for that since :meth:`pause`."""
         self.forwards = 0
+        self._start = time.perf_counter() - self._spent
+
+    def pause(self) -> None:
+        """The checks of a graph are over; what comes before those of another, such as its capture, is not counted."""
+        self._spent = self.seconds
 
     def allow(self, forwards: int) -> None:
         """A difference is looked into: so many forward passes more than otherwise."""
