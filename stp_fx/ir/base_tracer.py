@@ -14,7 +14,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from stp_fx.ir.patches import tracing
 
-__all__ = ["BaseTracer", "ReplayTracer"]
+__all__ = ["BaseTracer", "ReplayTracer", "autocasts"]
 
 
 class BaseTracer(fx.Tracer):
@@ -90,3 +90,8 @@ class ReplayTracer(BaseTracer):
         self._read: dict[str, fx.Proxy] = {}
         self._names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
         return super()._traced(root, concrete_args)
+
+
+def autocasts() -> set[str]:
+    """Types of devices whose calls are cast now."""
+    return {device for device in ("cpu", "cuda", "xpu", "mps") if torch.is_autocast_enabled(device)}

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stp_fx.errors import TraceError
+from stp_fx.ir.proxies import user_line
 from stp_fx.ir.train_eval import attention_with_dropout
 
-__all__ = ["lowering_of"]
+__all__ = ["lowering_of", "outside_of_tree"]
 
 Lowering = Callable[..., Any]
 
@@ -27,6 +29,21 @@ def lowering_of(module: nn.Module) -> Lowering | None:
         if isinstance(module, kind) and type(module).forward is kind.forward:
             return None if kind is nn.MultiheadAttention and _rare(module) else lowering
     return None
+
+
+def outside_of_tree(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a module that is no submodule of the model (``nn.ReLU()(y)`` in its forward), which is traced through.
+
+    Raises:
+        TraceError: it holds tensors, which the graph would not find.
+    """
+    held = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    if held:
+        raise TraceError(
+            f"the forward calls a {type(module).__name__} that is no submodule of the model, and holds {held[0]!r}, at "
+            f"{user_line()}: keep it in an attribute, or in a nn.ModuleList"
+        )
+    return forward
 
 
 def _rare(attention: Any) -> bool:

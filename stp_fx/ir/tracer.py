@@ -17,13 +17,13 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.assignments import with_assignments
-from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
+from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts
 from stp_fx.ir.batch import first_tensor
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.known_values import buffers_read, known_value
-from stp_fx.ir.lowering import lowering_of
+from stp_fx.ir.lowering import lowering_of, outside_of_tree
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import own_containers
 from stp_fx.ir.outputs import Rebuild, is_plain
@@ -69,7 +69,7 @@ class ModuleTracer(BaseTracer):
             self._names.setdefault(id(tensor), name)
         self._stored: dict[str, fx.Proxy] = {}
         self._gradients = torch.is_grad_enabled()
-        self._autocasts = _autocasts()
+        self._autocasts = autocasts()
         self._mode = MetaRun()
         self._hidden = _hidden_functions()
         self.called: dict[int, nn.Module] = {}
@@ -93,15 +93,18 @@ class ModuleTracer(BaseTracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         lower = lowering_of(m)
+        forward = forward if lower is None else functools.partial(lower, m)
+        if m not in self.submodule_paths:
+            return outside_of_tree(m, forward)(*args, **kwargs)
         self.called.setdefault(id(m), m)
-        return super().call_module(m, forward if lower is None else functools.partial(lower, m), args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
     ) -> Any:
         if kind == "call_function" and target in self._hidden and _takes_weights(args, kwargs):
             return target(*args, **kwargs)
-        if _autocasts() - self._autocasts:
+        if autocasts() - self._autocasts:
             raise TraceError(
                 f"the forward enables autocast itself (at {user_line()}), which a graph does not hold: take the block out of it, "
                 "and put the call of the whole model under autocast"
@@ -378,11 +381,6 @@ class ModuleTracer(BaseTracer):
         """Puts back what was taken back last, for the graph to be made."""
         for store, name, value in self._forgotten:
             store[name] = value
-
-
-def _autocasts() -> set[str]:
-    """Types of devices whose calls are cast now."""
-    return {device for device in ("cpu", "cuda", "xpu", "mps") if torch.is_autocast_enabled(device)}
 
 
 def _hidden_functions() -> set[Any]:

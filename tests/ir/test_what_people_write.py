@@ -202,6 +202,28 @@ def test_numbers_of_parameters_are_refused() -> None:
         stp_fx.trace(Learnt().eval(), X, frontend="fx")
 
 
+ELSEWHERE = [nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2)), nn.Conv2d(8, 8, 1)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda net, y: nn.ReLU()(y),
+        lambda net, y: nn.Softmax(dim=1)(y),
+        lambda net, y: ELSEWHERE[0](y),
+        lambda net, y: y * nn.MSELoss()(y, y.detach()),
+    ],
+    ids=["activation", "softmax", "held elsewhere", "loss"],
+)
+def test_modules_outside_of_the_tree(body: Body) -> None:
+    assert checked(Convs(body)).get_parameter("a.weight").shape[0] == 4
+
+
+def test_weights_outside_of_the_tree_are_refused() -> None:
+    with pytest.raises(TraceError, match="calls a Conv2d that is no submodule of the model, and holds 'weight'"):
+        stp_fx.trace(Convs(lambda net, y: ELSEWHERE[1](y)).eval(), X, frontend="fx")
+
+
 @functools.lru_cache(maxsize=8)
 def remembered_grid(height: int, width: int) -> Tensor:
     return torch.arange(height * width).float().reshape(height, width)
