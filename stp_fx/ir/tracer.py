@@ -94,7 +94,7 @@ class ModuleTracer(BaseTracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         lower = lowering_of(m)
         forward = forward if lower is None else functools.partial(lower, m)
-        if m not in self.submodule_paths:
+        if m not in (self.submodule_paths or {}):
             return outside_of_tree(m, forward)(*args, **kwargs)
         self.called.setdefault(id(m), m)
         return super().call_module(m, forward, args, kwargs)
