@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx import _symbolic_trace
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from stp_fx.ir._torch_compat import STORED_CONSTANTS
 from stp_fx.ir.patches import tracing
 
 __all__ = ["BaseTracer", "ReplayTracer"]
@@ -50,12 +50,11 @@ class BaseTracer(fx.Tracer):
         if code is not None:
             fields = {"co_name": code.co_name, "co_filename": code.co_filename, "co_firstlineno": code.co_firstlineno}
             self.graph._co_fields = fields
-        constants = _symbolic_trace._constant_attribute_types
         self.tensor_attrs = {
             value: f"{name}.{key}" if name else key
             for name, module in root.named_modules(remove_duplicate=False)
             for key, value in vars(module).items()
-            if isinstance(value, constants)
+            if isinstance(value, STORED_CONSTANTS)
         }
         call, args = self.create_args_for_root(forward, True, concrete_args)
         returns = inspect.get_annotations(inspect.unwrap(forward)).get("return")

@@ -30,6 +30,7 @@ import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
+from stp_fx.ir._torch_compat import fx_tracing
 from stp_fx.ir.asked import BUILTINS, is_tensor
 from stp_fx.ir.proxies import holds_proxy, user_line
 
@@ -46,7 +47,6 @@ _RANDOM = ("rand", "randn", "randint", "randperm")
 
 _SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
 """Methods of a tensor that the model's own code made; proxies among their sizes do not reach it either."""
-
 
 _OURS = "_stp_fx_takes_proxies"
 """Marks functions that a trace has put into globals, so that a trace within it leaves them."""
@@ -109,7 +109,7 @@ def tracing(tracer: PatchedTracer, scopes: Iterable[dict[str, Any]]) -> Iterator
         _patch_wrapped(tracer, undo)
         for scope in {id(each): each for each in scopes}.values():
             _patch_scope(scope, undo)
-        undo.enter_context(_symbolic_trace._is_fx_tracing_context(True))
+        undo.enter_context(fx_tracing())
         undo.callback(_leave)
         _HERE.tracers.append(tracer)
         _HERE.depth += 1
