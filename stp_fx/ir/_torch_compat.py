@@ -97,11 +97,11 @@ def guards_of(program: torch.export.ExportedProgram, positional: Sequence[str]) 
 def _guards_in_code(program: torch.export.ExportedProgram) -> list[str]:
     values = (node.meta.get("val") for node in program.graph.nodes)
     sizes = (size for value in values if isinstance(value, torch.Tensor) for size in value.shape)
-    free = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
+    free: Any = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
     if free is None:
         return []
     shapes = free.node.shape_env
-    sources: Any = shapes.var_to_sources
+    sources = shapes.var_to_sources
     printer = symbolic_shapes.ShapeGuardPythonPrinter(sources, lambda source: source.name(), sources)
     known = [guard.expr for guard in shapes.guards if guard.expr.free_symbols <= sources.keys()]
     return [code for code in map(printer.doprint, known) if "L['self']" not in code]

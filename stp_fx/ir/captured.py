@@ -10,11 +10,12 @@ import builtins
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from torch import fx, nn
 from torch.fx import graph_module
 from torch.package import Importer, PackageExporter, PackageImporter, sys_importer
+from typing_extensions import Self
 
 from stp_fx.ir.modes import graph_of_mode, has_modes
 from stp_fx.ir.patches import LOCK

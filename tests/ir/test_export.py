@@ -24,7 +24,7 @@ class Answer:
     features: torch.Tensor
 
 
-pytree.register_dataclass(Answer)
+torch.export.register_dataclass(Answer)
 
 
 class Attention(nn.Module):
