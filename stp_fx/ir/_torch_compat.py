@@ -5,22 +5,35 @@ Each function does what the newest PyTorch does, by its own means where it has t
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import fx
+from torch import fx, nn
 from torch._export.non_strict_utils import key_path_to_source
 from torch._library.fake_class_registry import FakeScriptObject
-from torch.fx import _symbolic_trace
+from torch.fx import _symbolic_trace, graph_module
 from torch.fx.experimental import symbolic_shapes
+from torch.package import Importer
 
-__all__ = ["STORED_CONSTANTS", "children_of", "exported_module", "fx_tracing", "guards_of", "set_versions"]
+__all__ = [
+    "STORED_CONSTANTS",
+    "children_of",
+    "exported_module",
+    "fx_tracing",
+    "guards_of",
+    "import_block",
+    "module_patches",
+    "set_versions",
+    "shape_checks",
+]
 
 
 def children_of(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
@@ -73,13 +86,79 @@ class _InThread:
         return threading.get_ident() == self._thread
 
 
+class _Anything:
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any: ...
+
+
+def _assigning(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def assign(self: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy) and name in self.__dict__.get("_buffers", ()):
+            self._buffers[name] = value  # type: ignore[assignment]
+        else:
+            original(self, name, value)
+
+    return assign
+
+
+def module_patches() -> list[tuple[str, Callable[[Callable[..., Any]], Callable[..., Any]]]]:
+    """Methods of ``nn.Module`` that do not take proxies, by name, with what makes one that does of each.
+
+    Older versions refuse a proxy as the value of a buffer.
+    """
+    probe = nn.Module()
+    probe.register_buffer("value", None)
+    try:
+        probe.value = _Anything()
+    except TypeError:
+        return [("__setattr__", _assigning)]
+    return []
+
+
+def import_block(names: Mapping[str, Any], importer: Importer) -> str:
+    """The imports of a graph's code. (Older versions cannot write annotations that are text.)"""
+    texts = [f"{name} = {value!r}" for name, value in names.items() if isinstance(value, str)]
+    rest = {name: value for name, value in names.items() if not isinstance(value, str)}
+    return "\n".join([*texts, graph_module._format_import_block(rest, importer)])
+
+
+# -- meta tensors ------------------------------------------------------------------------------------------------------
+
+
+def shape_checks() -> dict[Any, Callable[..., Any]]:
+    """By op, what refuses the shapes that its kernels refuse, where that of the meta device does not.
+
+    Older versions give an empty tensor there for a convolution whose kernel is larger than its input.
+    """
+    try:
+        torch.conv1d(torch.empty(1, 1, 2, device="meta"), torch.empty(1, 1, 3, device="meta"))
+    except RuntimeError:
+        return {}
+    return {torch.ops.aten.convolution.default: _kernel_fits}
+
+
+def _kernel_fits(
+    x: torch.Tensor, weight: torch.Tensor, _: Any, __: Any, padding: Any, dilation: Any, transposed: bool, *___: Any
+) -> Any:
+    kernel = weight.shape[2:]
+    pads, steps = (list(given) * len(kernel) if len(given) == 1 else list(given) for given in (padding, dilation))
+    padded = [size + 2 * pad for size, pad in zip(x.shape[-len(kernel) :], pads)]
+    spread = [step * (size - 1) + 1 for size, step in zip(kernel, steps)]
+    if not transposed and any(space < size for space, size in zip(padded, spread)):
+        raise RuntimeError(f"input size with padding: {padded}. The kernel of size {spread} is larger than that")
+    return NotImplemented
+
+
 # -- torch.export ------------------------------------------------------------------------------------------------------
 
 
 def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The graph of an exported program, without a module that checks its guards. (Older versions have none.)"""
     settings = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-    return program.module(**settings)  # type: ignore[return-value]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node|Node .* does not reference")  # of its own
+        return program.module(**settings)  # type: ignore[return-value]
 
 
 def guards_of(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:

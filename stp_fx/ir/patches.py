@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
-from stp_fx.ir._torch_compat import fx_tracing
+from stp_fx.ir._torch_compat import fx_tracing, module_patches
 from stp_fx.ir.asked import BUILTINS, is_tensor
 from stp_fx.ir.proxies import holds_proxy, user_line
 
@@ -162,7 +162,7 @@ def _install(undo: ExitStack) -> None:
         _set(torch.Tensor, name, _ForThread(original, _taking_proxies(original, "call_method", name)), undo)
     apply = _inherited(torch.autograd.Function, "apply")
     _set(torch.autograd.Function, "apply", _ForThread(apply, _applying(apply)), undo)
-    for name, patch in (("__call__", _calling), ("__getattr__", _reading)):
+    for name, patch in (("__call__", _calling), ("__getattr__", _reading), *module_patches()):
         method = vars(nn.Module)[name]
         _set(nn.Module, name, _ForThread(method, patch(method)), undo)
     _set(nn.Module, "training", _Training(), undo)
