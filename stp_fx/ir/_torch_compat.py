@@ -19,17 +19,21 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._export.non_strict_utils import key_path_to_source
 from torch._library.fake_class_registry import FakeScriptObject
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import _symbolic_trace, graph_module
 from torch.fx.experimental import symbolic_shapes
 from torch.package import Importer
+from torch.utils import checkpoint
 
 __all__ = [
+    "SAVES_FOR_CHECKPOINT",
     "STORED_CONSTANTS",
     "children_of",
     "exported_module",
     "fx_tracing",
     "guards_of",
     "import_block",
+    "is_pointwise",
     "module_patches",
     "set_versions",
     "shape_checks",
@@ -49,6 +53,19 @@ def set_versions(tensors: Sequence[torch.Tensor], versions: Sequence[int]) -> No
         return
     for tensor, version in zip(tensors, versions, strict=True):
         set_counter(tensor, version)
+
+
+_aten: Any = torch.ops.aten
+_TAGGED_LATER = frozenset({
+    _aten._conj_physical.default, _aten.celu_.default, _aten.elu_.default, _aten.hardsigmoid_.default, _aten.hardtanh_.default,
+    _aten.ldexp.Tensor, _aten.leaky_relu.default, _aten.leaky_relu_.default, _aten.selu_.default,
+})  # fmt: skip
+"""Ops that are pointwise, and that only newer versions tag so."""
+
+
+def is_pointwise(func: Any) -> bool:
+    """Whether torch tags an op overload as working on each position by itself."""
+    return torch.Tag.pointwise in func.tags or func in _TAGGED_LATER
 
 
 # -- torch.fx ----------------------------------------------------------------------------------------------------------
@@ -84,6 +101,10 @@ class _InThread:
 
     def __bool__(self) -> bool:
         return threading.get_ident() == self._thread
+
+
+SAVES_FOR_CHECKPOINT: Any = getattr(checkpoint, "_NoopSaveInputs", None)
+"""With this function, older versions keep the inputs of a checkpoint for its backward; nobody reads the numbers of its result."""
 
 
 class _Anything:
@@ -154,7 +175,14 @@ def _kernel_fits(
 
 
 def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The graph of an exported program, without a module that checks its guards. (Older versions have none.)"""
+    """The graph of an exported program, without a module that checks its guards. (Older versions have none.)
+
+    Raises:
+        RuntimeError: it stores a fake tensor in place of a constant, which newer versions find themselves.
+    """
+    lost = [name for name, value in program.constants.items() if isinstance(value, FakeTensor)]
+    if lost:
+        raise RuntimeError(f"the constant {lost[0]} is a fake tensor")
     settings = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node|Node .* does not reference")  # of its own

@@ -16,6 +16,7 @@ from torch.fx import _symbolic_trace
 from torch.utils.checkpoint import CheckpointFunction
 
 from stp_fx.errors import TraceError
+from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer
 from stp_fx.ir.batch import first_tensor
@@ -342,6 +343,8 @@ class ModuleTracer(BaseTracer):
         """
         if function is CheckpointFunction:
             return args[0](*args[2:])  # the function, and whether random states are kept
+        if function is SAVES_FOR_CHECKPOINT:
+            return function.forward(*args)
         return self.create_proxy("call_module", self.leaf(AutogradCall(function)), args, kwargs)
 
     def leaf(self, module: nn.Module) -> str:
