@@ -11,7 +11,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch._export.non_strict_utils import key_path_to_source
 from torch._library.fake_class_registry import FakeScriptObject
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import _trace as export_trace
 from torch.fx import _symbolic_trace, graph_module
 from torch.fx.experimental import symbolic_shapes
 from torch.package import Importer
@@ -28,15 +29,16 @@ from torch.utils import checkpoint
 __all__ = [
     "SAVES_FOR_CHECKPOINT",
     "STORED_CONSTANTS",
+    "as_newest_exports",
     "children_of",
     "exported_module",
     "fx_tracing",
     "guards_of",
     "import_block",
     "is_pointwise",
+    "meta_kernels",
     "module_patches",
     "set_versions",
-    "shape_checks",
 ]
 
 
@@ -147,16 +149,21 @@ def import_block(names: Mapping[str, Any], importer: Importer) -> str:
 # -- meta tensors ------------------------------------------------------------------------------------------------------
 
 
-def shape_checks() -> dict[Any, Callable[..., Any]]:
-    """By op, what refuses the shapes that its kernels refuse, where that of the meta device does not.
+def meta_kernels() -> dict[Any, Callable[..., Any]]:
+    """By op, what gives its result on the meta device, or NotImplemented, where torch's own kernel is not to be trusted.
 
-    Older versions give an empty tensor there for a convolution whose kernel is larger than its input.
+    Older versions have none for ``_convolution``, and give an empty tensor where a kernel is larger than the input.
     """
     try:
         torch.conv1d(torch.empty(1, 1, 2, device="meta"), torch.empty(1, 1, 3, device="meta"))
     except RuntimeError:
         return {}
-    return {torch.ops.aten.convolution.default: _kernel_fits}
+    return {_aten.convolution.default: _kernel_fits, _aten._convolution.default: _convolution}
+
+
+def _convolution(*args: Any) -> Any:
+    _kernel_fits(*args)
+    return _aten.convolution.default(*args[:9])
 
 
 def _kernel_fits(
@@ -174,6 +181,61 @@ def _kernel_fits(
 # -- torch.export ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def as_newest_exports() -> Iterator[None]:
+    """A block in which ``torch.export`` does what the newest does.
+
+    Older versions warn of what they do themselves, see what is optimised in a scripted function detached, and refuse a forward
+    that assigns to attributes.
+    """
+    core: Any = torch._C
+    module: Any = export_trace
+    with ExitStack() as undo:
+        undo.callback(core._set_graph_executor_optimize, core._get_graph_executor_optimize())
+        core._set_graph_executor_optimize(False)
+        undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings(
+            "ignore", "Attempted to insert a get_attr Node|Node .* does not reference|Unable to find the path"
+        )
+        if not _takes_assignments():
+            undo.callback(setattr, module, "_detect_attribute_assignment", module._detect_attribute_assignment)
+            module._detect_attribute_assignment = _assignments_told
+        yield
+
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+
+@functools.cache
+def _takes_assignments() -> bool:
+    probe = nn.Module()
+    try:
+        with export_trace._detect_attribute_assignment(probe):
+            probe.number = 1
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def _assignments_told(model: nn.Module) -> Iterator[None]:
+    """A block after which attributes are what they were; a warning names those to which tensors were assigned."""
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    try:
+        yield
+    finally:
+        found: list[str] = []
+        for name, module in model.named_modules():
+            kept = before.get(name, {})
+            for key, value in vars(module).items():
+                if isinstance(value, torch.Tensor) and value is not kept.get(key):
+                    found.append(f"self.{name}.{key}" if name else f"self.{key}")
+            vars(module).update({key: value for key, value in kept.items() if key not in _OF_MODULES})
+        if found:
+            warnings.warn(f"The tensor attributes {', '.join(found)} were assigned during export.", stacklevel=2)
+
+
 def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The graph of an exported program, without a module that checks its guards. (Older versions have none.)
 
@@ -184,9 +246,7 @@ def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     if lost:
         raise RuntimeError(f"the constant {lost[0]} is a fake tensor")
     settings = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node|Node .* does not reference")  # of its own
-        return program.module(**settings)  # type: ignore[return-value]
+    return program.module(**settings)  # type: ignore[return-value]
 
 
 def guards_of(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:

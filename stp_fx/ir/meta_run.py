@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stp_fx.ir._torch_compat import shape_checks
+from stp_fx.ir._torch_compat import meta_kernels
 
 __all__ = ["MetaRun", "run_for_shape", "shortcut"]
 
@@ -34,8 +34,8 @@ def _same(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 shortcut(_aten.gelu.default, _same)  # pointwise, so it has no entry
 
 
-for _op, _refuses in shape_checks().items():
-    shortcut(_op, _refuses)
+for _op, _kernel in meta_kernels().items():
+    shortcut(_op, _kernel)
 
 
 def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
