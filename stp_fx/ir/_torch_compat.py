@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 
+_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+
+
 def children_of(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
     """The specs of a container's values. (A method from 2.9 on.)"""
     return spec.children() if hasattr(spec, "children") else spec.children_specs  # type: ignore[attr-defined]
@@ -185,22 +188,34 @@ def _kernel_fits(
 def as_newest_exports() -> Iterator[None]:
     """A block in which ``torch.export`` does what the newest does.
 
-    Older versions warn of what they do themselves, see what is optimised in a scripted function detached, and refuse a forward
-    that assigns to attributes.
+    Older versions warn of what they do themselves, see nothing of the gradient of a scripted function once that is optimised,
+    and refuse a forward that assigns to attributes.
     """
-    core: Any = torch._C
     module: Any = export_trace
     with ExitStack() as undo:
-        undo.callback(core._set_graph_executor_optimize, core._get_graph_executor_optimize())
-        core._set_graph_executor_optimize(False)
         undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings(
             "ignore", "Attempted to insert a get_attr Node|Node .* does not reference|Unable to find the path"
         )
+        warnings.filterwarnings("ignore", r"Additional \d+ warnings suppressed about get_attr")
+        if _VERSION < (2, 14):
+            undo.callback(setattr, torch.jit.ScriptFunction, "__call__", torch.jit.ScriptFunction.__call__)
+            torch.jit.ScriptFunction.__call__ = _as_written(torch.jit.ScriptFunction.__call__)  # type: ignore[method-assign]
         if not _takes_assignments():
             undo.callback(setattr, module, "_detect_attribute_assignment", module._detect_attribute_assignment)
             module._detect_attribute_assignment = _assignments_told
         yield
+
+
+def _as_written(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls the Python function that was scripted, in this thread."""
+    here = _InThread()
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        written = getattr(self, "_torchdynamo_inline", None) if here else None
+        return original(self, *args, **kwargs) if written is None else written(*args, **kwargs)
+
+    return call
 
 
 _OF_MODULES = frozenset(vars(nn.Module()))
