@@ -85,6 +85,8 @@ def test_exported_programs_are_saved_and_loaded(pruned: fx.GraphModule) -> None:
 def test_onnx(pruned: fx.GraphModule, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `ship` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `ship` is not installed")
+    if torch.__version__.startswith("2.6.") and any(isinstance(module, nn.BatchNorm2d) for module in pruned.modules()):
+        pytest.skip("the exporter of torch 2.6 fails on batch norm, of networks that are not pruned too")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of what it deprecates in itself
         batch = torch.export.Dim("batch", min=1)
