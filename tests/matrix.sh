@@ -2,6 +2,7 @@
 # The test suite under pairs of torch and Python, each in an environment of its own that is deleted afterwards.
 #
 #   tests/matrix.sh 2.6:3.10:lowest 2.14:3.13     # these pairs; their rows in benchmarks/results/matrix.md are replaced
+#   tests/matrix.sh --has 3.10                    # whether there is such a Python
 #   tests/matrix.sh --part 2.6:3.10:lowest        # a part of the suite, which takes minutes; writes no row
 #
 # A pair is TORCH:PYTHON, and TORCH:PYTHON:lowest for the lower bounds in pyproject.toml of everything else, too. An
@@ -62,6 +63,7 @@ run_pair() {
     return $rc
 }
 
+if [ "${1:-}" = --has ]; then interpreter "$2" >/dev/null && exit 0 || exit 1; fi
 selected=""
 if [ "${1:-}" = --part ]; then selected=$PART && shift; fi
 if [ $# -eq 0 ] || [ "${1#-}" != "$1" ]; then usage; fi

@@ -1,6 +1,7 @@
 """What differs between the versions of PyTorch that the library runs with, from 2.6 on; the rest of the code asks here.
 
-Each function does what the newest PyTorch does, by its own means where it has them.
+Each function does what the newest PyTorch does, by its own means where it has them. Modules of ``torch.export`` are imported
+where they are used: they take long.
 """
 
 from __future__ import annotations
@@ -17,12 +18,8 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._export.non_strict_utils import key_path_to_source
 from torch._library.fake_class_registry import FakeScriptObject
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.export import _trace as export_trace
 from torch.fx import _symbolic_trace, graph_module
-from torch.fx.experimental import symbolic_shapes
 from torch.package import Importer
 from torch.utils import checkpoint
 
@@ -191,7 +188,9 @@ def as_newest_exports() -> Iterator[None]:
     Older versions warn of what they do themselves, see nothing of the gradient of a scripted function once that is optimised,
     and refuse a forward that assigns to attributes.
     """
-    module: Any = export_trace
+    from torch.export import _trace
+
+    module: Any = _trace
     with ExitStack() as undo:
         undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings(
@@ -224,9 +223,11 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 @functools.cache
 def _takes_assignments() -> bool:
+    from torch.export import _trace
+
     probe = nn.Module()
     try:
-        with export_trace._detect_attribute_assignment(probe):
+        with _trace._detect_attribute_assignment(probe):
             probe.number = 1
     except ValueError:
         return False
@@ -257,6 +258,8 @@ def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     Raises:
         RuntimeError: it stores a fake tensor in place of a constant, which newer versions find themselves.
     """
+    from torch._subclasses.fake_tensor import FakeTensor
+
     lost = [name for name, value in program.constants.items() if isinstance(value, FakeTensor)]
     if lost:
         raise RuntimeError(f"the constant {lost[0]} is a fake tensor")
@@ -269,6 +272,8 @@ def guards_of(program: torch.export.ExportedProgram, positional: Sequence[str]) 
 
     Older versions only keep it as formulas, and name inputs by their places; ``positional`` are the names of those places.
     """
+    from torch._export.non_strict_utils import key_path_to_source
+
     conditions = program._guards_code if hasattr(program, "_guards_code") else _guards_in_code(program)
     if "sourced_prefixes" in inspect.signature(key_path_to_source).parameters:
         return conditions
@@ -277,6 +282,8 @@ def guards_of(program: torch.export.ExportedProgram, positional: Sequence[str]) 
 
 
 def _guards_in_code(program: torch.export.ExportedProgram) -> list[str]:
+    from torch.fx.experimental import symbolic_shapes
+
     values = (node.meta.get("val") for node in program.graph.nodes)
     sizes = (size for value in values if isinstance(value, torch.Tensor) for size in value.shape)
     free: Any = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
