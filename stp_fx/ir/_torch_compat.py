@@ -130,7 +130,7 @@ def module_patches() -> list[tuple[str, Callable[[Callable[..., Any]], Callable[
 
     Older versions refuse a proxy as the value of a buffer.
     """
-    probe = nn.Module()
+    probe: Any = nn.Module()
     probe.register_buffer("value", None)
     try:
         probe.value = _Anything()
@@ -152,11 +152,9 @@ def import_block(names: Mapping[str, Any], importer: Importer) -> str:
 def meta_kernels() -> dict[Any, Callable[..., Any]]:
     """By op, what gives its result on the meta device, or NotImplemented, where torch's own kernel is not to be trusted.
 
-    Older versions have none for ``_convolution``, and give an empty tensor where a kernel is larger than the input.
+    2.6 has none for ``_convolution``, and gives an empty tensor where a kernel is larger than the input.
     """
-    try:
-        torch.conv1d(torch.empty(1, 1, 2, device="meta"), torch.empty(1, 1, 3, device="meta"))
-    except RuntimeError:
+    if _VERSION >= (2, 14):
         return {}
     return {_aten.convolution.default: _kernel_fits, _aten._convolution.default: _convolution}
 
@@ -225,7 +223,7 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 def _takes_assignments() -> bool:
     from torch.export import _trace
 
-    probe = nn.Module()
+    probe: Any = nn.Module()
     try:
         with _trace._detect_attribute_assignment(probe):
             probe.number = 1
