@@ -117,7 +117,7 @@ def machine() -> dict[str, str]:
     arguments = [word for word, before in zip(sys.argv[1:], sys.argv) if "--out" not in (word, before)]
     return {
         "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *arguments]),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),

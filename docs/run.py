@@ -46,6 +46,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _working_in(folder: str) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def run_python(page: Page, update: bool = False) -> None:
     """Runs a page's Python in an empty folder.
 
@@ -55,7 +65,7 @@ def run_python(page: Page, update: bool = False) -> None:
     warnings.simplefilter("error")
     module = types.ModuleType("__main__")
     printed, outputs = "", []
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _as_main(module):
+    with tempfile.TemporaryDirectory() as folder, _working_in(folder), _as_main(module):
         for block in page.blocks:
             if block.kind == "python":
                 printed = _run_block(page, block, module.__dict__)

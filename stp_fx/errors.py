@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Generator
 
 __all__ = [
@@ -24,6 +25,12 @@ __all__ = [
 
 class StpFxError(Exception):
     """Base of every error that stp_fx raises on purpose."""
+
+    if sys.version_info < (3, 11):
+
+        def add_note(self, note: str) -> None:
+            """Adds a line to the text; from Python 3.11 on, every exception has notes."""
+            self.args = (f"{self}\n{note}", *self.args[1:])
 
 
 class InputError(StpFxError, ValueError):

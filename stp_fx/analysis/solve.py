@@ -71,8 +71,8 @@ def _components(elements: Elements) -> tuple[np.ndarray, int]:
 
     if not elements.unions:
         return np.arange(elements.count), elements.count
-    rows = np.concatenate([np.ravel(a) for a, _ in elements.unions])
-    cols = np.concatenate([np.ravel(b) for _, b in elements.unions])
+    # older versions of scipy find components of a graph with 32-bit indices only, and newer ones make it one
+    rows, cols = (np.concatenate([np.ravel(each[k]) for each in elements.unions]).astype(np.int32) for k in (0, 1))
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, cols)), shape=(elements.count, elements.count))
     count, label = connected_components(graph, directed=False)
     return label.astype(np.int64), int(count)

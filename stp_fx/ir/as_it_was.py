@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stp_fx.ir._torch_compat import set_versions
 from stp_fx.ir.kept import containers_kept, state_kept
 from stp_fx.ir.schema import writes_to
 from stp_fx.ir.train_eval import modes_kept
 
 __all__ = ["AsItWas", "as_it_was", "same_bits"]
 
-_set_versions: Callable[[list[torch.Tensor], list[int]], None] = torch._C._autograd._unsafe_set_version_counter  # type: ignore
 _COPIED = 1 << 22
 """Elements of a buffer that is copied before anything runs; larger tensors, and parameters, are copied when written to."""
 
@@ -58,7 +58,7 @@ class AsItWas:
                     tensor.detach().copy_(before)
         versions = {key: v for key, v in self._versions.items() if self._tensors[key]._version != v}
         if versions:
-            _set_versions([self._tensors[key] for key in versions], list(versions.values()))
+            set_versions([self._tensors[key] for key in versions], list(versions.values()))
         for tensor, grad, required in self._owners:
             if tensor.grad is not grad:
                 tensor.grad = grad

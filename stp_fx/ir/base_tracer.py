@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from stp_fx.ir._torch_compat import STORED_CONSTANTS
 from stp_fx.ir.patches import tracing
 
-__all__ = ["BaseTracer", "ReplayTracer", "autocasts"]
+__all__ = ["BaseTracer", "ReplayTracer", "autocasts", "hidden_functions"]
 
 
 class BaseTracer(fx.Tracer):
@@ -50,12 +52,11 @@ class BaseTracer(fx.Tracer):
         if code is not None:
             fields = {"co_name": code.co_name, "co_filename": code.co_filename, "co_firstlineno": code.co_firstlineno}
             self.graph._co_fields = fields
-        constants = _symbolic_trace._constant_attribute_types
         self.tensor_attrs = {
             value: f"{name}.{key}" if name else key
             for name, module in root.named_modules(remove_duplicate=False)
             for key, value in vars(module).items()
-            if isinstance(value, constants)
+            if isinstance(value, STORED_CONSTANTS)
         }
         call, args = self.create_args_for_root(forward, True, concrete_args)
         returns = inspect.get_annotations(inspect.unwrap(forward)).get("return")
@@ -95,3 +96,9 @@ class ReplayTracer(BaseTracer):
 def autocasts() -> set[str]:
     """Types of devices whose calls are cast now."""
     return {device for device in ("cpu", "cuda", "xpu", "mps") if torch.is_autocast_enabled(device)}
+
+
+def hidden_functions() -> set[Any]:
+    """Python functions that were hidden with ``fx.wrap``."""
+    found = (scope.get(name) for (_, name), scope in list(_symbolic_trace._wrapped_fns_to_patch.items()))
+    return {function for function in found if isinstance(function, types.FunctionType)}

@@ -10,12 +10,14 @@ import builtins
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from torch import fx, nn
 from torch.fx import graph_module
 from torch.package import Importer, PackageExporter, PackageImporter, sys_importer
+from typing_extensions import Self
 
+from stp_fx.ir._torch_compat import import_block
 from stp_fx.ir.modes import graph_of_mode, has_modes
 from stp_fx.ir.patches import LOCK
 
@@ -78,7 +80,7 @@ class CapturedGraph(fx.GraphModule):
     def _source(self, importer: Importer) -> str:
         """The graph as Python. (``GraphModule`` recompiles itself for that, which replaces ``forward``.)"""
         code = self.graph.python_code("self")
-        return graph_module._format_import_block(code.globals, importer) + code.src
+        return import_block(code.globals, importer) + code.src
 
     def _body(self) -> dict[str, Any]:
         """What is pickled beside the source: all attributes, and of ``meta`` only what is the library's."""

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from stp_fx.ir._torch_compat import as_newest_exports
 from stp_fx.ir.patches import LOCK
 
 __all__ = ["quiet_export"]
@@ -43,6 +44,7 @@ def quiet_export() -> Iterator[list[str]]:
         undo.callback(lambda: _tell(shown, written))
         shown = undo.enter_context(warnings.catch_warnings(record=True))
         warnings.filterwarnings("always", message=_ASSIGNED)
+        undo.enter_context(as_newest_exports())
         yield written
 
 

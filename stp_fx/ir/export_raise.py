@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
+from stp_fx.ir._torch_compat import exported_module, guards_of
 from stp_fx.ir.base_tracer import ReplayTracer
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.constant_inputs import assert_constants, constant_inputs
@@ -65,7 +66,7 @@ class Raised:
         training: bool,
     ) -> None:
         self.model, self.training, self._leaves = model, training, leaves
-        self.source: fx.GraphModule = program.module(check_guards=False)
+        self.source: fx.GraphModule = exported_module(program)
         self.graph = fx.Graph(tracer_cls=ReplayTracer)
         self.root: dict[str, Any] = {}
         self.env: dict[fx.Node, Any] = {}
@@ -77,7 +78,7 @@ class Raised:
         self._device: fx.Node | None = None
         self._literal_device = next((v.device for v in pytree.tree_leaves(program.example_inputs) if _is_tensor(v)), None)
         self._spec = program.call_spec.out_spec
-        self._guards: list[str] = in_order(program._guards_code)
+        self._guards: list[str] = in_order(guards_of(program, [name for name in arguments if name not in named]))
 
     def graph_module(self) -> CapturedGraph:
         """The graph, over the model's own modules, parameters and buffers.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stp_fx.ir._torch_compat import meta_kernels
+
 __all__ = ["MetaRun", "run_for_shape", "shortcut"]
 
 _aten = torch.ops.aten
@@ -30,6 +32,10 @@ def _same(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 shortcut(_aten.gelu.default, _same)  # pointwise, so it has no entry
+
+
+for _op, _kernel in meta_kernels().items():
+    shortcut(_op, _kernel)
 
 
 def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

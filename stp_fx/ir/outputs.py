@@ -7,6 +7,8 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import nn
 
+from stp_fx.ir._torch_compat import children_of
+
 __all__ = ["Rebuild", "is_plain"]
 
 _PLAIN = (tuple, list, dict)
@@ -25,4 +27,4 @@ class Rebuild(nn.Module):
 
 def is_plain(spec: pytree.TreeSpec) -> bool:
     """Whether a graph can write such an output itself."""
-    return spec.is_leaf() or (spec.type in _PLAIN and all(is_plain(child) for child in spec.children()))
+    return spec.is_leaf() or (spec.type in _PLAIN and all(is_plain(child) for child in children_of(spec)))

@@ -31,6 +31,7 @@ import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
+from stp_fx.ir._torch_compat import fx_tracing, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, is_tensor
 from stp_fx.ir.proxies import holds_proxy, user_line
@@ -46,7 +47,6 @@ _RANDOM = ("rand", "randn", "randint", "randperm")
 _SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
 """Methods of a tensor that the model's own code made; proxies among their sizes do not reach it either."""
 
-
 _OURS = "_stp_fx_takes_proxies"
 """Marks functions that a trace has put into globals, so that a trace within it leaves them."""
 
@@ -60,7 +60,7 @@ def tracing(tracer: PatchedTracer, scopes: Iterable[dict[str, Any]]) -> Iterator
         _patch_wrapped(tracer, undo)
         for scope in {id(each): each for each in scopes}.values():
             _patch_scope(scope, undo)
-        undo.enter_context(_symbolic_trace._is_fx_tracing_context(True))
+        undo.enter_context(fx_tracing())
         undo.callback(_leave)
         HERE.tracers.append(tracer)
         HERE.depth += 1
@@ -113,7 +113,7 @@ def _install(undo: ExitStack) -> None:
         _set(torch.Tensor, name, _ForThread(original, _taking_proxies(original, "call_method", name)), undo)
     apply = _inherited(torch.autograd.Function, "apply")
     _set(torch.autograd.Function, "apply", _ForThread(apply, _applying(apply)), undo)
-    for name, patch in (("__call__", _calling), ("__getattr__", _reading)):
+    for name, patch in (("__call__", _calling), ("__getattr__", _reading), *module_patches()):
         method = vars(nn.Module)[name]
         _set(nn.Module, name, _ForThread(method, patch(method)), undo)
     _set(nn.Module, "training", _Training(), undo)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch.fx import _symbolic_trace
 from torch.utils.checkpoint import CheckpointFunction
 
 from stp_fx.errors import TraceError
+from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
-from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts
+from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions
 from stp_fx.ir.batch import first_tensor
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
@@ -71,7 +71,7 @@ class ModuleTracer(BaseTracer):
         self._gradients = torch.is_grad_enabled()
         self._autocasts = autocasts()
         self._mode = MetaRun()
-        self._hidden = _hidden_functions()
+        self._hidden = hidden_functions()
         self.called: dict[int, nn.Module] = {}
         self.augmented: dict[fx.Node, Callable[..., Any]] = {}
         self.assigned: list[str] = []
@@ -353,6 +353,8 @@ class ModuleTracer(BaseTracer):
         """
         if function is CheckpointFunction:
             return args[0](*args[2:])  # the function, and whether random states are kept
+        if function is SAVES_FOR_CHECKPOINT:
+            return function.forward(*args)
         return self.create_proxy("call_module", self.leaf(AutogradCall(function)), args, kwargs)
 
     def leaf(self, module: nn.Module) -> str:
@@ -381,12 +383,6 @@ class ModuleTracer(BaseTracer):
         """Puts back what was taken back last, for the graph to be made."""
         for store, name, value in self._forgotten:
             store[name] = value
-
-
-def _hidden_functions() -> set[Any]:
-    """Python functions that were hidden with ``fx.wrap``."""
-    found = (scope.get(name) for (_, name), scope in list(_symbolic_trace._wrapped_fns_to_patch.items()))
-    return {function for function in found if isinstance(function, types.FunctionType)}
 
 
 def _is_switchable(function: Any) -> bool:

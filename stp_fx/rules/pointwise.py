@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from stp_fx.ir._torch_compat import is_pointwise
 from stp_fx.rules.call import OpCall
 from stp_fx.rules.domain import Dim, Dims, fixed_dim
 
 __all__ = ["broadcast", "is_pointwise", "pointwise"]
 
 _ROLES = {"mul": "scale", "div": "scale", "add": "bias", "sub": "bias"}
-
-
-def is_pointwise(func: Any) -> bool:
-    """Whether torch tags an op overload as working on each position by itself."""
-    return torch.Tag.pointwise in func.tags
 
 
 def pointwise(call: OpCall) -> None:

@@ -64,7 +64,7 @@ def group_shortfalls(
     concerned = short | unable
     concerned[list(kept)] = True
     found = []
-    for k in np.flatnonzero(concerned).tolist():
+    for k in map(int, np.flatnonzero(concerned)):
         why = [name for name, groups in reasons.items() if groups[k] and (short[k] or unable[k])]
         if k in kept and "pieces" not in why:
             why.append("pieces")

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.plan import PrunePlan
+from stp_fx.ir._torch_compat import is_pointwise
 from stp_fx.testing.absent_ops import CARRIES, LIKE, NAN, POINTWISE, SEMANTICS, is_inexact, marked, pointwise, tensors_in
 
 __all__ = ["Absent", "OracleError", "absent_copy", "run_absent"]
@@ -91,6 +92,6 @@ class Absent(TorchDispatchMode):
             return marked(func(*args, **kwargs), args[0].isnan())
         if name in CARRIES:
             return func(*args, **kwargs)
-        if torch.Tag.pointwise in func.tags or name in POINTWISE:
+        if is_pointwise(func) or name in POINTWISE:
             return pointwise(func, args, kwargs, floats)
         raise OracleError(f"the oracle has no semantics for {func}: add one to stp_fx.testing.absent_ops")

@@ -66,9 +66,21 @@ def failure_of(error: Exception, model: nn.Module) -> Failure:
 
 def _statement(trail: TracebackType) -> str:
     summary = traceback.extract_tb(trail, limit=1)[0]
-    first, last = summary.lineno or 0, summary.end_lineno or summary.lineno or 0
+    first = summary.lineno or 0
+    last = getattr(summary, "end_lineno", None) or _end_of_statement(summary.filename, first)
     lines = [linecache.getline(summary.filename, number) for number in range(first, last + 1)]
     return textwrap.dedent("".join(lines)).strip()
+
+
+def _end_of_statement(filename: str, line: int) -> int:
+    """The last line of the statement in ``line``. (From Python 3.11 on, a traceback tells that of the expression.)"""
+    try:
+        parsed = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:  # the file is not what it was when it was imported
+        return line
+    around = [n for n in ast.walk(parsed) if isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or 0)]
+    innermost = max(around, key=lambda n: n.lineno, default=None)
+    return line if innermost is None or hasattr(innermost, "body") else innermost.end_lineno or line
 
 
 def message_of(failure: Failure | None, model: nn.Module, seen: Sequence[Seen], sizes: Sizes) -> tuple[str, tuple[str, ...]]:

@@ -489,7 +489,10 @@ def test_as_a_process_with_a_reader_that_leaves(project: pathlib.Path) -> None:
     """One process for what only a process shows: `python -m`, the current folder, a closed pipe, encodings."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-W", "error", "-m", "stp_fx", "analyze", "net:make", *SHAPE]
+    folder = "ignore:Implicitly cleaning up:ResourceWarning"  # older torch leaves one, which it makes when it is imported
+    older = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+    warns = ["-W", "error", *(["-W", folder] if older else [])]
+    command = [sys.executable, *warns, "-m", "stp_fx", "analyze", "net:make", *SHAPE]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(stp_fx.__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, cwd=project, check=False)
     os.close(writer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ class Answer:
     features: torch.Tensor
 
 
-pytree.register_dataclass(Answer)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # torch 2.6 registers it by a function that it deprecates
+    torch.export.register_dataclass(Answer)
 
 
 class Attention(nn.Module):

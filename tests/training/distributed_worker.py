@@ -87,7 +87,8 @@ def sharded() -> None:
     for attempt in (lambda: stp_fx.PATPassManager(gm, ratio=0.5), lambda: stp_fx.prune_graph(gm)):
         with pytest.raises(InputError, match=r"'stem.weight' is sharded.*fully_shard"):
             attempt()
-    gm(IMAGES[:4]).sum().backward()
+    if hasattr(torch.cpu.Stream, "record_event"):  # without it, FSDP does not run on a CPU (torch 2.6)
+        gm(IMAGES[:4]).sum().backward()
 
 
 def main() -> None:

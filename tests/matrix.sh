@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The test suite under pairs of torch and Python, each in an environment of its own that is deleted afterwards.
+#
+#   tests/matrix.sh 2.6:3.10:lowest 2.14:3.13     # these pairs; their rows in benchmarks/results/matrix.md are replaced
+#   tests/matrix.sh --has 3.10                    # whether there is such a Python
+#   tests/matrix.sh --part 2.6:3.10:lowest        # a part of the suite, which takes minutes; writes no row
+#
+# A pair is TORCH:PYTHON, and TORCH:PYTHON:lowest for the lower bounds in pyproject.toml of everything else, too. An
+# environment takes 6 GB and minutes to install. Settings: JOBS (test processes), ENVIRONMENTS (the folder for them), ARGS
+# (handed on to pytest).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+JOBS=${JOBS:-2}
+ENVIRONMENTS=${ENVIRONMENTS:-$(mktemp -d)}
+RESULTS=benchmarks/results/matrix.md
+PART="tests/ir/test_export.py tests/ir/test_captured.py tests/ir/test_patches.py tests/ir/test_python.py tests/rules
+    tests/properties/test_networks.py"
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+usage() {
+    sed -n 's/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed 1d >&2
+    exit 2
+}
+
+interpreter() {  # of a version: on the path, or where pyenv keeps it
+    local candidate
+    for candidate in "python$1" "$HOME/.pyenv/versions/$1".*/bin/python; do
+        if "$candidate" -c "" 2>/dev/null; then echo "$candidate" && return; fi
+    done
+    echo "no Python $1 here" >&2
+    return 1
+}
+
+constraints() {  # lower bounds of pyproject.toml as pins, with `lowest`; and what pip cannot know of torch
+    local torch=$1 lowest=$2
+    if [ "$lowest" = lowest ]; then
+        grep -oE '"[A-Za-z0-9_.-]+(\[[a-z]+\])?>=[0-9.]+' pyproject.toml | tr -d '"' | grep -vE '^(torch|torchvision|hatchling|ruff|pyright)\b' |
+            sed -E 's/\[[a-z]+\]//; s/>=/==/' | sort -u
+    fi
+    case $torch in  # torchao names no version of torch, and fails to be imported by older ones
+        2.6*) echo "torchao<0.13" ;;
+        2.7*) echo "torchao<0.15" ;;
+    esac
+}
+
+run_pair() {
+    local pair=$1 torch python lowest folder log started rc=0
+    IFS=: read -r torch python lowest <<<"$pair"
+    folder="$ENVIRONMENTS/torch-$torch-python-$python" log="$ENVIRONMENTS/${pair//:/-}.log"
+    rm -rf "$folder"
+    "$(interpreter "$python")" -m venv "$folder"
+    constraints "$torch" "${lowest:-}" >"$folder/constraints.txt"
+    "$folder/bin/python" -m pip install -q "torch==$torch.*" torchvision -c "$folder/constraints.txt" -e ".[test]"
+    started=$SECONDS
+    # shellcheck disable=SC2086
+    PYTHONPATH=$PWD "$folder/bin/python" -m pytest -n "$JOBS" -m "not slow" -q -p no:cacheprovider --show-capture=no ${ARGS:-} $selected \
+        2>&1 | tee "$log" || rc=$?
+    if [ -z "$selected" ]; then
+        "$folder/bin/python" tests/matrix_row.py "$RESULTS" "$log" "${lowest:-newest}" $((SECONDS - started))
+    fi
+    rm -rf "$folder"
+    return $rc
+}
+
+if [ "${1:-}" = --has ]; then interpreter "$2" >/dev/null && exit 0 || exit 1; fi
+selected=""
+if [ "${1:-}" = --part ]; then selected=$PART && shift; fi
+if [ $# -eq 0 ] || [ "${1#-}" != "$1" ]; then usage; fi
+failed=0
+for pair in "$@"; do run_pair "$pair" || failed=1; done
+exit $failed
