@@ -81,6 +81,8 @@ def network(name: str) -> Network:
         return _timm(plain)
     if collection == "hf":
         return _transformer(plain)
+    if collection == "wild":
+        return _wild()[plain]
     if name in SEGMENTATION:
         return Network(
             lambda: _torchvision(name, weights_backbone=None), _images(lambda small: (64, 64) if small else (224, 224))
@@ -154,6 +156,14 @@ def _transformers(named: bool) -> list[str]:
     return [f"hf:{name}" for name in TRANSFORMERS if (name in NAMED) == named]
 
 
+def _wild() -> dict[str, Network]:
+    """Networks of other libraries, as their users build them."""
+    from _wild_images import IMAGES
+    from _wild_sequences import SEQUENCES
+
+    return {**IMAGES, **SEQUENCES}
+
+
 COLLECTIONS: dict[str, Callable[[], list[str]]] = {
     "torchvision": lambda: torchvision.models.list_models(module=torchvision.models),
     "torchvision-more": lambda: [*SEGMENTATION, *VIDEO, *FLOW, *DETECTION],
@@ -161,4 +171,5 @@ COLLECTIONS: dict[str, Callable[[], list[str]]] = {
     "timm-more": lambda: [f"timm:{name}" for name in TIMM_MORE],
     "transformers": lambda: _transformers(named=True),
     "transformers-more": lambda: _transformers(named=False),
+    "wild": lambda: [f"wild:{name}" for name in _wild()],
 }

@@ -4,6 +4,7 @@
     python benchmarks/coverage.py torchvision-more       # segmentation, video, optical flow, detection
     python benchmarks/coverage.py timm
     python benchmarks/coverage.py transformers           # Hugging Face, from small configurations
+    python benchmarks/coverage.py wild                   # diffusers, monai, ultralytics and others; needs the extra "wild"
 
 Each network runs in a process of its own (``_coverage_worker.py``), with random weights *and* random normalisation
 statistics, so that the equations are not true for want of a signal. Checked for each:

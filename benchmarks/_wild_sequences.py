@@ -1,0 +1,9 @@
+"""Networks on text, sound and tokens from other libraries, for ``coverage.py wild``: small configurations, random weights."""
+
+from __future__ import annotations
+
+from _coverage_networks import Network
+
+__all__ = ["SEQUENCES"]
+
+SEQUENCES: dict[str, Network] = {}
