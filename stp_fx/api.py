@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -79,6 +79,7 @@ def prune_graph(
     example_inputs: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     frontend: str = "auto",
+    outputs: str | int | Sequence[str | int] | None = None,
     calibration: Iterable[Any] | None = None,
     compensation: CompensationName | None = None,
     recalibrate: int | bool | None = None,
@@ -93,7 +94,7 @@ def prune_graph(
         gm: a graph that :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
         criterion: a name (see :func:`stp_fx.criteria.known_criteria`) or a callable ``(group, context) -> scores``.
         ratio: the fraction of the target that is removed, in [0, 1).
-        example_inputs, kwargs, frontend: as for :func:`trace`, for a module that has not been traced.
+        example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
         compensation: None, "mean" (consumers' biases take over the mean of the removed inputs) or "least_squares" (the kept
             channels' weights absorb what they can); both need ``calibration``.
@@ -130,7 +131,7 @@ def prune_graph(
         seed=seed,
         rewrite=RemoveChannels(validate=validate),
     )
-    return _without_guilty(pipeline, selection, _captured(gm, example_inputs, kwargs, frontend, validate))
+    return _without_guilty(pipeline, selection, _captured(gm, example_inputs, kwargs, frontend, validate, outputs))
 
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
@@ -237,16 +238,18 @@ def report_of(pruned: fx.GraphModule) -> RunReport | None:
 
 
 def _captured(
-    gm: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str, validate: Validate
+    gm: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str, validate: Validate, outputs: Any
 ) -> fx.GraphModule:
     if not isinstance(gm, nn.Module):
         raise InputError(f"expected a GraphModule or nn.Module, got a {type(gm).__name__}")
     named = arguments_by_name(kwargs)
     if example_inputs is not None or named:
-        return trace(gm, example_inputs, kwargs=named, frontend=frontend, validate=validate)
+        return trace(gm, example_inputs, kwargs=named, frontend=frontend, validate=validate, outputs=outputs)
     if isinstance(gm, fx.GraphModule) and has_provenance(gm):
         if not is_choice(frontend, FRONT_ENDS):
             raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
+        if outputs is not None:
+            raise InputError("`outputs` chooses what a capture gives, and this graph is captured: give it to stp_fx.trace")
         return gm
     raise InputError(
         f"{type(gm).__name__} has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs"

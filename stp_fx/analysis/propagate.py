@@ -23,6 +23,7 @@ from stp_fx.ir.provenance import example_of
 from stp_fx.ir.runner import call, operands, run_node
 from stp_fx.ir.shapes import meta_twin
 from stp_fx.ir.train_eval import AutogradCall
+from stp_fx.ir.unread import unread
 from stp_fx.rules import (
     FIXED,
     Dim,
@@ -85,6 +86,7 @@ class _Propagation(TorchDispatchMode):
         self._modules = dict(twin.named_modules(remove_duplicate=False))
         self._node: fx.Node | None = None
         self._policy = Policy.STRICT
+        self._unread = unread(gm.graph)
         self._hidden = False
         self._trains_only = False
         self._given: Any = ()
@@ -248,6 +250,10 @@ class _Propagation(TorchDispatchMode):
     @property
     def editable(self) -> bool:
         return self._policy is Policy.EDITABLE
+
+    @property
+    def unread(self) -> bool:
+        return self._node is not None and self._node.name in self._unread
 
     def contract(
         self,

@@ -160,11 +160,13 @@ def _flag(value: Any) -> bool:
 def _call(value: Any) -> Call | None:
     if value is None:
         return None
-    if not isinstance(value, dict) or set(value) != {"frontend", "args", "kwargs", "training", "other"}:
+    if not isinstance(value, dict) or set(value) - {"outputs"} != {"frontend", "args", "kwargs", "training", "other"}:
         raise ValueError("is the record of a capture")
-    return Call(
-        _text(value["frontend"]), value["args"], value["kwargs"], _flag(value["training"]), _names(value["other"])
-    )  # fmt: skip
+    outputs = value.get("outputs", [])  # files of earlier versions have none
+    if not isinstance(outputs, list) or any(type(name) not in (str, int) for name in outputs):
+        raise ValueError("names outputs by words and positions")
+    known = _text(value["frontend"]), value["args"], value["kwargs"], _flag(value["training"]), _names(value["other"])
+    return Call(*known, tuple(outputs))
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {

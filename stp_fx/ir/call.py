@@ -31,7 +31,7 @@ class Call:
     """``stp_fx.trace(model, args, kwargs=kwargs, frontend=frontend)``, with the modes that the model was in.
 
     ``args`` and ``kwargs`` are descriptions (:func:`described`), both None where the example cannot be described; ``other``
-    names the modules whose train/eval flag was not the root's, ``training``.
+    names the modules whose train/eval flag was not the root's, ``training``; ``outputs`` are those asked for, if not all.
     """
 
     frontend: str
@@ -39,6 +39,7 @@ class Call:
     kwargs: Any
     training: bool
     other: tuple[str, ...] = ()
+    outputs: tuple[str | int, ...] = ()
 
     def following(self, before: torch.dtype | None, now: torch.dtype | None) -> Call:
         """The call for parameters of dtype ``now``: tensors that had the parameters' dtype, ``before``, have it again."""

@@ -14,7 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from stp_fx.errors import TraceError
+from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
 from stp_fx.ir.example import on_meta
@@ -94,7 +94,7 @@ def _exported(
             every = pytree.tree_map(_free_sizes, dict(arguments))
             program = torch.export.export(model, args, kwargs, dynamic_shapes=every, strict=False)
             raised = Raised(model, program, arguments, named, leaves, training)
-    except TraceError:
+    except (TraceError, InputError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]

@@ -26,7 +26,7 @@ from stp_fx.ir.export_calls import python_call, schema_of, written_later
 from stp_fx.ir.export_guards import as_nodes, in_order
 from stp_fx.ir.export_leaves import LEAF, Leaf
 from stp_fx.ir.nested import holds
-from stp_fx.ir.outputs import Rebuild, is_plain
+from stp_fx.ir.outputs import Rebuild, is_plain, kept_outputs
 from stp_fx.ir.schema import writes_to
 from stp_fx.ir.shapes import fetch
 from stp_fx.ir.spelling import SPELLED
@@ -326,10 +326,12 @@ class Raised:
 
     def _finish(self, node: fx.Node) -> None:
         values: list[Any] = list(map_arg(node.args[0], lambda n: self.env[n]))  # type: ignore[arg-type]
-        if is_plain(self._spec):
-            self.graph.output(pytree.tree_unflatten(values, self._spec))
+        output = kept_outputs(pytree.tree_unflatten(values, self._spec))
+        values, spec = pytree.tree_flatten(output)
+        if is_plain(spec):
+            self.graph.output(output)
             return
-        self.root[_OUTPUT] = Rebuild(self._spec)
+        self.root[_OUTPUT] = Rebuild(spec)
         self.graph.output(self.graph.call_module(_OUTPUT, tuple(values)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from stp_fx.errors import TraceError
+from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.batch import bakes_batch, batches_for, free_batch, holds_multiple, same_constants, with_batch
 from stp_fx.ir.batch_of_one import allow_one, batch_of_one
 from stp_fx.ir.captured import CapturedGraph
@@ -175,7 +175,7 @@ def _capture(model: nn.Module, example: _Example, batch: int = 0) -> ModuleTrace
     tracer = ModuleTracer(model, example.values, example.constants, example.named, example.taken, batch)
     try:
         tracer.trace(model)
-    except TraceError:
+    except (TraceError, InputError):
         raise
     except Exception as error:
         raise TraceError(f"{type(error).__name__}: {error} (traced with {described(example.values)})") from error

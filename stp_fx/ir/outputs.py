@@ -1,17 +1,27 @@
-"""Outputs in classes that a graph cannot write: flat in the graph, put together again by a module at its end."""
+"""What a graph gives: outputs in classes that a graph cannot write, and outputs of which only some are asked for."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import nn
 
+from stp_fx.checks import shown
+from stp_fx.errors import InputError
 from stp_fx.ir._torch_compat import children_of
+from stp_fx.text import listed
 
-__all__ = ["Rebuild", "is_plain"]
+__all__ = ["Outputs", "Rebuild", "is_plain", "kept_outputs", "names_of_outputs", "only_outputs"]
 
 _PLAIN = (tuple, list, dict)
+Outputs = tuple[str | int, ...]
+"""Names of the outputs that are kept (keys, fields), or their positions; empty: all of them."""
+_ASKED: ContextVar[Outputs] = ContextVar("stp_fx_outputs", default=())
 
 
 class Rebuild(nn.Module):
@@ -28,3 +38,68 @@ class Rebuild(nn.Module):
 def is_plain(spec: pytree.TreeSpec) -> bool:
     """Whether a graph can write such an output itself."""
     return spec.is_leaf() or (spec.type in _PLAIN and all(is_plain(child) for child in children_of(spec)))
+
+
+def names_of_outputs(given: Any) -> Outputs:
+    """The argument ``outputs`` as a tuple.
+
+    Raises:
+        InputError: neither names nor positions.
+    """
+    if given is None:
+        return ()
+    names = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    wrong = [name for name in names if isinstance(name, bool) or not isinstance(name, (str, int))]
+    if wrong or not names:
+        raise InputError(
+            f"`outputs` is {shown(given)}; give keys, fields or positions of outputs, such as 'logits', 0 or ('a', 'b')"
+        )
+    return names
+
+
+@contextmanager
+def only_outputs(names: Outputs) -> Iterator[None]:
+    """While it lasts, :func:`kept_outputs` keeps these."""
+    token = _ASKED.set(names)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
+def kept_outputs(output: Any) -> Any:
+    """``output`` with None in place of what was not asked for.
+
+    Raises:
+        InputError: it has no such part; names those that it has.
+    """
+    asked = _ASKED.get()
+    if not asked:
+        return output
+    parts = _parts(output)
+    unknown = [name for name in asked if name not in parts]
+    if unknown:
+        has = f"has {listed([repr(name) for name in parts], 8)}" if parts else f"is a {type(output).__name__}"
+        raise InputError(f"`outputs` asks for {unknown[0]!r}, but the output {has}")
+    return _without(output, [name for name in parts if name not in asked])
+
+
+def _parts(output: Any) -> list[str | int]:
+    if isinstance(output, Mapping):
+        return list(output)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return [field.name for field in dataclasses.fields(output)]
+    if isinstance(output, (tuple, list)):
+        return list(getattr(output, "_fields", range(len(output))))
+    return []
+
+
+def _without(output: Any, names: list[str | int]) -> Any:
+    if isinstance(output, Mapping):
+        kept = {name: None if name in names else value for name, value in output.items()}
+        return kept if type(output) is dict else type(output)(**kept)
+    if dataclasses.is_dataclass(output):
+        return dataclasses.replace(output, **{str(name): None for name in names})  # type: ignore[type-var]
+    if hasattr(output, "_fields"):
+        return output._replace(**{str(name): None for name in names})
+    return type(output)(None if k in names else value for k, value in enumerate(output))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import keyword
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
 from stp_fx.ir.kept import state_kept
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import holds, leaves_of
+from stp_fx.ir.outputs import Outputs, names_of_outputs, only_outputs
 from stp_fx.ir.patches import LOCK
 from stp_fx.ir.provenance import example_of, provenance_of, with_provenance
+from stp_fx.ir.quantised import quantised_part
 from stp_fx.ir.root_hooks import backward_hooks
 from stp_fx.ir.runner import run_graph
 from stp_fx.ir.shapes import meta_twin, tensors_of
@@ -51,6 +54,7 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     frontend: str = "auto",
     validate: Validate = "auto",
+    outputs: str | int | Sequence[str | int] | None = None,
 ) -> fx.GraphModule:
     """Captures ``model`` as a GraphModule and records the example's shapes on it.
 
@@ -72,14 +76,19 @@ def trace(
         validate: "auto" runs model and graph on the example in eval and train mode, with another batch and in another size, in at
             most eight forward passes and 30 seconds; True whatever it takes, a number for at most that many seconds, False not
             at all. A difference in the mode that the model is in is an error; in the other mode it is logged and recorded.
+        outputs: the outputs that the graph is to give, by key, field or position; the others become None. What an output hands
+            out keeps its channels, so a by-product that nobody reads (``encoder_last_hidden_state`` beside ``logits``) keeps the
+            width of a whole network unless it is left out here. None: all of them.
 
     Raises:
-        InputError: missing example inputs, or such on which the model itself fails; an unknown front end; uninitialised lazy
-            modules.
+        InputError: missing example inputs, or such on which the model itself fails; an unknown front end or output;
+            uninitialised lazy modules.
         TraceError: the model's Python code cannot be captured, or the graph computes something else; says where and what to do.
     """
     try:
-        return _traced(model, example_inputs, kwargs, frontend, Budget(validate))
+        kept = names_of_outputs(outputs)
+        with only_outputs(kept):
+            return _traced(model, example_inputs, kwargs, frontend, Budget(validate), kept)
     except RecursionError as error:
         raise TraceError(
             f"{type(model).__name__} nests modules or calls deeper than Python follows (sys.getrecursionlimit() is "
@@ -88,7 +97,7 @@ def trace(
 
 
 def _traced(
-    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str, budget: Budget
+    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None, frontend: str, budget: Budget, kept: Outputs
 ) -> fx.GraphModule:
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
@@ -118,7 +127,8 @@ def _traced(
     gm = with_provenance(gm, notes=(*provenance_of(gm).notes, *said))
     for note in provenance_of(gm).notes:
         _log.log(logging.INFO if note in (OWN_BATCH, NO_CACHE) else logging.WARNING, "%s: %s", type(model).__name__, note)
-    return with_provenance(gm, call=call_of(model, example_inputs, given, provenance_of(gm).frontend))
+    call = call_of(model, example_inputs, given, provenance_of(gm).frontend)
+    return with_provenance(gm, call=dataclasses.replace(call, outputs=kept))
 
 
 def _check_tensors(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -127,11 +137,9 @@ def _check_tensors(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> No
     if any(is_lazy(tensor) for tensor in stored):
         lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
         raise InputError(f"{lazy[0]!r} is not initialised yet (a lazy module): run one batch through the model first")
-    if any(t.is_quantized for t in stored):
-        quantised = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_quantized]
-        raise InputError(
-            f"{quantised[0]!r} is quantised, and its integers cannot be scored or shortened: prune before quantising"
-        )
+    quantised = quantised_part(model)
+    if quantised is not None:
+        raise InputError(f"{quantised!r} is quantised, and its integers cannot be scored or shortened: prune before quantising")
     if any(t.is_nested or t.is_quantized for t in leaves_of(torch.Tensor, (args, dict(kwargs)))):
         raise InputError("the example holds a nested or quantised tensor, whose sizes cannot be followed: give dense tensors")
 
@@ -170,7 +178,7 @@ def retrace(model: nn.Module, call: Call) -> fx.GraphModule:
             module.training = call.training
         for name in call.other:
             modules[name].training = not call.training
-        return trace(model, args, kwargs=kwargs, frontend=call.frontend, validate=False)
+        return trace(model, args, kwargs=kwargs, frontend=call.frontend, validate=False, outputs=call.outputs or None)
 
 
 def _first_capture(

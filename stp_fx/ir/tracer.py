@@ -26,7 +26,7 @@ from stp_fx.ir.known_values import buffers_read, known_value
 from stp_fx.ir.lowering import lowering_of, outside_of_tree
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import own_containers
-from stp_fx.ir.outputs import Rebuild, is_plain
+from stp_fx.ir.outputs import Rebuild, is_plain, kept_outputs
 from stp_fx.ir.patches import active, suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
 from stp_fx.ir.random_ops import is_random
@@ -317,6 +317,7 @@ class ModuleTracer(BaseTracer):
 
     def _returned(self, result: Any) -> Any:
         """Classes that fx does not know, but that pytree can take apart, are put together at the end of the graph."""
+        result = kept_outputs(result)
         leaves, spec = pytree.tree_flatten(result, is_leaf=lambda v: isinstance(v, tuple) and hasattr(v, "_fields"))
         if is_plain(spec) or any(dataclasses.is_dataclass(leaf) for leaf in leaves):
             return result

@@ -28,6 +28,7 @@ from stp_fx.ir.first_difference import first_difference, module_values, node_val
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.modes import has_modes
 from stp_fx.ir.nested import mapped
+from stp_fx.ir.outputs import kept_outputs
 from stp_fx.ir.patches import LOCK, suspended
 from stp_fx.ir.random_ops import FixedDraws
 from stp_fx.ir.runner import run_graph
@@ -230,6 +231,7 @@ class _Checker:
         given = example if model else self._inputs(example)
         run = run_once(one, given, self._budget, beside=(other,), training=training, fixed=fixed)
         if model:
+            run = dataclasses.replace(run, output=None if run.error else kept_outputs(run.output))
             self.assigned.update(dict.fromkeys(name for name in run.assigned if name not in self._shared))
         return run
 

@@ -149,6 +149,11 @@ class OpCall:
         """Whether literals of the graph node at hand can be rewritten."""
         return self.ctx.editable
 
+    @property
+    def unread(self) -> bool:
+        """Whether no number of what the graph node at hand gives is read, only its sizes."""
+        return self.ctx.unread
+
 
 def dim_list(dim: Any, rank: int) -> list[int]:
     """Non-negative dimensions; all of them for ``None`` or an empty list."""

@@ -139,3 +139,8 @@ class Context(Protocol):
     def editable(self) -> bool:
         """Whether literals of the graph node at hand can be rewritten."""
         ...
+
+    @property
+    def unread(self) -> bool:
+        """Whether no number of what the graph node at hand gives is read, only its sizes."""
+        ...

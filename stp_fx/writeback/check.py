@@ -14,6 +14,8 @@ from torch import fx, nn
 from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.as_it_was import as_it_was
 from stp_fx.ir.modes import has_modes
+from stp_fx.ir.outputs import kept_outputs, only_outputs
+from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.random_ops import FixedDraws
 from stp_fx.writeback.calls import Arguments, call_graph, call_original, difference, drawn, leaves, other_shapes
 from stp_fx.writeback.locate import first_difference, kept_scales, literals_before
@@ -35,6 +37,8 @@ class Check:
     def __init__(self, gm: fx.GraphModule, given: Arguments, pattern: Arguments) -> None:
         device = next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
         self._gm = gm
+        call = provenance_of(gm).call
+        self._outputs = () if call is None else call.outputs
         self._expected: list[tuple[Arguments, Any]] = []
         with evaluating(gm):
             try:
@@ -66,7 +70,7 @@ class Check:
         with evaluating(model):
             for arguments, expected in self._expected:
                 try:
-                    found = call_original(model, arguments)
+                    found = self._outputs_of(model, arguments)
                 except Exception as error:
                     return failure_of(error, model)
                 differs = difference(expected, found)
@@ -79,15 +83,19 @@ class Check:
                 return Failure(f"in training, {differs}")
         return None
 
-    @staticmethod
-    def _in_training(module: nn.Module, arguments: Arguments) -> Any:
+    def _outputs_of(self, model: nn.Module, arguments: Arguments) -> Any:
+        """Those that the graph was asked for."""
+        with only_outputs(self._outputs):
+            return kept_outputs(call_original(model, arguments))
+
+    def _in_training(self, module: nn.Module, arguments: Arguments) -> Any:
         """What a module gives in training when dropout keeps everything; None if it does not run."""
         with torch.no_grad(), as_it_was(module), FixedDraws():
             module.train()
             try:
                 if isinstance(module, fx.GraphModule):
                     return call_graph(module, arguments)
-                return call_original(module, arguments)
+                return self._outputs_of(module, arguments)
             except Exception as error:
                 _log.debug("no run in training: %s", error)
                 return None

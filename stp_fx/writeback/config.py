@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from stp_fx.errors import WriteBackError
+from stp_fx.text import listed
 from stp_fx.writeback.check import Check
 from stp_fx.writeback.sizes import KINDS, Sizes
-from stp_fx.writeback.tensors import is_number, numbers_in, tensors_of
+from stp_fx.writeback.tensors import is_number, is_numbers, numbers_in, tensors_of
 
 __all__ = ["fit_config"]
 
@@ -37,12 +38,12 @@ def fit_config(result: nn.Module, model: nn.Module, sizes: Sizes, graph: fx.Grap
         WriteBackError: no such config; names the fields, and the tensors that they do not fit.
     """
     reached = _read(graph)
-    wanted = {name: shape for name, shape in _shapes(result).items() if name in reached or name in result.state_dict()}
+    wanted = {name: shape for name, shape in _shapes(result).items() if name in reached}
     config: Any = model.config
     best: tuple[int, Choice] = (_misfits(_built_shapes(model, config), wanted), {})
     said, loads = "", 0
     off: list[str] = []
-    for choice in itertools.islice(_choices(model, config, sizes, wanted), _BUILDS):
+    for choice in itertools.islice(_choices(model, config, sizes, wanted, _numbers(result)), _BUILDS):
         changed = _changed(config, choice)
         count = _misfits(_built_shapes(model, changed), wanted)
         if count < best[0]:
@@ -50,9 +51,10 @@ def fit_config(result: nn.Module, model: nn.Module, sizes: Sizes, graph: fx.Grap
         if count or loads == _LOADS:
             continue
         loads += 1
-        built, said = _loaded(model, changed, graph, result, check)
+        built, said = _loaded(model, changed, graph, result, check, reached)
         if built is not None and not said:
             _take_over(result, built, choice)
+            _renew(result, built)
             return
         off = off or ([] if built is None else _computed(built, result, reached))
     raise _refusal(model, config, best[1], wanted, said, sizes, off)
@@ -62,16 +64,31 @@ def _shapes(module: nn.Module) -> Shapes:
     return {name: tensor.shape for name, tensor in tensors_of(module).items()}
 
 
-def _built_shapes(model: nn.Module, config: Any) -> Shapes | None:
-    """What the class makes of a config; ``None`` if it refuses it."""
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """The numbers that the modules hold, by path: heads, sizes, scales."""
+    return {
+        f"{path}.{key}": value
+        for path, part in module.named_modules()
+        for key, value in vars(part).items()
+        if type(value) in (int, float) or is_numbers(value)
+    }
+
+
+def _built(model: nn.Module, config: Any) -> nn.Module | None:
+    """What the class makes of a config, on meta; ``None`` if it refuses it."""
     if config is None:
         return None
     try:
         with torch.device("meta"):
-            return _shapes(type(model)(copy.deepcopy(config)))
+            return type(model)(copy.deepcopy(config))
     except Exception as error:
         _log.debug("config refused: %s", error)
         return None
+
+
+def _built_shapes(model: nn.Module, config: Any) -> Shapes | None:
+    built = _built(model, config)
+    return None if built is None else _shapes(built)
 
 
 def _misfits(built: Shapes | None, wanted: Shapes) -> int:
@@ -116,7 +133,7 @@ def _set(config: Any, choice: Choice) -> None:
         setattr(parts[path], name, value)
 
 
-def _choices(model: nn.Module, config: Any, sizes: Sizes, wanted: Shapes) -> Iterator[Choice]:
+def _choices(model: nn.Module, config: Any, sizes: Sizes, wanted: Shapes, numbers: Mapping[str, Any]) -> Iterator[Choice]:
     """Combinations of new values of fields, the likely ones first: what makes more tensors fit, and none fit less."""
     before = _built_shapes(model, config)
     ranked: list[tuple[int, Field, list[int | None]]] = []
@@ -130,7 +147,8 @@ def _choices(model: nn.Module, config: Any, sizes: Sizes, wanted: Shapes) -> Ite
         elif rest and old_known:
             ranked.append((1 if max(gains[new] for new in rest) == 0 else 2, field, [None, *rest]))
     ranked.sort(key=lambda each: each[0])
-    start = _descended(model, config, [(field, options) for rank, field, options in ranked if not rank], wanted)
+    start = _descended(model, config, [(field, options) for rank, field, options in ranked if not rank], wanted, {})
+    yield _descended(model, config, [(field, options) for _, field, options in ranked], wanted, numbers, start)
     silent = [(field, [None, *filter(None, options)]) for _, field, options in ranked if field not in start]
     for values in itertools.islice(itertools.product(*(options for _, options in silent)), _BUILDS // 2):
         yield {**start, **{field: new for (field, _), new in zip(silent, values) if new is not None}}
@@ -138,13 +156,29 @@ def _choices(model: nn.Module, config: Any, sizes: Sizes, wanted: Shapes) -> Ite
         yield {field: new for (_, field, _), new in zip(ranked, values) if new is not None}
 
 
-def _descended(model: nn.Module, config: Any, fields: list[tuple[Field, list[int | None]]], wanted: Shapes) -> Choice:
-    """One field after the other takes the value with which most tensors fit, until no value makes more of them fit."""
-    choice: Choice = {}
-    count = _misfits(_built_shapes(model, config), wanted)
-    while count:
+def _descended(
+    model: nn.Module,
+    config: Any,
+    fields: list[tuple[Field, list[int | None]]],
+    wanted: Shapes,
+    numbers: Mapping[str, Any],
+    start: Choice | None = None,
+) -> Choice:
+    """One field after the other takes the value with which most tensors fit, and of those the most ``numbers`` of modules
+    (heads and scales, which no shape shows), until no value makes more of them fit."""
+
+    def misfits(choice: Choice) -> tuple[int, int]:
+        built = _built(model, _changed(config, choice))
+        if built is None:
+            return 1 << 30, 0
+        held = _numbers(built) if numbers else {}
+        return _misfits(_shapes(built), wanted), sum(held.get(name) != value for name, value in numbers.items())
+
+    choice: Choice = dict(start or {})
+    count = misfits(choice)
+    while any(count):
         steps = [{**choice, field: new} for field, options in fields for new in options if new and choice.get(field) != new]
-        counts = [_misfits(_built_shapes(model, _changed(config, step)), wanted) for step in steps]
+        counts = [misfits(step) for step in steps]
         if not counts or min(counts) >= count:
             break
         count = min(counts)
@@ -180,8 +214,11 @@ def _gain(model: nn.Module, config: Any, choice: Choice, before: Shapes | None, 
     return _misfits(before, wanted) - _misfits(after, wanted)
 
 
-def _loaded(model: nn.Module, config: Any, graph: fx.GraphModule, like: nn.Module, check: Check) -> tuple[nn.Module | None, str]:
-    """The module that the config builds, with the tensors of ``graph``, and how it fails."""
+def _loaded(
+    model: nn.Module, config: Any, graph: fx.GraphModule, like: nn.Module, check: Check, reached: set[str]
+) -> tuple[nn.Module | None, str]:
+    """The module that the config builds, with the tensors of ``graph``, and how it fails. Tensors that the graph does not reach
+    may be built in another shape: nothing says which of their channels would be kept."""
     try:
         built = type(model)(copy.deepcopy(config))
         reference = next((p for p in like.parameters() if p.is_floating_point()), None)
@@ -192,6 +229,8 @@ def _loaded(model: nn.Module, config: Any, graph: fx.GraphModule, like: nn.Modul
         for names in _ties(like):
             known = next((given[name] for name in names if name in given), None)
             state.update({name: known for name in names if name in state and known is not None})
+        fresh = built.state_dict()
+        state.update({k: fresh[k] for k in fresh.keys() & state.keys() - reached if fresh[k].shape != state[k].shape})
         built.load_state_dict(state)
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
@@ -216,6 +255,26 @@ def _take_over(result: nn.Module, built: nn.Module, choice: Choice) -> None:
             for key, value in numbers_in(fresh[name]):
                 if key in vars(module):
                     vars(module)[key] = value
+
+
+def _renew(result: nn.Module, built: nn.Module) -> None:
+    """Puts tensors that the class builds in another shape, and the forward does not reach, in place of the larger ones."""
+    made, names = tensors_of(built), []
+    for name, tensor in tensors_of(result).items():
+        if name in made and made[name].shape != tensor.shape:
+            owner, _, key = name.rpartition(".")
+            part = result.get_submodule(owner)
+            new = made[name].detach().to(tensor)
+            if isinstance(tensor, nn.Parameter):
+                part._parameters[key] = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            else:
+                part._buffers[key] = new
+            names.append(name)
+    if names:
+        _log.warning(
+            "%s: the recorded forward does not reach %s, so nothing says which of their channels to keep: they have been "
+            "initialised anew, in the size that the config builds", type(result).__name__, listed(names, 4),
+        )  # fmt: skip
 
 
 def _refusal(

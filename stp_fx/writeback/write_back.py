@@ -84,6 +84,7 @@ def write_back(
         _accept(Check(pruned, given, pattern), result)
         if _has_config(result):
             with _errors_of_the_config(model, strict_config):
+                _check_config(model)
                 fit_config(result, model, sizes, graph, stressed)
                 _accept(Check(pruned, given, pattern), result)
     _log.info("%s: outputs agree with the graph's in %d sizes", type(model).__name__, stressed.sizes)
@@ -134,6 +135,16 @@ def _errors_of_the_config(model: nn.Module, strict: bool) -> Iterator[None]:
         if strict:
             raise
         _log.warning("%s: save_pretrained and from_pretrained will not work: %s", type(model).__name__, error)
+
+
+def _check_config(model: nn.Module) -> None:
+    """A wrapper lends the config of the model within, which says nothing of what it adds."""
+    if "config" in vars(model) or getattr(type(model), "config_class", None) is not None:
+        return
+    raise WriteBackError(
+        f"{type(model).__name__} wraps a model whose {type(model.config).__name__} knows nothing of what was added, such as "
+        "adapters: merge them into the weights first (`merge_and_unload()`), and prune what that gives"
+    )
 
 
 def _has_config(model: nn.Module) -> bool:

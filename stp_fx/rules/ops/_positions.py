@@ -10,12 +10,17 @@ import torch
 from stp_fx.rules.domain import TensorDims
 from stp_fx.rules.edit import Edit
 
-__all__ = ["new_positions", "renewed_index"]
+__all__ = ["new_position", "new_positions", "renewed_index"]
 
 
 def new_positions(keep: np.ndarray) -> np.ndarray:
     """New position of each old one (of the next kept one, for a removed position)."""
     return np.concatenate([[0], np.cumsum(keep)])
+
+
+def new_position(index: int, keep: np.ndarray) -> int:
+    """Of one position; of another that there is where it was removed, since then nobody reads its number."""
+    return min(int(new_positions(keep)[index]), int(keep.sum()) - 1)
 
 
 def renewed_index(edit: Edit) -> None:
@@ -71,7 +76,7 @@ def _renewed(item: Any, keep: np.ndarray) -> Any:
             return item
         return slice(int(rank[start]), int(rank[max(stop, start)]), None)
     if isinstance(item, int):
-        return int(rank[item % len(keep)])
+        return new_position(item % len(keep), keep)
     if isinstance(item, (list, tuple)) and all(isinstance(v, int) for v in item):
         return [int(rank[v % len(keep)]) for v in item if keep[v % len(keep)]]
     return item

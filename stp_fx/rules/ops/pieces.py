@@ -12,7 +12,7 @@ from stp_fx.rules.call import OpCall
 from stp_fx.rules.domain import Dim, Factor, dim_size, fixed_dim, has_ids
 from stp_fx.rules.edit import Edit
 from stp_fx.rules.literals import edits, keeps
-from stp_fx.rules.ops._positions import new_positions, renewed_index
+from stp_fx.rules.ops._positions import new_position, new_positions, renewed_index
 from stp_fx.rules.registry import rule
 from stp_fx.rules.samples import arguments
 
@@ -138,7 +138,7 @@ def _select_index(edit: Edit) -> None:
     at = edit["dim"] % len(edit.source)
     if edit.changed(edit.source[at]):
         index = edit.old("index") % dim_size(edit.source[at])
-        edit.renew("index", int(new_positions(edit.keep(edit.source[at]))[index]))
+        edit.renew("index", new_position(index, edit.keep(edit.source[at])))
     else:
         edit.freeze("index")
 
@@ -152,7 +152,7 @@ def _select_index(edit: Edit) -> None:
 def _select(call: OpCall) -> None:
     dims, index = call.dims(call["self"]), call["index"]
     at = call["dim"] % len(dims)
-    if has_ids(dims[at]):
+    if has_ids(dims[at]) and not (call.editable and call.unread):
         if call.editable:
             flat = call.flat(dims[at])
             call.pin((Factor(1, flat[index : index + 1 or None]),), f"select takes position {index}")
