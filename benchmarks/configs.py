@@ -5,7 +5,7 @@
 Every network of ``coverage.py transformers`` and ``transformers-more``, at half of the channels (or of the MACs), with the
 criterion "magnitude". A cell says which share of the MACs is left when the model that ``from_pretrained`` builds from what
 ``save_pretrained`` wrote gives the outputs of the pruned graph; otherwise why not. Networks that hand out hidden states beside
-their logits are captured with ``outputs="logits"``.
+their logits are captured twice, as they are and with ``outputs="logits"``.
 """
 
 from __future__ import annotations
@@ -41,30 +41,29 @@ def main() -> None:
     logging.getLogger("stp_fx").setLevel(logging.ERROR)
     console, results = wide_console(), dict[str, dict[str, str]]()
     for name in args.models.split(","):
-        results[name] = _row(name)
-        console.print(name, results[name])
-        _report(args.out, results)
+        build, inputs, _ = TRANSFORMERS[name]
+        torch.manual_seed(0)
+        model, given = build().eval(), inputs(BATCH, torch.float32)
+        for kept in (None, "logits") if _hands_out_more(model, given) else (None,):
+            label = f"{name}, logits" if kept else name
+            results[label] = _row(model, given, kept)
+            console.print(label, results[label])
+            _report(args.out, results)
 
 
-def _row(name: str) -> dict[str, str]:
-    build, inputs, _ = TRANSFORMERS[name]
-    torch.manual_seed(0)
-    model, given = build().eval(), inputs(BATCH, torch.float32)
-    kept = _asked(model, given)
+def _row(model: nn.Module, given: dict[str, Tensor], kept: str | None) -> dict[str, str]:
     try:
         gm = stp_fx.trace(model, (), kwargs=given, outputs=kept)
     except stp_fx.errors.StpFxError as error:
-        return {"outputs": kept or "all", **dict.fromkeys(SELECTIONS, f"not captured: {_short(error)}")}
-    cells = {label: _cell(gm, model, given, options) for label, options in SELECTIONS.items()}
-    return {"outputs": kept or "all", **cells}
+        return dict.fromkeys(SELECTIONS, f"not captured: {_short(error)}")
+    return {label: _cell(gm, model, given, options) for label, options in SELECTIONS.items()}
 
 
-def _asked(model: nn.Module, given: dict[str, Tensor]) -> str | None:
-    """ "logits" where the output has hidden states beside them."""
+def _hands_out_more(model: nn.Module, given: dict[str, Tensor]) -> bool:
+    """Whether the output has hidden states beside the logits."""
     with torch.no_grad():
         output = model(**given)
-    others = [k for k, v in output.items() if k != "logits" and isinstance(v, Tensor)]
-    return "logits" if "logits" in output and others else None
+    return "logits" in output and any(k != "logits" and isinstance(v, Tensor) for k, v in output.items())
 
 
 def _cell(gm: fx.GraphModule, model: Any, given: dict[str, Tensor], options: dict[str, Any]) -> str:
@@ -112,7 +111,7 @@ def _report(stem: Path, results: dict[str, dict[str, str]]) -> None:
 Half of the channels (or MACs), "magnitude". A cell: the MACs left, where `save_pretrained` and `from_pretrained` give a model
 with the outputs of the pruned graph; otherwise what is in the way. How it is run: the docstring of `benchmarks/configs.py`.
 
-{markdown_table(("network", "outputs", *SELECTIONS), rows, left=2)}
+{markdown_table(("network", *SELECTIONS), rows, left=1)}
 
 {markdown_table(("selection", "networks"), counts, left=1)}
 """

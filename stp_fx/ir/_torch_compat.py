@@ -27,6 +27,7 @@ __all__ = [
     "SAVES_FOR_CHECKPOINT",
     "STORED_CONSTANTS",
     "as_newest_exports",
+    "as_written",
     "children_of",
     "exported_module",
     "fx_tracing",
@@ -197,19 +198,21 @@ def as_newest_exports() -> Iterator[None]:
         warnings.filterwarnings("ignore", r"Additional \d+ warnings suppressed about get_attr")
         if _VERSION < (2, 14):
             undo.callback(setattr, torch.jit.ScriptFunction, "__call__", torch.jit.ScriptFunction.__call__)
-            torch.jit.ScriptFunction.__call__ = _as_written(torch.jit.ScriptFunction.__call__)  # type: ignore[method-assign]
+            here = _InThread()
+            torch.jit.ScriptFunction.__call__ = as_written(  # type: ignore[method-assign]
+                torch.jit.ScriptFunction.__call__, lambda *_: bool(here)
+            )
         if not _takes_assignments():
             undo.callback(setattr, module, "_detect_attribute_assignment", module._detect_attribute_assignment)
             module._detect_attribute_assignment = _assignments_told
         yield
 
 
-def _as_written(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls the Python function that was scripted, in this thread."""
-    here = _InThread()
+def as_written(original: Callable[..., Any], when: Callable[[Any, Any], bool]) -> Callable[..., Any]:
+    """``ScriptFunction.__call__`` that, ``when(args, kwargs)``, calls the Python function that was scripted."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        written = getattr(self, "_torchdynamo_inline", None) if here else None
+        written = getattr(self, "_torchdynamo_inline", None) if when(args, kwargs) else None
         return original(self, *args, **kwargs) if written is None else written(*args, **kwargs)
 
     return call

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
-from stp_fx.ir._torch_compat import fx_tracing, module_patches
+from stp_fx.ir._torch_compat import as_written, fx_tracing, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, is_tensor
 from stp_fx.ir.proxies import holds_proxy, user_line
@@ -118,7 +118,12 @@ def _install(undo: ExitStack) -> None:
         _set(nn.Module, name, _ForThread(method, patch(method)), undo)
     _set(nn.Module, "training", _Training(), undo)
     scripted = _inherited(torch.jit.ScriptFunction, "__call__")
-    _set(torch.jit.ScriptFunction, "__call__", _inlined(scripted), undo)
+    _set(
+        torch.jit.ScriptFunction,
+        "__call__",
+        as_written(scripted, lambda *given: active() is not None and holds_proxy(given)),
+        undo,
+    )
     if "torch._dynamo" in sys.modules:  # what torch.compile has compiled is called as it was before
         settings: Any = sys.modules["torch._dynamo"].config
         undo.callback(setattr, settings, "error_on_nested_fx_trace", settings.error_on_nested_fx_trace)
@@ -334,18 +339,6 @@ def _uncached(cache: Any) -> Callable[..., Any]:
 
     for name in ("cache_info", "cache_clear", "cache_parameters"):
         setattr(call, name, getattr(cache, name))
-    return call
-
-
-def _inlined(original: Any) -> Callable[..., Any]:
-    """``ScriptFunction.__call__`` that, for proxies, calls the Python that was scripted."""
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        python = getattr(self, "_torchdynamo_inline", None)
-        if active() is None or python is None or not holds_proxy((args, kwargs)):
-            return original(self, *args, **kwargs)
-        return python(*args, **kwargs)
-
     return call
 
 

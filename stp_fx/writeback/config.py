@@ -225,10 +225,11 @@ def _loaded(
         if reference is not None:
             built = built.to(device=reference.device, dtype=reference.dtype)
         given = tensors_of(graph)
-        state = {name: given.get(name, tensor) for name, tensor in like.state_dict().items()}
+        state: dict[str, torch.Tensor] = {**like.state_dict()}
+        state.update({name: given[name] for name in state.keys() & given.keys()})
         for names in _ties(like):
-            known = next((given[name] for name in names if name in given), None)
-            state.update({name: known for name in names if name in state and known is not None})
+            known = [given[name] for name in names if name in given]
+            state.update({name: known[0] for name in names if name in state and known})
         fresh = built.state_dict()
         state.update({k: fresh[k] for k in fresh.keys() & state.keys() - reached if fresh[k].shape != state[k].shape})
         built.load_state_dict(state)
