@@ -22,7 +22,7 @@ from stp_fx.ir.batch import first_tensor
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
-from stp_fx.ir.known_values import buffers_read, known_value
+from stp_fx.ir.known_values import buffers_read, evaluated, known_value
 from stp_fx.ir.lowering import lowering_of, outside_of_tree
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import own_containers
@@ -113,13 +113,7 @@ class ModuleTracer(BaseTracer):
             args = (self._written_to(args[0]), *args[1:])
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
-            try:
-                proxy.node.meta["val"] = self._evaluate(proxy.node)
-            except NotImplementedError as error:
-                raise TraceError(
-                    f"{proxy.node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
-                    "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
-                ) from error
+            proxy.node.meta["val"] = evaluated(proxy.node, self._evaluate, self.known)
         return self._without_gradient(proxy) if kind != "get_attr" else proxy
 
     def _written_to(self, target: Any) -> Any:
