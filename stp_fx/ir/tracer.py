@@ -19,6 +19,7 @@ from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions
 from stp_fx.ir.batch import first_tensor
+from stp_fx.ir.cache_keys import drop_cache_guards
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
@@ -321,6 +322,7 @@ class ModuleTracer(BaseTracer):
         try:
             with containers_kept(root, self.assigned, _OWN) as held, self._stored_reads():
                 graph = super().trace(root, concrete_args)
+                drop_cache_guards(graph, held.replaced())
         except BaseException:
             self.forget_constants(before)
             raise
