@@ -106,6 +106,12 @@ class _Contents:
         if small and not isinstance(tensor, nn.Parameter):
             self.tensors.append((tensor, tensor._version, tensor.detach().clone()))
 
+    def replaced(self) -> Iterator[tuple[Any, Any]]:
+        """The values of attributes that hold something else now: before, and now."""
+        for _, container, before in self.containers:
+            if isinstance(container, dict):
+                yield from ((value, container[k]) for k, value in before.items() if container.get(k, value) is not value)
+
     def restore(self, ours: tuple[str, ...], ran: bool = False) -> list[str]:
         """Puts everything back, but for keys of the library's own; returns the paths of what was written to.
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_arg
 
+from stp_fx.errors import TraceError
 from stp_fx.ir.active import suspended
+from stp_fx.ir.meta_run import AsksForNumber
+from stp_fx.ir.proxies import user_line
 from stp_fx.ir.runner import operands
 from stp_fx.ir.shapes import fetch
 
-__all__ = ["buffers_read", "known_value"]
+__all__ = ["buffers_read", "evaluated", "known_value"]
 
 
 def known_value(root: nn.Module, node: fx.Node, assigned: set[str]) -> Any:
@@ -35,6 +42,47 @@ def known_value(root: nn.Module, node: fx.Node, assigned: set[str]) -> Any:
         torch.set_rng_state(before)
         return None
     return value
+
+
+def evaluated(node: fx.Node, evaluate: Callable[[fx.Node], Any], known: Callable[[fx.Node], torch.Tensor | None]) -> Any:
+    """What ``evaluate`` gives for a node.
+
+    A call that takes a number (``new_full(size, stride)``, ``x[:count]``) may be given a tensor. The node then gets the number.
+
+    Raises:
+        TraceError: the shape, or a number that the call takes, depends on the data.
+    """
+    try:
+        return evaluate(node)
+    except NotImplementedError as error:
+        raise TraceError(
+            f"{node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
+            "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
+        ) from error
+    except AsksForNumber as error:
+        for _ in _numbers_put_in(node, known):
+            with contextlib.suppress(AsksForNumber):
+                return evaluate(node)
+        raise TraceError(
+            f"{node.format_node()} at {user_line()} takes the number of a tensor whose value depends on the data: give it a "
+            "number, or prune a submodule without it"
+        ) from error
+
+
+def _numbers_put_in(node: fx.Node, known: Callable[[fx.Node], torch.Tensor | None]) -> Iterator[None]:
+    """Puts numbers in the place of tensors of one known element, from the last operand on: tensors come first in signatures."""
+    for operand in reversed(node.all_input_nodes):
+        value = operand.meta.get("val")
+        found = known(operand) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+        if found is not None:
+            number = found.item()
+            put = functools.partial(_in_place_of, operand, number)
+            node.args, node.kwargs = map_arg(node.args, put), map_arg(node.kwargs, put)
+            yield
+
+
+def _in_place_of(replaced: fx.Node, number: Any, node: fx.Node) -> Any:
+    return number if node is replaced else node
 
 
 def buffers_read(node: fx.Node, ours: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.ir._torch_compat import meta_kernels
 
-__all__ = ["MetaRun", "run_for_shape", "shortcut"]
+__all__ = ["AsksForNumber", "MetaRun", "run_for_shape", "shortcut"]
 
 _aten = torch.ops.aten
 
@@ -52,8 +52,14 @@ def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return func(*args, **kwargs)
 
 
+class AsksForNumber(RuntimeError):
+    """An op that takes a number was given a tensor on the meta device, which has none."""
+
+
 class MetaRun(TorchDispatchMode):
     """A mode under which a graph runs for its shapes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is _aten._local_scalar_dense.default and args[0].is_meta:
+            raise AsksForNumber("takes the number of a tensor that has no value")
         return run_for_shape(func, args, dict(kwargs or {}))

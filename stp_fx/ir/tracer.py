@@ -19,10 +19,11 @@ from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions
 from stp_fx.ir.batch import first_tensor
+from stp_fx.ir.cache_keys import drop_cache_guards
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
-from stp_fx.ir.known_values import buffers_read, known_value
+from stp_fx.ir.known_values import buffers_read, evaluated, known_value
 from stp_fx.ir.lowering import lowering_of, outside_of_tree
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import own_containers
@@ -113,13 +114,7 @@ class ModuleTracer(BaseTracer):
             args = (self._written_to(args[0]), *args[1:])
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
-            try:
-                proxy.node.meta["val"] = self._evaluate(proxy.node)
-            except NotImplementedError as error:
-                raise TraceError(
-                    f"{proxy.node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
-                    "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
-                ) from error
+            proxy.node.meta["val"] = evaluated(proxy.node, self._evaluate, self.known)
         return self._without_gradient(proxy) if kind != "get_attr" else proxy
 
     def _written_to(self, target: Any) -> Any:
@@ -328,6 +323,7 @@ class ModuleTracer(BaseTracer):
         try:
             with containers_kept(root, self.assigned, _OWN) as held, self._stored_reads():
                 graph = super().trace(root, concrete_args)
+                drop_cache_guards(graph, held.replaced())
         except BaseException:
             self.forget_constants(before)
             raise

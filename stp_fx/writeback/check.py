@@ -61,6 +61,11 @@ class Check:
         self._trained = self._in_training(gm, self._expected[0][0]) if has_modes(gm.graph) else None
 
     @property
+    def arguments(self) -> Arguments:
+        """Those of the example."""
+        return self._expected[0][0]
+
+    @property
     def sizes(self) -> int:
         """In how many sizes a module is held against the graph."""
         return len(self._expected)

@@ -90,6 +90,7 @@ class Watched:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.holders: dict[str, Holder] = holders_of(model)
         self.families: dict[str, list[Holder]] = {}
         self._paths: dict[int, Holder] = {}

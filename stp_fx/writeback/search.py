@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from typing import Protocol
 
 from torch import nn
 
 from stp_fx.errors import WriteBackError
-from stp_fx.writeback.check import Check
 from stp_fx.writeback.obstacles import Failure, Seen, message_of
 from stp_fx.writeback.reads import Holder, Key, Watched
 from stp_fx.writeback.sizes import KINDS, Sizes
@@ -25,6 +25,14 @@ _log = logging.getLogger(__name__)
 Value = tuple[int, ...]
 Numbers = dict[tuple[str, str], Value]
 """The new value of each attribute that changes, by the path of its holder and its name."""
+
+
+class Accepts(Protocol):
+    """``None`` if a module is as wanted, and else why not; ``explained`` adds where the attempt that came furthest failed."""
+
+    def __call__(self, model: nn.Module) -> Failure | None: ...
+
+    def explained(self, model: nn.Module, failure: Failure, sizes: Sizes) -> Failure: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ class _Decision:
         return {(h.path, self.key[1]): new for h, new, old in values if new != old}
 
 
-def find_numbers(twin: nn.Module, sizes: Sizes, settled: set[tuple[str, str]], check: Check) -> Numbers:
+def find_numbers(twin: nn.Module, sizes: Sizes, settled: set[tuple[str, str]], check: Accepts) -> Numbers:
     """The numbers with which ``twin``, which is changed, passes ``check``; those ``settled`` stay (holders' paths, attributes).
 
     An attribute that the forward reads may become what the plan made of an axis, or of a factor of an axis, of that length below

@@ -19,6 +19,7 @@ from stp_fx.rewrite.slicing import copied
 from stp_fx.writeback.calls import mapped, recorded
 from stp_fx.writeback.check import Check, stress
 from stp_fx.writeback.config import fit_config
+from stp_fx.writeback.other_forwards import numbers_of_other_forwards
 from stp_fx.writeback.reads import holders_of
 from stp_fx.writeback.search import Numbers, find_numbers
 from stp_fx.writeback.sizes import Sizes
@@ -44,7 +45,8 @@ def write_back(
     found by running the forward and watching what it reads. The result is accepted only if its outputs are those of ``pruned``,
     in eval mode, on the example and in other sizes where the graph takes them (one more in the batch, one more of every other
     size), with the weights as they are and with random ones, which show a wrong scale more clearly. Numbers that the forward does
-    not read stay as they are, but for what torch's own modules say of their tensors.
+    not read stay as they are, but for what torch's own modules say of their tensors, and for what methods called ``forward_...``
+    need that give what the forward does (exporters put them in its place).
 
     A model with a ``config`` and ``save_pretrained`` (Hugging Face) promises that the config says how to build it. Its config is
     renewed so that a model built from it and loaded with the tensors gives the same outputs.
@@ -81,7 +83,9 @@ def write_back(
         stressed = Check(graph, given, pattern)
         _put(result, find_numbers(twin, sizes, settled, stressed))
         state_channels(result)
-        _accept(Check(pruned, given, pattern), result)
+        check = Check(pruned, given, pattern)
+        _accept(check, result)
+        _put(result, numbers_of_other_forwards(result, model, sizes, settled, check.arguments))
         if _has_config(result):
             with _errors_of_the_config(model, strict_config):
                 _check_config(model)
