@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ class ValueProxy(fx.Proxy):
             return getattr(value, name)
         if name == "is_meta":
             return False
+        if isinstance(value, Mapping) and name in ("get", "items", "values"):
+            return self._get if name == "get" else getattr(self._entries(), name)
         attribute = getattr(value, name)
         if callable(attribute) and not isinstance(attribute, (torch.dtype, torch.device, torch.Tensor)):
             return functools.partial(self._call, name)
@@ -94,7 +96,22 @@ class ValueProxy(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    def keys(self) -> Any:
+        return self._entries().keys() if isinstance(self.value, Mapping) else super().keys()
+
+    def _entries(self) -> dict[Any, Any]:
+        """A dict of nodes for one that stands in the graph, which holds for dicts with the same keys."""
+        keys = tuple(self.value)
+        found = self.tracer.create_proxy("call_function", tuple, (self,), {})
+        self.tracer.guard((found == keys).node, True, truth=True)
+        return {key: self[key] for key in keys}
+
+    def _get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
     def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.value, Mapping):
+            return iter(self._entries())
         count = len(self)
         if isinstance(self.value, torch.Tensor) and self.tracer.is_of_batch(count):
             raise TraceError(f"iterates over the batch, at {user_line()}: the graph holds for the example's batch only")
@@ -123,6 +140,8 @@ class ValueProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
     def __contains__(self, item: Any) -> bool:
+        if isinstance(self.value, Mapping):
+            return bool(self.tracer.create_proxy("call_function", operator.contains, (self, item), {}))
         return any(bool(each == item) for each in self)
 
     def __bool__(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import operator
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -120,6 +121,10 @@ class ModuleTracer(BaseTracer):
                     f"{proxy.node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
                     "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
                 ) from error
+        if proxy.node.meta["val"] is None and kind != "output":
+            if target is operator.getitem:
+                self._assert(self.create_proxy("call_function", operator.is_, (proxy, None), {}))
+            return None  # code asks `is None`, which no proxy could answer
         return self._without_gradient(proxy) if kind != "get_attr" else proxy
 
     def _written_to(self, target: Any) -> Any:
