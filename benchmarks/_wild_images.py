@@ -262,7 +262,7 @@ MONAI = {
         classification=True,
     ),
     "vit_autoencoder": _monai(
-        "ViTAutoEnc", in_channels=1, img_size=(32, 32, 32), patch_size=(8, 8, 8), hidden_size=96, mlp_dim=192, num_layers=4, num_heads=4
+        "ViTAutoEnc", in_channels=1, img_size=(32, 32, 32), patch_size=(4, 4, 4), hidden_size=96, mlp_dim=192, num_layers=4, num_heads=4
     ),
     "flexible_unet": _monai("FlexibleUNet", _pixels(3, 64, 64), in_channels=3, out_channels=2, backbone="efficientnet-b0"),
     "highresnet": _monai("HighResNet", **_PLAIN),
@@ -274,7 +274,7 @@ MONAI = {
     ),
     "diffusion_unet": _monai(
         "DiffusionModelUNet",
-        _diffused(1, 32, 32, timesteps=lambda batch, dtype: _whole(1000, batch)),
+        lambda batch, small, dtype: ((_random(batch, batch, 1, 32, 32, dtype=dtype), _whole(1000, batch)), {}),
         spatial_dims=2,
         in_channels=1,
         out_channels=1,
@@ -283,8 +283,9 @@ MONAI = {
         attention_levels=(False, True, True),
         norm_num_groups=8,
     ),
-    "resnet18": _monai("resnet18", spatial_dims=3, n_input_channels=1, num_classes=4, feed_forward=True),
-    "seresnet50": _monai("SEResNet50", spatial_dims=3, in_channels=1, num_classes=4, inplanes=16),
+    "resnet": _monai(
+        "ResNet", block="basic", layers=[2, 2, 2, 2], block_inplanes=[16, 32, 64, 128], spatial_dims=3, n_input_channels=1, num_classes=4
+    ),
     "ahnet": _monai("AHNet", _pixels(1, 64, 64, 64), layers=(1, 1, 1, 1), psp_block_num=1, **_PLAIN),
 }
 
@@ -311,7 +312,8 @@ def _segmented(decoder: str, encoder: str) -> Network:
     options: dict[str, Any] = {"encoder_name": encoder, "encoder_weights": None, "classes": 4}
     if encoder.startswith("tu-vit"):
         return _made(f"segmentation_models_pytorch:{decoder}", _pixels(3, 64, 64), dynamic_img_size=True, **options)
-    return _made(f"segmentation_models_pytorch:{decoder}", _pixels(3, 128, 128, small=(3, 64, 64)), **options)
+    small = (3, 128, 128) if decoder == "PAN" else (3, 64, 64)  # PAN pools its deepest map three times more
+    return _made(f"segmentation_models_pytorch:{decoder}", _pixels(3, 128, 128, small=small), **options)
 
 
 SEGMENTATION = {
@@ -441,7 +443,6 @@ VIT_PYTORCH = {
     ),
     "pit": _vit("pit:PiT", image_size=64, patch_size=8, num_classes=10, dim=96, depth=(2, 2, 2), heads=4, mlp_dim=192, dim_head=24),
     "rvt": _vit("rvt:RvT", **_SQUARE, **_TRUNK, **_NOISE),
-    "local_vit": _vit("local_vit:LocalViT", **_SQUARE, **_TRUNK, **_NOISE),
     "small_dataset_vit": _vit("vit_for_small_dataset:ViT", **_SQUARE, **_TRUNK, **_NOISE),
     "patch_merger_vit": _vit("vit_with_patch_merger:ViT", patch_merge_layer=1, **_SQUARE, **_TRUNK, **_NOISE),
     "simple_vit_fft": _vit("simple_vit_with_fft:SimpleViT", freq_patch_size=8, **_SQUARE, **_TRUNK),

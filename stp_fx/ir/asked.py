@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
+from stp_fx.ir.nested import mapped
 from stp_fx.ir.proxies import ValueProxy
 
-__all__ = ["BUILTINS", "is_tensor"]
+__all__ = ["BUILTINS", "is_tensor", "scripted_isinstance"]
+
+_torch_jit_isinstance: Any = torch.jit.isinstance
 
 
 def _is_instance(value: Any, kinds: Any) -> bool:
@@ -23,6 +26,11 @@ def _is_instance(value: Any, kinds: Any) -> bool:
 def is_tensor(value: Any) -> bool:
     """``torch.is_tensor`` for what a forward holds while it is traced."""
     return _is_instance(value, torch.Tensor)
+
+
+def scripted_isinstance(obj: Any, target_type: Any) -> bool:
+    """``torch.jit.isinstance``, which takes types with arguments such as ``list[Tensor]``."""
+    return _torch_jit_isinstance(mapped(ValueProxy, lambda proxy: proxy.value, obj), target_type)
 
 
 class _MetaType(type):

@@ -33,7 +33,7 @@ from torch.fx import _symbolic_trace
 
 from stp_fx.ir._torch_compat import fx_tracing, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
-from stp_fx.ir.asked import BUILTINS, is_tensor
+from stp_fx.ir.asked import BUILTINS, is_tensor, scripted_isinstance
 from stp_fx.ir.proxies import holds_proxy, user_line
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
@@ -268,7 +268,8 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
         module: {name: _told(f, module) for name, f in _drawing_functions(module)} for module in (random, numpy.random)
     }
     drawn[numpy.random]["default_rng"] = _told(numpy.random.default_rng, numpy.random, unless_seeded=True)
-    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}, **drawn}
+    asked = {torch.jit: {"isinstance": scripted_isinstance}}
+    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}, **asked, **drawn}
 
 
 def _drawing_functions(module: types.ModuleType) -> list[tuple[str, Any]]:
