@@ -25,7 +25,7 @@ def _whole(high: int, *shape: int) -> Tensor:
 
 def _pixels(*shape: int, small: tuple[int, ...] | None = None) -> MakeInputs:
     """One tensor ``[batch, *shape]``; ``small`` where the network takes any size."""
-    return lambda batch, is_small, dtype: ((_random(batch, batch, *(is_small and small or shape), dtype=dtype),), {})
+    return lambda batch, is_small, dtype: ((_random(batch, batch, *((is_small and small) or shape), dtype=dtype),), {})
 
 
 def _made(path: str, inputs: MakeInputs, *arguments: Any, **options: Any) -> Network:
@@ -218,6 +218,22 @@ def _monai(name: str, inputs: MakeInputs = _VOLUME, *arguments: Any, **options: 
     return _made(f"monai.networks.nets:{name}", inputs, *arguments, **options)
 
 
+class _Reconstruction(nn.Module):
+    """``forward`` of these draws the latent variables; without the noise, users call ``reconstruct``."""
+
+    def __init__(self, coder: Any) -> None:
+        super().__init__()
+        self.coder = coder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.coder.reconstruct(x)
+
+
+def _reconstructing(name: str, **options: Any) -> Network:
+    whole = _monai(name, **options)
+    return Network(lambda: _Reconstruction(whole.build()), whole.inputs)
+
+
 MONAI = {
     "unet": _monai("UNet", channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, **_PLAIN),
     "basic_unet": _monai("BasicUNet", features=(16, 16, 32, 64, 128, 16), **_PLAIN),
@@ -262,15 +278,27 @@ MONAI = {
         classification=True,
     ),
     "vit_autoencoder": _monai(
-        "ViTAutoEnc", in_channels=1, img_size=(32, 32, 32), patch_size=(4, 4, 4), hidden_size=96, mlp_dim=192, num_layers=4, num_heads=4
+        "ViTAutoEnc",
+        in_channels=1,
+        img_size=(32, 32, 32),
+        patch_size=(4, 4, 4),
+        hidden_size=96,
+        mlp_dim=192,
+        num_layers=4,
+        num_heads=4,
     ),
     "flexible_unet": _monai("FlexibleUNet", _pixels(3, 64, 64), in_channels=3, out_channels=2, backbone="efficientnet-b0"),
     "highresnet": _monai("HighResNet", **_PLAIN),
     "mednext": _monai(
         "MedNeXt", init_filters=8, kernel_size=3, blocks_down=(1, 1, 1, 1), blocks_up=(1, 1, 1, 1), blocks_bottleneck=1, **_PLAIN
     ),
-    "autoencoder_kl": _monai(
-        "AutoencoderKL", num_res_blocks=1, channels=(16, 32, 32), attention_levels=(False, False, True), norm_num_groups=8, **_PLAIN
+    "autoencoder_kl": _reconstructing(
+        "AutoencoderKL",
+        num_res_blocks=1,
+        channels=(16, 32, 32),
+        attention_levels=(False, False, True),
+        norm_num_groups=8,
+        **_PLAIN,
     ),
     "diffusion_unet": _monai(
         "DiffusionModelUNet",
@@ -284,7 +312,13 @@ MONAI = {
         norm_num_groups=8,
     ),
     "resnet": _monai(
-        "ResNet", block="basic", layers=[2, 2, 2, 2], block_inplanes=[16, 32, 64, 128], spatial_dims=3, n_input_channels=1, num_classes=4
+        "ResNet",
+        block="basic",
+        layers=[2, 2, 2, 2],
+        block_inplanes=[16, 32, 64, 128],
+        spatial_dims=3,
+        n_input_channels=1,
+        num_classes=4,
     ),
     "ahnet": _monai("AHNet", _pixels(1, 64, 64, 64), layers=(1, 1, 1, 1), psp_block_num=1, **_PLAIN),
 }
@@ -333,7 +367,9 @@ def _vit(path: str, inputs: MakeInputs | None = None, **options: Any) -> Network
 
 VIT_PYTORCH = {
     "maxvit": _vit("max_vit:MaxViT", _pixels(3, 224, 224), num_classes=10, dim=64, depth=(2, 2, 5, 2)),
-    "crossformer": _vit("crossformer:CrossFormer", _pixels(3, 224, 224), num_classes=10, dim=(32, 64, 128, 256), depth=(1, 1, 2, 1)),
+    "crossformer": _vit(
+        "crossformer:CrossFormer", _pixels(3, 224, 224), num_classes=10, dim=(32, 64, 128, 256), depth=(1, 1, 2, 1)
+    ),
     "nest": _vit(
         "nest:NesT", image_size=64, patch_size=4, dim=48, heads=3, num_hierarchies=3, block_repeats=(1, 1, 2), num_classes=10
     ),
@@ -365,7 +401,14 @@ VIT_PYTORCH = {
         dropout=0.1,
     ),
     "sep_vit": _vit(
-        "sep_vit:SepViT", _pixels(3, 224, 224), num_classes=10, dim=32, dim_head=16, heads=(1, 2, 4, 8), depth=(1, 1, 2, 1), dropout=0.1
+        "sep_vit:SepViT",
+        _pixels(3, 224, 224),
+        num_classes=10,
+        dim=32,
+        dim_head=16,
+        heads=(1, 2, 4, 8),
+        depth=(1, 1, 2, 1),
+        dropout=0.1,
     ),
     "twins_svt": _vit(
         "twins_svt:TwinsSVT",
@@ -441,7 +484,9 @@ VIT_PYTORCH = {
         lg_enc_mlp_dim=192,
         depth=2,
     ),
-    "pit": _vit("pit:PiT", image_size=64, patch_size=8, num_classes=10, dim=96, depth=(2, 2, 2), heads=4, mlp_dim=192, dim_head=24),
+    "pit": _vit(
+        "pit:PiT", image_size=64, patch_size=8, num_classes=10, dim=96, depth=(2, 2, 2), heads=4, mlp_dim=192, dim_head=24
+    ),
     "rvt": _vit("rvt:RvT", **_SQUARE, **_TRUNK, **_NOISE),
     "small_dataset_vit": _vit("vit_for_small_dataset:ViT", **_SQUARE, **_TRUNK, **_NOISE),
     "patch_merger_vit": _vit("vit_with_patch_merger:ViT", patch_merge_layer=1, **_SQUARE, **_TRUNK, **_NOISE),

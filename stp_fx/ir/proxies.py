@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import fx
 from torch.utils.hooks import RemovableHandle
@@ -107,7 +108,7 @@ class ValueProxy(fx.Proxy):
         return {key: self[key] for key in keys}
 
     def _get(self, key: Any, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 - this is it
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.value, Mapping):
@@ -157,7 +158,7 @@ class ValueProxy(fx.Proxy):
 
     def __index__(self) -> int:
         value = self._number("an index")
-        self.tracer.guard(self.node, value, truth=False, counted=True)
+        self.tracer.asked.ask(self.node)
         return operator.index(value)
 
     def __round__(self, digits: int | None = None) -> Any:
@@ -197,7 +198,15 @@ class ValueProxy(fx.Proxy):
         return self._known("numpy()").numpy(force=force)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.value, torch.Tensor):
+            return numpy.asarray(self._numbers(), *args[:1], **kwargs)
         return self._known("an array").__array__(*args, **kwargs)
+
+    def _numbers(self) -> Any:
+        """The sizes in a list or tuple, for which the graph then holds."""
+        if isinstance(self.value, (list, tuple)):
+            return [each._numbers() if isinstance(each, ValueProxy) else each for each in self]
+        return self._baked("an array")
 
 
 REGISTERS = "registers a hook on the gradient of a tensor, which the graph does not run"
