@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 
-from stp_fx.ir.proxies import ValueProxy
+from stp_fx.ir.active import active
+from stp_fx.ir.nested import mapped
+from stp_fx.ir.proxies import ValueProxy, holds_proxy
 
-__all__ = ["BUILTINS", "is_tensor"]
+__all__ = ["BUILTINS", "as_tensor", "is_tensor", "scripted_isinstance"]
+
+_torch_as_tensor: Any = torch.as_tensor
+_torch_jit_isinstance: Any = torch.jit.isinstance
 
 
 def _is_instance(value: Any, kinds: Any) -> bool:
@@ -23,6 +28,21 @@ def _is_instance(value: Any, kinds: Any) -> bool:
 def is_tensor(value: Any) -> bool:
     """``torch.is_tensor`` for what a forward holds while it is traced."""
     return _is_instance(value, torch.Tensor)
+
+
+def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
+    """``torch.as_tensor``: of a tensor the same one, of a list of sizes a node that makes one."""
+    tracer, named = active(), {k: v for k, v in (("dtype", dtype), ("device", device)) if v is not None}
+    if tracer is None or not holds_proxy((data, named)):
+        return _torch_as_tensor(data, **named)
+    if not is_tensor(data):
+        return tracer.create_proxy("call_function", _torch_as_tensor, (data,), named)
+    return data.to(**named) if named else data
+
+
+def scripted_isinstance(obj: Any, target_type: Any) -> bool:
+    """``torch.jit.isinstance``, which takes types with arguments such as ``list[Tensor]``."""
+    return _torch_jit_isinstance(mapped(ValueProxy, lambda proxy: proxy.value, obj), target_type)
 
 
 class _MetaType(type):

@@ -16,7 +16,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from stp_fx.ir._torch_compat import STORED_CONSTANTS
 from stp_fx.ir.patches import tracing
 
-__all__ = ["BaseTracer", "ReplayTracer", "autocasts", "hidden_functions"]
+__all__ = ["BaseTracer", "ReplayTracer", "autocasts", "hidden_functions", "is_switchable", "takes_weights"]
 
 
 class BaseTracer(fx.Tracer):
@@ -102,3 +102,12 @@ def hidden_functions() -> set[Any]:
     """Python functions that were hidden with ``fx.wrap``."""
     found = (scope.get(name) for (_, name), scope in list(_symbolic_trace._wrapped_fns_to_patch.items()))
     return {function for function in found if isinstance(function, types.FunctionType)}
+
+
+def is_switchable(function: Any) -> bool:
+    return "training" in inspect.signature(function).parameters
+
+
+def takes_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """A function of weights has structure to find; one that only asks whether it trains (stochastic depth) stays a node."""
+    return any(isinstance(a, fx.Proxy) and a.node.op == "get_attr" for a in (*args, *kwargs.values()))

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from stp_fx.ir.nested import holds
+from stp_fx.ir.nested import leaves_of, mapped
 from stp_fx.ir.shapes import tensors_of
 
 __all__ = ["bakes_batch", "batches_for", "free_batch", "holds_multiple", "same_constants", "with_batch"]
@@ -29,7 +29,7 @@ _APART = 367
 
 def batches_for(model: nn.Module, values: dict[str, Any]) -> tuple[int, int]:
     """Two batch sizes; no size of a parameter or an input is a multiple of either."""
-    inputs = (value for value in values.values() if isinstance(value, torch.Tensor))
+    inputs = leaves_of(torch.Tensor, list(values.values()))
     sizes = {size for tensor in (*tensors_of(model), *inputs) for size in tensor.shape if size >= _PRIMES[0]}
     free = (p for p in _PRIMES if all(size % p and size % (p + _APART) for size in sizes))
     first = next(free, _PRIMES[0])
@@ -37,19 +37,18 @@ def batches_for(model: nn.Module, values: dict[str, Any]) -> tuple[int, int]:
 
 
 def with_batch(values: dict[str, Any], batch: int) -> dict[str, Any] | None:
-    """The values with another leading size; ``None`` if the tensors do not share one."""
-    tensors = [value for value in values.values() if holds(torch.Tensor, value)]
-    if not all(isinstance(t, torch.Tensor) and t.dim() >= 1 for t in tensors):
+    """The values with another leading size; ``None`` if the tensors do not share one, or are all within containers."""
+    tensors = leaves_of(torch.Tensor, list(values.values()))
+    if not any(isinstance(value, torch.Tensor) for value in values.values()):
         return None
-    if len({t.shape[0] for t in tensors}) != 1:
+    if not all(t.dim() for t in tensors) or len({t.shape[0] for t in tensors}) != 1:
         return None
-    given = {id(t): torch.empty((batch, *t.shape[1:]), dtype=t.dtype, device="meta") for t in tensors}
-    return {name: given.get(id(value), value) for name, value in values.items()}
+    return mapped(torch.Tensor, lambda t: torch.empty((batch, *t.shape[1:]), dtype=t.dtype, device="meta"), values)
 
 
 def first_tensor(graph: fx.Graph) -> fx.Node:
-    """The first input that is a tensor, or may hold one."""
-    return next(n for n in graph.nodes if n.op == "placeholder" and holds(torch.Tensor, n.meta["val"]))
+    """The first input that is a tensor."""
+    return next(n for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta["val"], torch.Tensor))
 
 
 def holds_multiple(graph: fx.Graph, batch: int) -> bool:

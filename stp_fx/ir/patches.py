@@ -33,7 +33,7 @@ from torch.fx import _symbolic_trace
 
 from stp_fx.ir._torch_compat import as_written, fx_tracing, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
-from stp_fx.ir.asked import BUILTINS, is_tensor
+from stp_fx.ir.asked import BUILTINS, as_tensor, is_tensor, scripted_isinstance
 from stp_fx.ir.proxies import holds_proxy, user_line
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
@@ -41,7 +41,7 @@ __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspend
 _FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor")
 """These take no tensor, so proxies among their sizes and dtypes do not reach ``__torch_function__``."""
 
-_RANDOM = ("rand", "randn", "randint", "randperm")
+_RANDOM = ("rand", "randn", "randint", "randperm", "normal")
 """These draw anew at each call of the graph, whatever they are given."""
 
 _SHAPED = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty", "tile", "narrow")
@@ -266,14 +266,15 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
     calls: dict[str, Any] = {name: _taking_proxies(vars(torch)[name], "call_function", vars(torch)[name]) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
-    calls["is_tensor"] = is_tensor
+    calls["is_tensor"], calls["as_tensor"] = is_tensor, as_tensor
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
     drawn: dict[types.ModuleType, dict[str, Any]] = {
         module: {name: _told(f, module) for name, f in _drawing_functions(module)} for module in (random, numpy.random)
     }
     drawn[numpy.random]["default_rng"] = _told(numpy.random.default_rng, numpy.random, unless_seeded=True)
-    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}, **drawn}
+    asked = {torch.jit: {"isinstance": scripted_isinstance}}
+    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}, **asked, **drawn}
 
 
 def _drawing_functions(module: types.ModuleType) -> list[tuple[str, Any]]:

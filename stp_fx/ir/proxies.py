@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import fx
 from torch.utils.hooks import RemovableHandle
@@ -51,6 +52,8 @@ class ValueProxy(fx.Proxy):
             return getattr(value, name)
         if name == "is_meta":
             return False
+        if isinstance(value, Mapping) and name in ("get", "items", "values"):
+            return self._get if name == "get" else getattr(self._entries(), name)
         attribute = getattr(value, name)
         if callable(attribute) and not isinstance(attribute, (torch.dtype, torch.device, torch.Tensor)):
             return functools.partial(self._call, name)
@@ -94,7 +97,22 @@ class ValueProxy(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    def keys(self) -> Any:
+        return self._entries().keys() if isinstance(self.value, Mapping) else super().keys()
+
+    def _entries(self) -> dict[Any, Any]:
+        """A dict of nodes for one that stands in the graph, which holds for dicts with the same keys."""
+        keys = tuple(self.value)
+        found = self.tracer.create_proxy("call_function", tuple, (self,), {})
+        self.tracer.guard((found == keys).node, True, truth=True)
+        return {key: self[key] for key in keys}
+
+    def _get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401 - this is it
+
     def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.value, Mapping):
+            return iter(self._entries())
         count = len(self)
         if isinstance(self.value, torch.Tensor) and self.tracer.is_of_batch(count):
             raise TraceError(f"iterates over the batch, at {user_line()}: the graph holds for the example's batch only")
@@ -123,6 +141,8 @@ class ValueProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
     def __contains__(self, item: Any) -> bool:
+        if isinstance(self.value, Mapping):
+            return bool(self.tracer.create_proxy("call_function", operator.contains, (self, item), {}))
         return any(bool(each == item) for each in self)
 
     def __bool__(self) -> bool:
@@ -138,7 +158,7 @@ class ValueProxy(fx.Proxy):
 
     def __index__(self) -> int:
         value = self._number("an index")
-        self.tracer.guard(self.node, value, truth=False, counted=True)
+        self.tracer.asked.ask(self.node)
         return operator.index(value)
 
     def __round__(self, digits: int | None = None) -> Any:
@@ -178,7 +198,15 @@ class ValueProxy(fx.Proxy):
         return self._known("numpy()").numpy(force=force)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.value, torch.Tensor):
+            return numpy.asarray(self._numbers(), *args[:1], **kwargs)
         return self._known("an array").__array__(*args, **kwargs)
+
+    def _numbers(self) -> Any:
+        """The sizes in a list or tuple, for which the graph then holds."""
+        if isinstance(self.value, (list, tuple)):
+            return [each._numbers() if isinstance(each, ValueProxy) else each for each in self]
+        return self._baked("an array")
 
 
 REGISTERS = "registers a hook on the gradient of a tensor, which the graph does not run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import operator
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -17,11 +18,12 @@ from torch.utils.checkpoint import CheckpointFunction
 from stp_fx.errors import TraceError
 from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
-from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions
+from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions, is_switchable, takes_weights
 from stp_fx.ir.batch import first_tensor
 from stp_fx.ir.cache_keys import drop_cache_guards
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
+from stp_fx.ir.indices import AskedIndices
 from stp_fx.ir.kept import containers_kept
 from stp_fx.ir.known_values import buffers_read, evaluated, known_value
 from stp_fx.ir.lowering import lowering_of, outside_of_tree
@@ -83,6 +85,7 @@ class ModuleTracer(BaseTracer):
         self.branches_on_batch = False
         self.bakes_batch = False
         self.finished = False
+        self.asked = AskedIndices(lambda node: self.guard(node, node.meta["val"], truth=False, counted=True))
         self.root = root  # fx sets it too, but only once it traces
 
     # -- what stays a node -----------------------------------------------------------------------------------------
@@ -103,7 +106,7 @@ class ModuleTracer(BaseTracer):
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
     ) -> Any:
-        if kind == "call_function" and target in self._hidden and _takes_weights(args, kwargs):
+        if kind == "call_function" and target in self._hidden and takes_weights(args, kwargs):
             return target(*args, **kwargs)
         if autocasts() - self._autocasts:
             raise TraceError(
@@ -112,9 +115,14 @@ class ModuleTracer(BaseTracer):
             )
         if kind == "call_method" and str(target).endswith("_") and not str(target).endswith("__"):
             args = (self._written_to(args[0]), *args[1:])
+        self.asked.settle(args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
             proxy.node.meta["val"] = evaluated(proxy.node, self._evaluate, self.known)
+        if proxy.node.meta["val"] is None and kind != "output":
+            if target is operator.getitem:
+                self._assert(self.create_proxy("call_function", operator.is_, (proxy, None), {}))
+            return None  # code asks `is None`, which no proxy could answer
         return self._without_gradient(proxy) if kind != "get_attr" else proxy
 
     def _written_to(self, target: Any) -> Any:
@@ -286,7 +294,9 @@ class ModuleTracer(BaseTracer):
 
         def call(root: nn.Module, *args: Any) -> Any:
             forward = functools.partial(root_fn, root) if own is None else own
-            return self._returned(with_assignments(self, with_hooks(root, forward, args, named)))
+            result = self._returned(with_assignments(self, with_hooks(root, forward, args, named)))
+            self.asked.settle()
+            return result
 
         return call, [self.root, *positional]
 
@@ -341,7 +351,7 @@ class ModuleTracer(BaseTracer):
 
     def keeps_call(self, function: Any) -> bool:
         """Functions that ask whether they train stay calls, and those that are not Python's; others are traced through."""
-        return not isinstance(function, types.FunctionType) or _is_switchable(function)
+        return not isinstance(function, types.FunctionType) or is_switchable(function)
 
     def apply_function(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function with a backward of its own must not be traced through: its gradient would be lost.
@@ -380,12 +390,3 @@ class ModuleTracer(BaseTracer):
         """Puts back what was taken back last, for the graph to be made."""
         for store, name, value in self._forgotten:
             store[name] = value
-
-
-def _is_switchable(function: Any) -> bool:
-    return "training" in inspect.signature(function).parameters
-
-
-def _takes_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """A function of weights has structure to find; one that only asks whether it trains (stochastic depth) stays a node."""
-    return any(isinstance(a, fx.Proxy) and a.node.op == "get_attr" for a in (*args, *kwargs.values()))
