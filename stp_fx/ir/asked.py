@@ -1,4 +1,4 @@
-"""``isinstance`` and ``type`` as a model's forward means them: a node that stands for a tensor is one."""
+"""``isinstance``, ``type`` and ``callable`` as a model's forward means them: a node that stands for a tensor is one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def _is_instance(value: Any, kinds: Any) -> bool:
 def is_tensor(value: Any) -> bool:
     """``torch.is_tensor`` for what a forward holds while it is traced."""
     return _is_instance(value, torch.Tensor)
+
+
+def _is_callable(value: Any) -> bool:
+    """``callable`` as a model's forward means it: ``default(x, fallback)`` calls a function and hands a tensor back."""
+    return callable(value.value if isinstance(value, ValueProxy) else value)
 
 
 class _MetaType(type):
@@ -52,5 +57,5 @@ class _Type(type, metaclass=_MetaType):
         return cls if kind is type else kind
 
 
-BUILTINS: dict[str, Any] = {"isinstance": _is_instance, "type": _Type}
+BUILTINS: dict[str, Any] = {"isinstance": _is_instance, "type": _Type, "callable": _is_callable}
 """What the globals of a model's forwards get while it is traced."""
