@@ -211,6 +211,8 @@ class ModuleTracer(BaseTracer):
         """
         if not isinstance(value, (bool, int, float)) or self.finished or isinstance(node.meta["val"], torch.Tensor):
             return
+        if _of_device(node):
+            return  # both ways compute the same, and a graph is run on other devices, for shapes on meta
         if self._of_batch(node):
             if not truth and not counted:
                 self.bakes_batch = True  # it is made of the input again later, if a trace with another batch says how
@@ -383,6 +385,12 @@ class ModuleTracer(BaseTracer):
         """Puts back what was taken back last, for the graph to be made."""
         for store, name, value in self._forgotten:
             store[name] = value
+
+
+def _of_device(node: fx.Node) -> bool:
+    """Whether an answer was computed from where a tensor is."""
+    value = node.meta["val"]
+    return isinstance(value, torch.device) or (isinstance(value, (bool, str)) and any(map(_of_device, node.all_input_nodes)))
 
 
 def _is_switchable(function: Any) -> bool:
