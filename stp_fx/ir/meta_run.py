@@ -42,6 +42,8 @@ def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """The result of an op on meta tensors; tensors that the op makes from nothing go to the meta device as well."""
     if "device" in kwargs or func is _aten.scalar_tensor.default:
         kwargs = {**kwargs, "device": torch.device("meta")}
+    if func is _aten.lift_fresh.default and args[0].dim():
+        return args[0].to("meta")  # torch.tensor(...): a single number may stay where it is
     direct = _DIRECT.get(func)
     if direct is not None:
         first = args[0][0] if isinstance(args[0], (list, tuple)) and args[0] else args[0]

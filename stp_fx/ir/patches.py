@@ -39,7 +39,7 @@ from stp_fx.ir.proxies import ValueProxy, holds_proxy, user_line
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
 
-_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor")
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor", "as_tensor", "asarray")
 """These take no tensor, so proxies among their sizes and dtypes do not reach ``__torch_function__``."""
 
 _RANDOM = ("rand", "randn", "randint", "randperm")
