@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.ir._torch_compat import meta_kernels
+from stp_fx.ir.data_sizes import BY_DATA
 
 __all__ = ["MetaRun", "run_for_shape", "shortcut"]
 
@@ -44,6 +45,11 @@ def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         kwargs = {**kwargs, "device": torch.device("meta")}
     if func is _aten.lift_fresh.default and args[0].dim():
         return args[0].to("meta")  # torch.tensor(...): a single number may stay where it is
+    by_data = BY_DATA.get(func)
+    if by_data is not None and args[0].is_meta:
+        result = by_data(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
     direct = _DIRECT.get(func)
     if direct is not None:
         first = args[0][0] if isinstance(args[0], (list, tuple)) and args[0] else args[0]

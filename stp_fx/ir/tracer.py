@@ -19,6 +19,7 @@ from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions
 from stp_fx.ir.batch import first_tensor
+from stp_fx.ir.branches import of_device, of_selection, selected, sizes_of
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
 from stp_fx.ir.kept import containers_kept
@@ -79,6 +80,7 @@ class ModuleTracer(BaseTracer):
         self.buffer_metas = {name: self._meta(tensor) for name, tensor in buffers}
         self.written: set[str] = set()
         self._batch = batch
+        self._selections = False
         self.branches_on_batch = False
         self.bakes_batch = False
         self.finished = False
@@ -113,9 +115,12 @@ class ModuleTracer(BaseTracer):
             args = (self._written_to(args[0]), *args[1:])
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
+            self._selections |= bool(selected(proxy.node))
             try:
                 proxy.node.meta["val"] = self._evaluate(proxy.node)
-            except NotImplementedError as error:
+            except RuntimeError as error:
+                if not (self._selections or isinstance(error, NotImplementedError)):
+                    raise
                 raise TraceError(
                     f"{proxy.node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
                     "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
@@ -211,12 +216,17 @@ class ModuleTracer(BaseTracer):
         """
         if not isinstance(value, (bool, int, float)) or self.finished or isinstance(node.meta["val"], torch.Tensor):
             return
-        if _of_device(node):
+        if self._selections and of_selection(node):
+            raise TraceError(
+                f"asks how many positions data select, at {user_line()}: a graph does the same whatever they are. Go through all "
+                "experts or classes, without a branch for those that nothing selects: they add nothing"
+            )
+        if of_device(node):
             return  # both ways compute the same, and a graph is run on other devices, for shapes on meta
         if self._of_batch(node):
             if not truth and not counted:
                 self.bakes_batch = True  # it is made of the input again later, if a trace with another batch says how
-                for size in self._sizes_of(node):
+                for size in sizes_of(node):
                     self._fix(size)
             elif not (truth and self._compares_batches(node)):
                 self.branches_on_batch = True
@@ -230,11 +240,6 @@ class ModuleTracer(BaseTracer):
     def _assert(self, holds: Any) -> None:
         message = f"traced for another shape: the branch at {user_line()} differs; trace again with an example of this shape"
         self.create_proxy("call_function", torch._assert, (holds, message), {})
-
-    def _sizes_of(self, node: fx.Node) -> list[fx.Node]:
-        """The sizes that a number was computed from."""
-        numbers = [n for n in node.all_input_nodes if isinstance(n.meta["val"], (bool, int, float))]
-        return [size for n in numbers for size in self._sizes_of(n)] if numbers else [node]
 
     def _fix(self, size: fx.Node) -> None:
         """A size that goes into a number beside the batch, or that has the batch in it, is what it was, whatever the batch is."""
@@ -385,12 +390,6 @@ class ModuleTracer(BaseTracer):
         """Puts back what was taken back last, for the graph to be made."""
         for store, name, value in self._forgotten:
             store[name] = value
-
-
-def _of_device(node: fx.Node) -> bool:
-    """Whether an answer was computed from where a tensor is."""
-    value = node.meta["val"]
-    return isinstance(value, torch.device) or (isinstance(value, (bool, str)) and any(map(_of_device, node.all_input_nodes)))
 
 
 def _is_switchable(function: Any) -> bool:

@@ -44,6 +44,7 @@ def _widths(edit: Edit) -> None:
         edit.node.target = grouped_mm_of_any_width
 
 
+_DTYPE = torch.bfloat16  # which all of torch's own functions for shapes take
 _CALLS = [f for owner, name in ((torch, "_grouped_mm"), (F, "grouped_mm")) if (f := getattr(owner, name, None)) is not None]
 _PATTERNS = {
     (2, 3): ("m k, e k n, e, n? -> m n", "m k n"),
@@ -68,8 +69,8 @@ def _shape(a: torch.Tensor, b: torch.Tensor, offs: Any = None, bias: Any = None,
     *overloads("aten._grouped_mm.default"),
     calls=[edits(_widths, *_CALLS, grouped_mm_of_any_width, takes="mat_a/self/input mat_b/mat2 offs bias out_dtype")],
     samples={
-        "": lambda t: arguments(t(6, 8), t(2, 8, 16), torch.tensor([2, 6], dtype=torch.int32, device=t.device)),
-        "matrices": lambda t: arguments(t(2, 4, 8), t(2, 8, 16)),
+        "": lambda t: arguments(t(6, 8, dtype=_DTYPE), t(2, 8, 16, dtype=_DTYPE), t.index(2, below=6).int()),
+        "matrices": lambda t: arguments(t(2, 4, 8, dtype=_DTYPE), t(2, 8, 16, dtype=_DTYPE)),
     },
     shape=_shape,
     unchecked="its kernels take single precision alone",
