@@ -1,4 +1,4 @@
-"""``isinstance`` and ``type`` as a model's forward means them: a node that stands for a tensor is one."""
+"""``isinstance``, ``type`` and ``callable`` as a model's forward means them: a node that stands for a tensor is one."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def scripted_isinstance(obj: Any, target_type: Any) -> bool:
     return _torch_jit_isinstance(mapped(ValueProxy, lambda proxy: proxy.value, obj), target_type)
 
 
+def _is_callable(value: Any) -> bool:
+    """``callable`` as a model's forward means it: ``default(x, fallback)`` calls a function and hands a tensor back."""
+    return callable(value.value if isinstance(value, ValueProxy) else value)
+
+
 class _MetaType(type):
     """The type of what stands for ``type``: it is ``type`` to whoever asks."""
 
@@ -72,5 +77,5 @@ class _Type(type, metaclass=_MetaType):
         return cls if kind is type else kind
 
 
-BUILTINS: dict[str, Any] = {"isinstance": _is_instance, "type": _Type}
+BUILTINS: dict[str, Any] = {"isinstance": _is_instance, "type": _Type, "callable": _is_callable}
 """What the globals of a model's forwards get while it is traced."""

@@ -44,21 +44,22 @@ def known_value(root: nn.Module, node: fx.Node, assigned: set[str]) -> Any:
     return value
 
 
-def evaluated(node: fx.Node, evaluate: Callable[[fx.Node], Any], known: Callable[[fx.Node], torch.Tensor | None]) -> Any:
+def evaluated(
+    node: fx.Node,
+    evaluate: Callable[[fx.Node], Any],
+    known: Callable[[fx.Node], torch.Tensor | None],
+    selections: bool = False,
+) -> Any:
     """What ``evaluate`` gives for a node.
 
     A call that takes a number (``new_full(size, stride)``, ``x[:count]``) may be given a tensor. The node then gets the number.
+    ``selections``: the graph has selected by data before, so that a size may be made up, and whatever fails may fail for it.
 
     Raises:
         TraceError: the shape, or a number that the call takes, depends on the data.
     """
     try:
         return evaluate(node)
-    except NotImplementedError as error:
-        raise TraceError(
-            f"{node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
-            "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
-        ) from error
     except AsksForNumber as error:
         for _ in _numbers_put_in(node, known):
             with contextlib.suppress(AsksForNumber):
@@ -66,6 +67,13 @@ def evaluated(node: fx.Node, evaluate: Callable[[fx.Node], Any], known: Callable
         raise TraceError(
             f"{node.format_node()} at {user_line()} takes the number of a tensor whose value depends on the data: give it a "
             "number, or prune a submodule without it"
+        ) from error
+    except RuntimeError as error:
+        if not (selections or isinstance(error, NotImplementedError)):
+            raise
+        raise TraceError(
+            f"{node.format_node()} at {user_line()} gives a shape that depends on the data (a boolean mask as "
+            "an index, nonzero, unique and the like): use an integer index, or prune a submodule without it"
         ) from error
 
 

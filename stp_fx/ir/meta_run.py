@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.ir._torch_compat import meta_kernels
+from stp_fx.ir.data_sizes import BY_DATA
 
 __all__ = ["AsksForNumber", "MetaRun", "run_for_shape", "shortcut"]
 
@@ -42,8 +43,13 @@ def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """The result of an op on meta tensors; tensors that the op makes from nothing go to the meta device as well."""
     if "device" in kwargs or func is _aten.scalar_tensor.default:
         kwargs = {**kwargs, "device": torch.device("meta")}
-    if func is _aten.lift_fresh.default:  # torch.tensor(numbers, device=...) has made it already
-        return args[0].to("meta")
+    if func is _aten.lift_fresh.default and args[0].dim():
+        return args[0].to("meta")  # torch.tensor(...): a single number may stay where it is
+    by_data = BY_DATA.get(func)
+    if by_data is not None and args[0].is_meta:
+        result = by_data(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
     direct = _DIRECT.get(func)
     if direct is not None:
         first = args[0][0] if isinstance(args[0], (list, tuple)) and args[0] else args[0]

@@ -34,11 +34,12 @@ from torch.fx import _symbolic_trace
 from stp_fx.ir._torch_compat import as_written, fx_tracing, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, as_tensor, is_tensor, scripted_isinstance
-from stp_fx.ir.proxies import holds_proxy, user_line
+from stp_fx.ir.checked import CHECKS
+from stp_fx.ir.proxies import ValueProxy, holds_proxy, user_line
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
 
-_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor")
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor", "asarray")
 """These take no tensor, so proxies among their sizes and dtypes do not reach ``__torch_function__``."""
 
 _RANDOM = ("rand", "randn", "randint", "randperm", "normal")
@@ -261,20 +262,29 @@ class _Limits(type):
         return hash(cls.original)
 
 
+class _Autocasts(_Limits):
+    """The type of what stands for ``torch.autocast``: the type of a device may be that of a proxy's device."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        plain = {name: v.value if isinstance(v, ValueProxy) else v for name, v in kwargs.items()}
+        return cls.original(*(v.value if isinstance(v, ValueProxy) else v for v in args), **plain)
+
+
 @functools.cache
 def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
     calls: dict[str, Any] = {name: _taking_proxies(vars(torch)[name], "call_function", vars(torch)[name]) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
-    calls["is_tensor"], calls["as_tensor"] = is_tensor, as_tensor
+    calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, **CHECKS}
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
+    casts = {"autocast": _Autocasts("autocast", (), {"original": torch.autocast})}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
     drawn: dict[types.ModuleType, dict[str, Any]] = {
         module: {name: _told(f, module) for name, f in _drawing_functions(module)} for module in (random, numpy.random)
     }
     drawn[numpy.random]["default_rng"] = _told(numpy.random.default_rng, numpy.random, unless_seeded=True)
-    asked = {torch.jit: {"isinstance": scripted_isinstance}}
-    return {torch: calls | limits, math: {name: _wrapped(f) for name, f in functions.items()}, **asked, **drawn}
+    asked = {torch.jit: {"isinstance": scripted_isinstance}, torch.amp: casts}
+    return {torch: calls | limits | casts, math: {name: _wrapped(f) for name, f in functions.items()}, **asked, **drawn}
 
 
 def _drawing_functions(module: types.ModuleType) -> list[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions, is_switchable, takes_weights
 from stp_fx.ir.batch import first_tensor
+from stp_fx.ir.branches import of_device, of_selection, selected, sizes_of
 from stp_fx.ir.cache_keys import drop_cache_guards
 from stp_fx.ir.constant_inputs import assert_constants
 from stp_fx.ir.in_place import relax
@@ -82,6 +83,7 @@ class ModuleTracer(BaseTracer):
         self.buffer_metas = {name: self._meta(tensor) for name, tensor in buffers}
         self.written: set[str] = set()
         self._batch = batch
+        self._selections = False
         self.branches_on_batch = False
         self.bakes_batch = False
         self.finished = False
@@ -118,7 +120,8 @@ class ModuleTracer(BaseTracer):
         self.asked.settle(args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
-            proxy.node.meta["val"] = evaluated(proxy.node, self._evaluate, self.known)
+            self._selections |= bool(selected(proxy.node))
+            proxy.node.meta["val"] = evaluated(proxy.node, self._evaluate, self.known, self._selections)
         if proxy.node.meta["val"] is None and kind != "output":
             if target is operator.getitem:
                 self._assert(self.create_proxy("call_function", operator.is_, (proxy, None), {}))
@@ -214,10 +217,17 @@ class ModuleTracer(BaseTracer):
         """
         if not isinstance(value, (bool, int, float)) or self.finished or isinstance(node.meta["val"], torch.Tensor):
             return
+        if self._selections and of_selection(node):
+            raise TraceError(
+                f"asks how many positions data select, at {user_line()}: a graph does the same whatever they are. Go through all "
+                "experts or classes, without a branch for those that nothing selects: they add nothing"
+            )
+        if of_device(node):
+            return  # both ways compute the same, and a graph is run on other devices, for shapes on meta
         if self._of_batch(node):
             if not truth and not counted:
                 self.bakes_batch = True  # it is made of the input again later, if a trace with another batch says how
-                for size in self._sizes_of(node):
+                for size in sizes_of(node):
                     self._fix(size)
             elif not (truth and self._compares_batches(node)):
                 self.branches_on_batch = True
@@ -231,11 +241,6 @@ class ModuleTracer(BaseTracer):
     def _assert(self, holds: Any) -> None:
         message = f"traced for another shape: the branch at {user_line()} differs; trace again with an example of this shape"
         self.create_proxy("call_function", torch._assert, (holds, message), {})
-
-    def _sizes_of(self, node: fx.Node) -> list[fx.Node]:
-        """The sizes that a number was computed from."""
-        numbers = [n for n in node.all_input_nodes if isinstance(n.meta["val"], (bool, int, float))]
-        return [size for n in numbers for size in self._sizes_of(n)] if numbers else [node]
 
     def _fix(self, size: fx.Node) -> None:
         """A size that goes into a number beside the batch, or that has the batch in it, is what it was, whatever the batch is."""

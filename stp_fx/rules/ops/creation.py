@@ -9,7 +9,7 @@ import torch
 from stp_fx.rules.call import OpCall
 from stp_fx.rules.domain import fixed_dim, fixed_dims
 from stp_fx.rules.edit import Edit
-from stp_fx.rules.literals import edits
+from stp_fx.rules.literals import edits, keeps
 from stp_fx.rules.ops.view import renew_sizes
 from stp_fx.rules.registry import overloads, rule
 from stp_fx.rules.samples import Make, arguments
@@ -101,7 +101,7 @@ def _assertion(call: OpCall) -> None:
 
 
 rule(aten._assert_async.default, samples=lambda t: arguments(t(1)))(_assertion)
-rule(aten._assert_async.msg, samples=lambda t: arguments(t(1), "no"))(_assertion)
+rule(aten._assert_async.msg, calls=[keeps(torch._assert_async)], samples=lambda t: arguments(t(1), "no"))(_assertion)
 rule(aten._functional_assert_async.msg, samples=lambda t: arguments(t(1), "no", t(1)))(_assertion)
 rule(*overloads("aten._assert_tensor_metadata.default"), samples=lambda t: arguments(t(2, 3)))(_assertion)
 rule(

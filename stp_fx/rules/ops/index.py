@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stp_fx.rules.call import OpCall
-from stp_fx.rules.domain import Dim, Dims, fixed_dim, has_ids
+from stp_fx.rules.domain import Dim, Dims, dim_size, fixed_dim, has_ids
 from stp_fx.rules.edit import Edit
 from stp_fx.rules.literals import edits, follows, keeps, modules
 from stp_fx.rules.mapping import weight
@@ -80,7 +80,13 @@ def _index(call: OpCall) -> None:
 
 def _advanced(call: OpCall, dims: Dims, indices: list[Any], used: list[int]) -> None:
     """Indexed dimensions are pinned; the others keep their order around the indices' own (fixed) dimensions."""
-    out = call.out
+    before, after = _around(call, dims, indices, used)
+    middle = [fixed_dim(int(s)) for s in call.out.shape[len(before) : call.out.dim() - len(after)]]
+    call.assign(call.out, (*(dims[k] for k in before), *middle, *(dims[k] for k in after)))
+
+
+def _around(call: OpCall, dims: Dims, indices: list[Any], used: list[int]) -> tuple[list[int], list[int]]:
+    """Dimensions that an index leaves, before and after those of what it gives; pins the others."""
     covered: set[int] = set()
     at = 0
     starts: list[int] = []
@@ -95,10 +101,9 @@ def _advanced(call: OpCall, dims: Dims, indices: list[Any], used: list[int]) -> 
     for k in covered:
         call.pin(dims[k], f"index: {_BY_DATA}")
     together = used == list(range(used[0], used[-1] + 1)) if used else True
-    before = [dim for k, dim in enumerate(dims) if k not in covered and together and k < starts[0]] if starts else list(dims)
-    after = [dim for k, dim in enumerate(dims) if k not in covered and (not together or k > starts[0])] if starts else []
-    middle = [fixed_dim(int(s)) for s in out.shape[len(before) : out.dim() - len(after)]]
-    call.assign(out, (*before, *middle, *after))
+    left = [k for k in range(len(dims)) if k not in covered]
+    before = [k for k in left if together and k < starts[0]] if starts else left
+    return before, [k for k in left if k not in before]
 
 
 # -- embeddings ----------------------------------------------------------------------------------------------------------
@@ -213,13 +218,25 @@ rule(
 
 @rule(
     *(aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default),
-    samples=lambda t: arguments(t(2, 5), [None, t.index(3, below=5)], t(2, 3)),
+    samples={
+        "": lambda t: arguments(t(2, 5), [None, t.index(3, below=5)], t(2, 3)),
+        "rows": lambda t: arguments(t(5, 2), [t.index(3, below=5)], t(3, 2)),
+    },
+    keeps_zero=True,
 )
 def _index_put(call: OpCall) -> None:
-    for tensor in (call["self"], call["values"], *(i for i in call["indices"] if i is not None)):
-        for dim in call.dims(tensor):
+    """Where the index leaves a dimension whole, values run along it; what the index takes, and gives, is pinned."""
+    dims, indices = list(call.dims(call["self"])), list(call["indices"])
+    used = [k for k, index in enumerate(indices) if index is not None]
+    before, after = _around(call, tuple(dims), indices, used)
+    width = max((1 if indices[k].dtype in (torch.bool, torch.uint8) else indices[k].dim() for k in used), default=0)
+    places = [*before, *[None] * width, *after]
+    for place, dim in zip(reversed(places), reversed(call.dims(call["values"])), strict=False):
+        if place is None:
             call.pin(dim, f"index_put: {_BY_DATA}")
-    call.assign(call.out, call.dims(call["self"]))
+        elif dim_size(dim) > 1:
+            dims[place] = call.unify(dims[place], dim)
+    call.assign(call.out, tuple(dims))
 
 
 def _into(call: OpCall) -> None:
