@@ -16,7 +16,7 @@ from stp_fx.errors import InputError
 from stp_fx.io import load, save
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
-Pair = collections.namedtuple("Pair", ["logits", "hidden"])  # noqa: PYI024 - as old code writes it
+Pair = collections.namedtuple("Pair", ["logits", "hidden"])
 
 
 @dataclasses.dataclass
@@ -94,7 +94,7 @@ def test_what_is_not_there_is_named() -> None:
     for wrong in (1.5, (), [None], True):
         with pytest.raises(InputError, match="give keys, fields or positions of outputs"):
             stp_fx.trace(model, X, outputs=wrong)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="give it to stp_fx.trace"):
+    with pytest.raises(InputError, match=r"give it to stp_fx\.trace"):
         stp_fx.prune_graph(stp_fx.trace(model, X), outputs="logits")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
