@@ -114,7 +114,8 @@ def main() -> None:
     start = time.process_time()
     example = [image for image, _ in data[:2]]
     small = stp_fx.prune_submodule(model, "backbone", example, "magnitude", args.ratio, target="macs")
-    console.print(f"Pruned in {time.process_time() - start:.1f} s: {stp_fx.report_of(small.get_submodule('backbone'))}")
+    before, after = stp_fx.report_of(small.get_submodule("backbone")).macs
+    console.print(f"Backbone pruned to {after / before:.1%} of its MACs in {time.process_time() - start:.1f} s")
     note(small)
     train(small, data, finetune, lr=5e-4)
     note(small)

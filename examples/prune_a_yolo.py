@@ -59,7 +59,7 @@ def trainer_of(yolo: Any, model: nn.Module) -> type:
 
     class Trainer(yolo.task_map[yolo.task]["trainer"]):
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
-            return model
+            return model.requires_grad_()  # parameters of a checkpoint are frozen
 
     return Trainer
 
