@@ -69,7 +69,7 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 #   make commands   every command that the README and the tutorials name, long ones in the short form that the page gives
-commands: $(VENV)/.installed-test $(VENV)/.installed-demo $(VENV)/.installed-benchmark
+commands: $(VENV)/.installed-test $(VENV)/.installed-demo $(VENV)/.installed-benchmark $(VENV)/.installed-yolo
 	$(ONE_THREAD) $(BIN)/python docs/run.py commands $(ARGS)
 
 #   make outputs   write what the pages' Python prints into the pages; read the diff before committing it

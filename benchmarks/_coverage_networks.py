@@ -158,10 +158,11 @@ def _transformers(named: bool) -> list[str]:
 
 def _wild() -> dict[str, Network]:
     """Networks of other libraries, as their users build them."""
+    from _wild_detection import DETECTION
     from _wild_images import IMAGES
     from _wild_sequences import SEQUENCES
 
-    return {**IMAGES, **SEQUENCES}
+    return {**DETECTION, **IMAGES, **SEQUENCES}
 
 
 COLLECTIONS: dict[str, Callable[[], list[str]]] = {

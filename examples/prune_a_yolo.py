@@ -3,6 +3,7 @@
     python examples/prune_a_yolo.py                                    # about half an hour on one thread
     python examples/prune_a_yolo.py --quick                            # a minute, with a network that has learnt little
     python examples/prune_a_yolo.py --model yolo11n --ignore model.10  # attention keeps its size
+    python examples/prune_a_yolo.py --weights out/yolo/original/weights/last.pt
 
 The images are scikit-learn's digits on canvases of noise, so nothing is downloaded. Everything it writes goes to ``out/yolo/``.
 Needs ``pip install "stp-fx[yolo,demo,ship]"``.
@@ -21,57 +22,32 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # read when ultralytics is import
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path("out/yolo").resolve()))
 
-import numpy as np
 import torch
-from PIL import Image
+from digit_scenes import SIDE, scenes
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits
 from torch import nn
 
 Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(parents=True, exist_ok=True)
 
-from ultralytics import RTDETR, YOLO
+from ultralytics import RTDETR, YOLO  # noqa: E402 - reads the settings above
 
-import stp_fx
-
-SIDE = 160
-"""Pixels of a canvas."""
-
-
-def draw(digits: np.ndarray, labels: np.ndarray, random: np.random.Generator) -> tuple[Image.Image, list[str]]:
-    """A canvas of noise with two to five digits that do not overlap, and their labels: class, centre, width and height."""
-    canvas = random.normal(60, 20, (SIDE, SIDE)).clip(0, 255)
-    boxes: list[tuple[int, int, int]] = []
-    lines = []
-    for _ in range(int(random.integers(2, 6))):
-        side = int(random.integers(28, 61))
-        left, top = (int(v) for v in random.integers(0, SIDE - side, 2))
-        if any(abs(2 * left + side - 2 * x - s) < side + s and abs(2 * top + side - 2 * y - s) < side + s for x, y, s in boxes):
-            continue
-        boxes.append((left, top, side))
-        chosen = int(random.integers(len(digits)))
-        digit = Image.fromarray((digits[chosen] * 255 / 16).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-        part = canvas[top : top + side, left : left + side]
-        np.maximum(part, np.asarray(digit, dtype=float), out=part)
-        centre = ((left + side / 2) / SIDE, (top + side / 2) / SIDE)
-        lines.append(f"{labels[chosen]} {centre[0]:.5f} {centre[1]:.5f} {side / SIDE:.5f} {side / SIDE:.5f}")
-    return Image.fromarray(canvas.astype(np.uint8)).convert("RGB"), lines
+import stp_fx  # noqa: E402
 
 
 def write_data(folder: Path, train: int, val: int) -> Path:
-    """Images and labels in the layout that the trainer reads; digits of one part are not in the other."""
-    digits = load_digits()
-    random = np.random.default_rng(0)
-    order = random.permutation(len(digits.target))
-    for part, count, chosen in (("train", train, order[:1400]), ("val", val, order[1400:])):
+    """Images and labels in the layout that the trainer reads: class, centre, width and height, as fractions of the image."""
+    for part, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):
             (folder / kind / part).mkdir(parents=True, exist_ok=True)
             for old in (folder / kind / part).iterdir():
                 old.unlink()
-        for k in range(count):
-            image, lines = draw(digits.images[chosen], digits.target[chosen], random)
+        for k, (image, boxes) in enumerate(scenes(part, count)):
             image.save(folder / "images" / part / f"{k:04}.png")
+            lines = [
+                f"{label} {(left + side / 2) / SIDE:.5f} {(top + side / 2) / SIDE:.5f} {side / SIDE:.5f} {side / SIDE:.5f}"
+                for label, left, top, side in boxes
+            ]
             (folder / "labels" / part / f"{k:04}.txt").write_text("\n".join(lines))
     names = "\n".join(f"  {k}: '{k}'" for k in range(10))
     (folder / "data.yaml").write_text(f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}\n")
@@ -83,7 +59,7 @@ def trainer_of(yolo: Any, model: nn.Module) -> type:
 
     class Trainer(yolo.task_map[yolo.task]["trainer"]):
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
-            return model
+            return model.requires_grad_()  # parameters of a checkpoint are frozen
 
     return Trainer
 
@@ -131,16 +107,16 @@ def costs(model: nn.Module, example: torch.Tensor) -> tuple[int, int]:
     return cost.macs // len(example), sum(p.numel() for p in model.parameters())
 
 
-def export_and_run(path: Path, example: torch.Tensor, console: Console) -> None:
+def export_and_run(kind: type, path: Path, example: torch.Tensor, console: Console) -> None:
     """The checkpoint, loaded anew, as ONNX at another image size; it gives what PyTorch does."""
     import onnxruntime
 
-    again = YOLO(path)
+    again = kind(path)
     file = again.export(format="onnx", imgsz=example.shape[-1], simplify=False, device="cpu", verbose=False)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (theirs,) = session.run(None, {session.get_inputs()[0].name: example[:1].numpy()})
     with torch.no_grad():
-        ours = YOLO(path).model.eval()(example[:1])[0]
+        ours = kind(path).model.eval()(example[:1])[0]
     error = float((torch.from_numpy(theirs) - ours).abs().max() / ours.abs().max())
     console.print(f"ONNX at {example.shape[-1]} px: {file}, off by {error:.1e} of the largest output")
 
@@ -150,6 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="yolov8n", help="a YAML of ultralytics, without its ending (default: %(default)s)")
     parser.add_argument("--ratio", type=float, default=0.5, help="fraction of the MACs to remove (default: %(default)s)")
     parser.add_argument("--ignore", nargs="*", default=[], help="modules that keep their channels, e.g. model.10")
+    parser.add_argument("--weights", type=Path, help="a checkpoint to prune; without it, the original is trained first")
     parser.add_argument("--epochs", type=int, default=20, help="of the original (default: %(default)s)")
     parser.add_argument("--images", type=int, default=400, help="to train on (default: %(default)s)")
     parser.add_argument("--finetune-epochs", type=int, default=1, help="default: %(default)s")
@@ -172,8 +149,10 @@ def main() -> None:
         for row, value in zip(rows.values(), values):
             row.append(value)
 
-    yolo = (RTDETR if args.model.startswith("rtdetr") else YOLO)(f"{args.model}.yaml")
-    train(yolo, args.out, "original", data=str(data), epochs=epochs, lr0=2e-3, val=False, pretrained=False)
+    kind = RTDETR if args.model.startswith("rtdetr") else YOLO
+    yolo = kind(args.weights or f"{args.model}.yaml")
+    if args.weights is None:
+        train(yolo, args.out, "original", data=str(data), epochs=epochs, lr0=2e-3, val=False, pretrained=False)
     note(yolo.model)
 
     yolo.model = pruned(yolo.model, example, args.ratio, args.ignore, console)
@@ -192,9 +171,9 @@ def main() -> None:
 
     best = args.out / "pruned" / "weights" / "best.pt"
     larger = torch.rand(2, 3, 2 * SIDE, 2 * SIDE)
-    at_larger = precision(yolo, YOLO(best).model, data, args.out, imgsz=2 * SIDE)
+    at_larger = precision(yolo, kind(best).model, data, args.out, imgsz=2 * SIDE)
     console.print(f"Loaded anew from {best}; mAP50 at {2 * SIDE} px: {at_larger[0]:.3f}")
-    export_and_run(best, larger, console)
+    export_and_run(kind, best, larger, console)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 class Halves(nn.Module):
-    """``chunk`` needs no number, ``split`` does; ``forward_joined`` is another function, ``forward_with`` takes other arguments."""
+    """``chunk`` needs no number, ``split`` does; ``forward_joined`` is another function, ``forward_with`` takes more."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()

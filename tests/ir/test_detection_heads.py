@@ -198,6 +198,7 @@ def test_a_pruned_detector_is_one_of_its_class_again() -> None:
     model(X)
     pruned = stp_fx.prune_graph(stp_fx.trace(model, X), "magnitude", 0.5, uniform=True)
     small = stp_fx.write_back(pruned, model)
-    assert isinstance(small, Detector) and small.stem[0].out_channels == 8
+    assert isinstance(small, Detector)
+    assert small.stem[0].out_channels == 8
     for x in (X, torch.randn(3, 3, 48, 48)):  # the first is the shape whose anchors the model had
         torch.testing.assert_close(small.eval()(x)[0], pruned.eval()(x)[0])
