@@ -114,7 +114,7 @@ class ValueProxy(fx.Proxy):
         if isinstance(self.value, Mapping):
             return iter(self._entries())
         count = len(self)
-        if isinstance(self.value, torch.Tensor) and self.tracer.is_of_batch(count):
+        if isinstance(self.value, torch.Tensor) and self.tracer.batch.multiple(count):
             raise TraceError(f"iterates over the batch, at {user_line()}: the graph holds for the example's batch only")
         return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, k), {}) for k in range(count)])
 
