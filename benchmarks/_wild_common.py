@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from _coverage_networks import Inputs, Network
 from torch import Tensor, nn
 
-__all__ = ["MakeInputs", "made", "pixels", "random", "whole"]
+__all__ = ["MakeInputs", "called", "made", "pixels", "random", "whole"]
 
 MakeInputs = Callable[[int, bool, torch.dtype], Inputs]
 
@@ -36,3 +37,17 @@ def made(path: str, inputs: MakeInputs, *arguments: Any, **options: Any) -> Netw
         return getattr(importlib.import_module(package), name)(*arguments, **options)
 
     return Network(build, inputs)
+
+
+class _Called(nn.Module):
+    def __init__(self, network: nn.Module, how: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.how = network, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.network, x)
+
+
+def called(subject: Network, how: Callable[[Any, Tensor], Tensor]) -> Network:
+    """The network called in another way: its own ``forward`` draws noise, or gives a loss beside the images."""
+    return dataclasses.replace(subject, build=lambda: _Called(subject.build(), how))

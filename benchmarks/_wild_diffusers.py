@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from _coverage_networks import Inputs
-from _wild_common import MakeInputs, made, pixels, random, whole
+from _wild_common import MakeInputs, called, made, pixels, random, whole
 from torch import Tensor
 
 __all__ = ["DIFFUSERS"]
@@ -47,20 +47,20 @@ def _sizes(batch: int, dtype: torch.dtype) -> dict[str, Any]:
     return {"resolution": None, "aspect_ratio": None}
 
 
-_BLOCKS = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
-_CROSS = {
+_BLOCKS: dict[str, Any] = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
+_CROSS: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "cross_attention_dim": 32,
     "attention_head_dim": 8,
 }
-_CODER = {
+_CODER: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
     "latent_channels": 4,
     **_BLOCKS,
 }
-_DIT = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "sample_size": 16, "patch_size": 2}
+_DIT: dict[str, Any] = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "sample_size": 16, "patch_size": 2}
 
 DIFFUSERS = {
     "unet2d": made(
@@ -126,7 +126,10 @@ DIFFUSERS = {
         ),
         dtype=torch.float32,  # its code makes float32 images
     ),
-    "vq_model": made("diffusers:VQModel", pixels(3, 64, 64, small=(3, 32, 32)), num_vq_embeddings=64, **_CODER),
+    "vq_model": called(
+        made("diffusers:VQModel", pixels(3, 64, 64, small=(3, 32, 32)), num_vq_embeddings=64, **_CODER),
+        lambda network, x: network(x).sample,
+    ),
     "dit": made(
         "diffusers:DiTTransformer2DModel",
         _diffused(4, 16, 16, class_labels=lambda batch, dtype: whole(10, batch)),

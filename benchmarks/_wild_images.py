@@ -7,36 +7,20 @@ from typing import Any
 
 import torch
 from _coverage_networks import Inputs, Network
-from _wild_common import MakeInputs, made, pixels, random, whole
+from _wild_common import MakeInputs, called, made, pixels, random, whole
 from _wild_diffusers import DIFFUSERS
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = ["IMAGES"]
 
 # monai: volumes of one channel, where the network has a choice.
 
 _VOLUME = pixels(1, 32, 32, 32)
-_PLAIN = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
+_PLAIN: dict[str, Any] = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
 
 
 def _monai(name: str, inputs: MakeInputs = _VOLUME, *arguments: Any, **options: Any) -> Network:
     return made(f"monai.networks.nets:{name}", inputs, *arguments, **options)
-
-
-class _Reconstruction(nn.Module):
-    """``forward`` of these draws the latent variables; without the noise, users call ``reconstruct``."""
-
-    def __init__(self, coder: Any) -> None:
-        super().__init__()
-        self.coder = coder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.coder.reconstruct(x)
-
-
-def _reconstructing(name: str, **options: Any) -> Network:
-    whole = _monai(name, **options)
-    return Network(lambda: _Reconstruction(whole.build()), whole.inputs)
 
 
 MONAI = {
@@ -97,13 +81,16 @@ MONAI = {
     "mednext": _monai(
         "MedNeXt", init_filters=8, kernel_size=3, blocks_down=(1, 1, 1, 1), blocks_up=(1, 1, 1, 1), blocks_bottleneck=1, **_PLAIN
     ),
-    "autoencoder_kl": _reconstructing(
-        "AutoencoderKL",
-        num_res_blocks=1,
-        channels=(16, 32, 32),
-        attention_levels=(False, False, True),
-        norm_num_groups=8,
-        **_PLAIN,
+    "autoencoder_kl": called(
+        _monai(
+            "AutoencoderKL",
+            num_res_blocks=1,
+            channels=(16, 32, 32),
+            attention_levels=(False, False, True),
+            norm_num_groups=8,
+            **_PLAIN,
+        ),
+        lambda network, x: network.reconstruct(x),
     ),
     "diffusion_unet": _monai(
         "DiffusionModelUNet",
@@ -161,9 +148,9 @@ SEGMENTATION = {
 
 # vit_pytorch: README's examples, narrower and shallower where those have hundreds of millions of parameters.
 
-_SQUARE = {"image_size": 64, "num_classes": 10, "patch_size": 8}
-_TRUNK = {"dim": 96, "depth": 3, "heads": 4, "mlp_dim": 192, "dim_head": 24}
-_NOISE = {"dropout": 0.1, "emb_dropout": 0.1}
+_SQUARE: dict[str, Any] = {"image_size": 64, "num_classes": 10, "patch_size": 8}
+_TRUNK: dict[str, Any] = {"dim": 96, "depth": 3, "heads": 4, "mlp_dim": 192, "dim_head": 24}
+_NOISE: dict[str, Any] = {"dropout": 0.1, "emb_dropout": 0.1}
 
 
 def _vit(path: str, inputs: MakeInputs | None = None, **options: Any) -> Network:
@@ -312,7 +299,7 @@ def _clip(vision: dict[str, Any], text: dict[str, Any], size: int) -> Network:
     return Network(build, inputs)
 
 
-_TEXT = {"context_length": 16, "vocab_size": 200, "width": 64, "heads": 4, "layers": 3}
+_TEXT: dict[str, Any] = {"context_length": 16, "vocab_size": 200, "width": 64, "heads": 4, "layers": 3}
 CLIP = {
     "clip_vit": _clip({"image_size": 64, "patch_size": 16, "width": 96, "layers": 3, "head_width": 24}, _TEXT, 64),
     "clip_resnet": _clip({"image_size": 64, "width": 16, "layers": [1, 2, 2, 1], "head_width": 16}, _TEXT, 64),

@@ -77,7 +77,12 @@ class NumbersOfBatch:
         if node.target is not operator.mod:
             return False
         number, by = (a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args)
-        if not self.multiple(number) or not isinstance(by, int) or any(map(self.made, node.all_input_nodes[1:])):
+        if (
+            not isinstance(number, int)
+            or not self.multiple(number)
+            or not isinstance(by, int)
+            or any(map(self.made, node.all_input_nodes[1:]))
+        ):
             return False
         return by != 0 and number // self.size % by == 0
 

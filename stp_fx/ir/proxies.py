@@ -105,10 +105,13 @@ class ValueProxy(fx.Proxy):
         keys = tuple(self.value)
         found = self.tracer.create_proxy("call_function", tuple, (self,), {})
         self.tracer.guard((found == keys).node, True, truth=True)
-        return {key: self[key] for key in keys}
+        return {key: self._entry(key) for key in keys}
+
+    def _entry(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def _get(self, key: Any, default: Any = None) -> Any:
-        return self[key] if key in self else default  # noqa: SIM401 - this is it
+        return self._entry(key) if key in self else default
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.value, Mapping):

@@ -64,6 +64,7 @@ def test_what_libraries_write(name: str) -> None:
     gm = stp_fx.trace(model, X, frontend="fx")
     pruned = stp_fx.prune_graph(gm, ratio=0.5)
     validation = provenance_of(pruned).validation
+    assert validation is not None
     assert {"eval", "train", "masked = removed"} <= set(validation.ran), validation
     torch.testing.assert_close(gm(OTHER), model(OTHER))
     assert pruned.get_parameter("a.weight").shape[0] == 4
