@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 from stp_fx.ir.nested import leaves_of, mapped
 from stp_fx.ir.shapes import tensors_of
 
-__all__ = ["bakes_batch", "batches_for", "free_batch", "holds_multiple", "same_constants", "with_batch"]
+__all__ = ["NumbersOfBatch", "bakes_batch", "batches_for", "free_batch", "holds_multiple", "same_constants", "with_batch"]
 
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
 """Larger than the channel counts, window sizes and head counts that could be mistaken for a multiple of one."""
@@ -49,6 +49,46 @@ def with_batch(values: dict[str, Any], batch: int) -> dict[str, Any] | None:
 def first_tensor(graph: fx.Graph) -> fx.Node:
     """The first input that is a tensor."""
     return next(n for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta["val"], torch.Tensor))
+
+
+class NumbersOfBatch:
+    """Which numbers of a trace come from the batch, whose ``size`` is a prime; 0: it is the example's own, and none is known."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._known: dict[fx.Node, bool] = {}
+
+    def multiple(self, value: Any) -> bool:
+        """Whether a number is a multiple of the batch."""
+        whole = isinstance(value, int) and not isinstance(value, bool) and value != 0
+        return whole and self.size != 0 and value % self.size == 0
+
+    def made(self, node: fx.Node) -> bool:
+        """Whether a number was computed from the batch: it is a multiple of it, or made of one that is."""
+        value = node.meta["val"]
+        if not self.size or not isinstance(value, (bool, int, float)) or self._divides(node):
+            return False
+        if node not in self._known:
+            self._known[node] = self.multiple(value) or any(self.made(n) for n in node.all_input_nodes)
+        return self._known[node]
+
+    def _divides(self, node: fx.Node) -> bool:
+        """``4 * b % 2``: no remainder, whatever the batch."""
+        if node.target is not operator.mod:
+            return False
+        number, by = (a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args)
+        if (
+            not isinstance(number, int)
+            or not self.multiple(number)
+            or not isinstance(by, int)
+            or any(map(self.made, node.all_input_nodes[1:]))
+        ):
+            return False
+        return by != 0 and number // self.size % by == 0
+
+    def compares(self, node: fx.Node) -> bool:
+        """``b == b2``, ``2 * b > b``: true or false whatever the batch."""
+        return all(self.multiple(a.meta["val"] if isinstance(a, fx.Node) else a) for a in node.args)
 
 
 def holds_multiple(graph: fx.Graph, batch: int) -> bool:

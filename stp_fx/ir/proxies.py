@@ -105,16 +105,19 @@ class ValueProxy(fx.Proxy):
         keys = tuple(self.value)
         found = self.tracer.create_proxy("call_function", tuple, (self,), {})
         self.tracer.guard((found == keys).node, True, truth=True)
-        return {key: self[key] for key in keys}
+        return {key: self._entry(key) for key in keys}
+
+    def _entry(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def _get(self, key: Any, default: Any = None) -> Any:
-        return self[key] if key in self else default  # noqa: SIM401 - this is it
+        return self._entry(key) if key in self else default
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.value, Mapping):
             return iter(self._entries())
         count = len(self)
-        if isinstance(self.value, torch.Tensor) and self.tracer.is_of_batch(count):
+        if isinstance(self.value, torch.Tensor) and self.tracer.batch.multiple(count):
             raise TraceError(f"iterates over the batch, at {user_line()}: the graph holds for the example's batch only")
         return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, k), {}) for k in range(count)])
 

@@ -19,7 +19,7 @@ from stp_fx.errors import TraceError
 from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
 from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions, is_switchable, takes_weights
-from stp_fx.ir.batch import first_tensor
+from stp_fx.ir.batch import NumbersOfBatch, first_tensor
 from stp_fx.ir.branches import of_device, of_selection, selected, sizes_of
 from stp_fx.ir.cache_keys import drop_cache_guards
 from stp_fx.ir.constant_inputs import assert_constants
@@ -82,8 +82,8 @@ class ModuleTracer(BaseTracer):
         self.remarks: dict[str, None] = {}
         self.buffer_metas = {name: self._meta(tensor) for name, tensor in buffers}
         self.written: set[str] = set()
-        self._batch = batch
         self._selections = False
+        self.batch = NumbersOfBatch(batch)
         self.branches_on_batch = False
         self.bakes_batch = False
         self.finished = False
@@ -224,12 +224,12 @@ class ModuleTracer(BaseTracer):
             )
         if of_device(node):
             return  # both ways compute the same, and a graph is run on other devices, for shapes on meta
-        if self._of_batch(node):
+        if self.batch.made(node):
             if not truth and not counted:
                 self.bakes_batch = True  # it is made of the input again later, if a trace with another batch says how
                 for size in sizes_of(node):
                     self._fix(size)
-            elif not (truth and self._compares_batches(node)):
+            elif not (truth and self.batch.compares(node)):
                 self.branches_on_batch = True
             return
         if not truth:
@@ -245,26 +245,10 @@ class ModuleTracer(BaseTracer):
     def _fix(self, size: fx.Node) -> None:
         """A size that goes into a number beside the batch, or that has the batch in it, is what it was, whatever the batch is."""
         value = size.meta["val"]
-        if not self.is_of_batch(value):
+        if not self.batch.multiple(value):
             self._assert(self.proxy(size) == value)
-        elif value != self._batch:
-            self._assert(self.proxy(size) == self.proxy(first_tensor(self.graph)).size(0) * (value // self._batch))
-
-    def _of_batch(self, node: fx.Node) -> bool:
-        """Whether a number was computed from the batch: it is a multiple of the prime, or made of one that is."""
-        value = node.meta["val"]
-        if not self._batch or not isinstance(value, (bool, int, float)):
-            return False
-        return self.is_of_batch(value) or any(self._of_batch(n) for n in node.all_input_nodes)
-
-    def is_of_batch(self, value: Any) -> bool:
-        """Whether a number is a multiple of the prime that the batch is."""
-        whole = isinstance(value, int) and not isinstance(value, bool) and value != 0
-        return whole and self._batch != 0 and value % self._batch == 0
-
-    def _compares_batches(self, node: fx.Node) -> bool:
-        """``b == b2``, ``2 * b > b``: true or false whatever the batch."""
-        return all(self.is_of_batch(a.meta["val"] if isinstance(a, fx.Node) else a) for a in node.args)
+        elif value != self.batch.size:
+            self._assert(self.proxy(size) == self.proxy(first_tensor(self.graph)).size(0) * (value // self.batch.size))
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 

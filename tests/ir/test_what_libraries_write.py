@@ -64,6 +64,7 @@ def test_what_libraries_write(name: str) -> None:
     gm = stp_fx.trace(model, X, frontend="fx")
     pruned = stp_fx.prune_graph(gm, ratio=0.5)
     validation = provenance_of(pruned).validation
+    assert validation is not None
     assert {"eval", "train", "masked = removed"} <= set(validation.ran), validation
     torch.testing.assert_close(gm(OTHER), model(OTHER))
     assert pruned.get_parameter("a.weight").shape[0] == 4
@@ -82,6 +83,25 @@ SIZES: dict[str, Callable[[Tensor], Tensor]] = {
     "fft": lambda y: torch.fft.irfft2(torch.fft.rfft2(y), s=(y.shape[2], y.shape[3])),
     "normal": lambda y: y + 0 * torch.normal(0, 1, size=(y.shape[0], 1, 1, 1)),
 }
+
+
+def windows(y: Tensor) -> Tensor:
+    """Windows beside the batch, and back; as einops does it, whoever has counted them is checked."""
+    b, c, h, w = y.shape
+    parts = y.reshape(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, 4, 4)
+    count = (h // 4) * (w // 4)
+    if isinstance(parts.shape[0], int) and parts.shape[0] % count != 0:
+        raise ValueError(f"cannot divide {parts.shape[0]} windows by {count}")
+    again = parts.reshape(parts.shape[0] // count, h // 4, w // 4, c, 4, 4)
+    return again.permute(0, 3, 1, 4, 2, 5).reshape(parts.shape[0] // count, c, h, w)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_windows_beside_the_batch_leave_it_free(size: int) -> None:
+    model, other = Sized(windows), torch.randn(3, 3, size, size)
+    gm = stp_fx.trace(model, torch.randn(2, 3, size, size), frontend="fx")
+    assert provenance_of(gm).notes == ()
+    torch.testing.assert_close(gm(other), model(other))
 
 
 class Sized(nn.Module):
