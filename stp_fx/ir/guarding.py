@@ -1,0 +1,146 @@
+"""A tracer that hears of every number that Python asks a proxy for: what is known, what is asserted, what is refused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from stp_fx.errors import TraceError
+from stp_fx.ir.base_tracer import BaseTracer
+from stp_fx.ir.batch import first_tensor
+from stp_fx.ir.branches import of_device, of_selection, sizes_of
+from stp_fx.ir.known_values import Known, buffers_read, known_value
+from stp_fx.ir.proxies import ValueProxy, user_line
+
+__all__ = ["LEAF", "OWN", "READS", "GuardingTracer", "numbers_for_tensors"]
+
+READS = "the graph holds for the numbers that the forward reads of"
+"""Begins a note that names inputs."""
+LEAF = "_stp_fx_call_"
+OWN = ("_tensor_constant", LEAF)
+"""What tracing itself puts on the model, until the graph is made: see :meth:`ModuleTracer.forget_constants`."""
+
+
+class GuardingTracer(BaseTracer):
+    """Sizes become numbers with an assertion; the batch becomes none.
+
+    ``given``: whole numbers among the example, by input. ``written``, ``assigned``: what the forward has written to so far.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__(param_shapes_constant=False)
+        self.given: Mapping[str, torch.Tensor] = {}
+        self.assigned: list[str] = []
+        self.written: set[str] = set()
+        self.remarks: dict[str, None] = {}
+        self.selects = False
+        self.branches_on_batch = False
+        self.bakes_batch = False
+        self.finished = False
+        self._batch = batch
+
+    def remark(self, what: str) -> None:
+        """Notes something that the forward does and the graph does not."""
+        self.remarks[f"the forward {what} (at {user_line()})"] = None
+
+    def known(self, node: fx.Node, example: bool = False) -> torch.Tensor | None:
+        """The numbers of a tensor that follow from buffers and sizes, and, with ``example``, from whole numbers among the inputs.
+
+        Notes say that the graph keeps them as they are now; of inputs it asserts it.
+        """
+        known = Known(self.root, {*self.written, *self.assigned}, self.given if example else {})  # type: ignore[arg-type]
+        value = known_value(known, node)
+        if value is None or any(map(self._of_batch, known.sizes)):
+            return None
+        for size in known.sizes:
+            self.guard(size, size.meta["val"], truth=False)
+        if named := buffers_read(node, OWN):
+            self.remark(f"reads numbers of {', '.join(map(repr, named))}, which the graph keeps as they are now")
+        if known.read:
+            names = ", ".join(map(repr, dict.fromkeys(known.read)))
+            self.remarks[f"{READS} {names} (at {user_line()}), which it asserts"] = None
+            text = f"the graph holds for inputs that give {value.tolist()} at {user_line()}, as its example does: trace again"
+            self.create_proxy("call_function", torch._assert_async, ((self.proxy(node) == value.tolist()).all(), text), {})
+        return value
+
+    def guard(self, node: fx.Node, value: Any, *, truth: bool, counted: bool = False) -> None:
+        """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not.
+
+        ``counted``: as the length of a loop or a list, of which the graph keeps the steps and not the number.
+        """
+        if not isinstance(value, (bool, int, float)) or self.finished or isinstance(node.meta["val"], torch.Tensor):
+            return
+        if self.selects and of_selection(node):
+            raise TraceError(
+                f"asks how many positions data select, at {user_line()}: a graph does the same whatever they are. Go through all "
+                "experts or classes, without a branch for those that nothing selects: they add nothing"
+            )
+        if of_device(node):
+            return  # both ways compute the same, and a graph is run on other devices, for shapes on meta
+        if self._of_batch(node):
+            if not truth and not counted:
+                self.bakes_batch = True  # it is made of the input again later, if a trace with another batch says how
+                for size in sizes_of(node):
+                    self._fix(size)
+            elif not (truth and self._compares_batches(node)):
+                self.branches_on_batch = True
+            return
+        if not truth:
+            self._assert(self.proxy(node) == value)
+        else:
+            # Not ``not``: the code of a pickled graph is traced again, and there ``not`` would ask a proxy for its truth.
+            self._assert(self.proxy(node) if value else self.proxy(node) == False)  # noqa: E712
+
+    def _assert(self, holds: Any) -> None:
+        message = f"traced for another shape: the branch at {user_line()} differs; trace again with an example of this shape"
+        self.create_proxy("call_function", torch._assert, (holds, message), {})
+
+    def _fix(self, size: fx.Node) -> None:
+        """A size that goes into a number beside the batch, or that has the batch in it, is what it was, whatever the batch is."""
+        value = size.meta["val"]
+        if not self.is_of_batch(value):
+            self._assert(self.proxy(size) == value)
+        elif value != self._batch:
+            self._assert(self.proxy(size) == self.proxy(first_tensor(self.graph)).size(0) * (value // self._batch))
+
+    def _of_batch(self, node: fx.Node) -> bool:
+        """Whether a number was computed from the batch: it is a multiple of the prime, or made of one that is."""
+        value = node.meta["val"]
+        if not self._batch or not isinstance(value, (bool, int, float)):
+            return False
+        return self.is_of_batch(value) or any(self._of_batch(n) for n in node.all_input_nodes)
+
+    def is_of_batch(self, value: Any) -> bool:
+        """Whether a number is a multiple of the prime that the batch is."""
+        whole = isinstance(value, int) and not isinstance(value, bool) and value != 0
+        return whole and self._batch != 0 and value % self._batch == 0
+
+    def _compares_batches(self, node: fx.Node) -> bool:
+        """``b == b2``, ``2 * b > b``: true or false whatever the batch."""
+        return all(self.is_of_batch(a.meta["val"] if isinstance(a, fx.Node) else a) for a in node.args)
+
+
+def numbers_for_tensors(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Arguments with numbers for tensors of one number among sizes and bounds of slices; None where there are none."""
+    found: list[Any] = []
+
+    def number(value: Any) -> Any:
+        if not (isinstance(value, ValueProxy) and isinstance(value.value, torch.Tensor)):
+            return value
+        found.append(value)
+        return int(value)
+
+    def look(value: Any) -> Any:
+        if isinstance(value, slice):
+            return slice(number(value.start), number(value.stop), number(value.step))
+        if isinstance(value, (list, tuple)):
+            within = look if target is operator.getitem else lambda each: look(number(each))
+            return type(value)(map(within, value))
+        return value
+
+    plain = tuple(map(look, args)), {name: look(value) for name, value in kwargs.items()}
+    return plain if found else None
