@@ -28,7 +28,7 @@ def _of_sound(build: Callable[[], nn.Module], inputs: Given, dtype: torch.dtype 
 
 
 def _x(build: Callable[[], nn.Module], inputs: Given = tokens) -> Network:
-    return Network(build, inputs, resizable=False)
+    return Network(build, inputs, resizable=False, reads_values=True)
 
 
 class EncoderDecoder(nn.Module):

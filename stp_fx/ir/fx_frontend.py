@@ -115,8 +115,10 @@ def _one_mode(model: nn.Module, example: _Example) -> _Capture:
     if bound:
         _let_one_pass(gm, model, example)
     every = example.constants | example.values
-    inputs = tuple(every[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
-    attach_provenance(gm, Provenance(inputs))
+    names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
+    inputs = tuple(every[name] for name in names)
+    read = {k: example.given[name] for k, name in enumerate(names) if name in tracer.read}
+    attach_provenance(gm, Provenance(inputs, read=read))
     notes = ((OWN_BATCH,) if bound else ()) + assigned(tracer.assigned) + frozen_draws(tracer.draws) + tuple(tracer.remarks)
     return _Capture(gm, notes, tracer.asks_mode, bool(tracer.draws))
 

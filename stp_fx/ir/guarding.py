@@ -16,10 +16,8 @@ from stp_fx.ir.branches import of_device, of_selection, sizes_of
 from stp_fx.ir.known_values import Known, buffers_read, known_value
 from stp_fx.ir.proxies import ValueProxy, user_line
 
-__all__ = ["LEAF", "OWN", "READS", "GuardingTracer", "numbers_for_tensors"]
+__all__ = ["LEAF", "OWN", "GuardingTracer", "numbers_for_tensors"]
 
-READS = "the graph holds for the numbers that the forward reads of"
-"""Begins a note that names inputs."""
 LEAF = "_stp_fx_call_"
 OWN = ("_tensor_constant", LEAF)
 """What tracing itself puts on the model, until the graph is made: see :meth:`ModuleTracer.forget_constants`."""
@@ -28,12 +26,14 @@ OWN = ("_tensor_constant", LEAF)
 class GuardingTracer(BaseTracer):
     """Sizes become numbers with an assertion; the batch becomes none.
 
-    ``given``: whole numbers among the example, by input. ``written``, ``assigned``: what the forward has written to so far.
+    ``given``: whole numbers among the example, by input; ``read``: those that were read.
+    ``written``, ``assigned``: what the forward has written to so far.
     """
 
     def __init__(self, batch: int) -> None:
         super().__init__(param_shapes_constant=False)
         self.given: Mapping[str, torch.Tensor] = {}
+        self.read: set[str] = set()
         self.assigned: list[str] = []
         self.written: set[str] = set()
         self.remarks: dict[str, None] = {}
@@ -62,7 +62,9 @@ class GuardingTracer(BaseTracer):
             self.remark(f"reads numbers of {', '.join(map(repr, named))}, which the graph keeps as they are now")
         if known.read:
             names = ", ".join(map(repr, dict.fromkeys(known.read)))
-            self.remarks[f"{READS} {names} (at {user_line()}), which it asserts"] = None
+            self.read.update(known.read)
+            said = f"the graph holds for the numbers that the forward reads of {names} (at {user_line()}), which it asserts"
+            self.remarks[said] = None
             text = f"the graph holds for inputs that give {value.tolist()} at {user_line()}, as its example does: trace again"
             self.create_proxy("call_function", torch._assert_async, ((self.proxy(node) == value.tolist()).all(), text), {})
         return value
