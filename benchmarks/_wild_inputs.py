@@ -14,6 +14,7 @@ from torch import Tensor, nn
 __all__ = [
     "Given",
     "causal",
+    "experts",
     "ids",
     "images",
     "lazily",
@@ -121,8 +122,14 @@ def of_class(kind: str, inputs: Given, config: str = "", dtype: torch.dtype = to
     return Network(quiet(build), inputs, reads_values=True, resizable=False, dtype=dtype)
 
 
-def causal(stem: str, **options: Any) -> Network:
-    return of_class(f"{stem}ForCausalLM", words, stem, **options)
+def causal(stem: str, dtype: torch.dtype = torch.float64, **options: Any) -> Network:
+    """A language model by the stem of its classes' names."""
+    return of_class(f"{stem}ForCausalLM", words, stem, dtype, **options)
+
+
+def experts(stem: str, **options: Any) -> Network:
+    """A mixture of experts, whose kernel for groups of rows takes no double precision."""
+    return causal(stem, torch.float32, **options)
 
 
 def images(stem: str, size: int, **options: Any) -> Network:

@@ -12,7 +12,7 @@ import torch
 import torchaudio.models as sound
 import x_transformers as xt
 from _coverage_networks import Inputs, Network
-from _wild_inputs import Given, causal, ids, noise, noise_and_lengths, of_class, pairs, quiet, seeded, tokens
+from _wild_inputs import Given, causal, experts, ids, noise, noise_and_lengths, of_class, pairs, quiet, seeded, tokens
 from _wild_vision import VISION
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ def _of_sound(build: Callable[[], nn.Module], inputs: Given, dtype: torch.dtype 
 
 
 def _x(build: Callable[[], nn.Module], inputs: Given = tokens) -> Network:
-    return Network(build, inputs, resizable=False)
+    return Network(build, inputs, resizable=False, reads_values=True)
 
 
 class EncoderDecoder(nn.Module):
@@ -143,14 +143,14 @@ _LATENT = {
 }  # fmt: skip
 _MANY = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 EXPERTS: dict[str, Network] = {
-    "mixtral": causal("Mixtral", **_EXPERTS),
-    "qwen2_moe": causal("Qwen2Moe", shared_expert_intermediate_size=64, **_MANY, **_GROUPED),
-    "qwen3_moe": causal("Qwen3Moe", head_dim=16, **_MANY, **_GROUPED),
-    "olmoe": causal("Olmoe", num_experts=4, num_experts_per_tok=2, **_GROUPED),
-    "deepseek_v2": causal("DeepseekV2", n_group=1, topk_group=1, **_LATENT, **_WIDE),
-    "deepseek_v3": causal("DeepseekV3", n_group=2, topk_group=1, **_LATENT, **_WIDE),
-    "gpt_oss": causal("GptOss", head_dim=16, sliding_window=8, **_EXPERTS),
-    "granite_moe": causal("GraniteMoe", **_EXPERTS),
+    "mixtral": experts("Mixtral", **_EXPERTS),
+    "qwen2_moe": experts("Qwen2Moe", shared_expert_intermediate_size=64, **_MANY, **_GROUPED),
+    "qwen3_moe": experts("Qwen3Moe", head_dim=16, **_MANY, **_GROUPED),
+    "olmoe": experts("Olmoe", num_experts=4, num_experts_per_tok=2, **_GROUPED),
+    "deepseek_v2": experts("DeepseekV2", n_group=1, topk_group=1, **_LATENT, **_WIDE),
+    "deepseek_v3": experts("DeepseekV3", n_group=2, topk_group=1, **_LATENT, **_WIDE),
+    "gpt_oss": experts("GptOss", head_dim=16, sliding_window=8, **_EXPERTS),
+    "granite_moe": experts("GraniteMoe", **_EXPERTS),
     "switch_transformers": of_class(
         "SwitchTransformersForConditionalGeneration", pairs, vocab_size=128, d_model=32, d_kv=8, num_layers=2, num_heads=4,
         d_ff=64, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_decoder_layers=2, num_experts=4,
@@ -163,7 +163,7 @@ _SCAN = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 16, "mamba_chun
 STATE_SPACES: dict[str, Network] = {
     "mamba2": causal("Mamba2", num_heads=4, head_dim=16, expand=2, state_size=8, n_groups=1, chunk_size=8, **_STATE),
     "falcon_mamba": causal("FalconMamba", state_size=8, **_STATE),
-    "jamba": causal(
+    "jamba": experts(
         "Jamba", mamba_d_state=8, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
         expert_layer_offset=1, num_experts=4, num_experts_per_tok=2, **_GROUPED,
     ),

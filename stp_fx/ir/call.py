@@ -1,6 +1,7 @@
 """How a graph was captured, as plain data: enough to capture the same module once more, in another process.
 
-Tensors are described by dtype and shape (``{"tensor": ["float32", [1, 3, 32, 32]]}``), containers by their kind; numbers,
+Tensors are described by dtype and shape (``{"tensor": ["float32", [1, 3, 32, 32]]}``), those of whole numbers that the forward
+read by their numbers too (``{"tensor": ["int64", [2], [24, 19]]}``), containers by their kind; numbers,
 strings, flags and ``None`` stand for themselves. Nothing else can be described: such a call is recorded without its example.
 """
 
@@ -22,6 +23,7 @@ _DEPTH = 32
 """The deepest nesting of an example that is described or read."""
 _LARGEST_EXAMPLE = 1 << 30
 """Elements; a hostile description must not ask for more memory than there is."""
+_MOST_NUMBERS = 4096
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _SEQUENCES = {"list": list, "tuple": tuple}
 
@@ -48,35 +50,41 @@ class Call:
         return dataclasses.replace(self, args=_cast(self.args, before, now), kwargs=_cast(self.kwargs, before, now))
 
 
-def call_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any], frontend: str) -> Call:
-    """The record of a capture."""
+def call_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any], frontend: str, numbers: bool = False) -> Call:
+    """The record of a capture; with the whole numbers of the example where the forward read them (``numbers``)."""
     positional = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
     other = tuple(name for name, module in model.named_modules() if module.training != model.training)
     try:
-        return Call(frontend, described(positional), described(dict(kwargs)), model.training, other)
+        return Call(frontend, described(positional, numbers), described(dict(kwargs), numbers), model.training, other)
     except InputError:
         return Call(frontend, None, None, model.training, other)
 
 
-def described(value: Any, depth: int = 0) -> Any:
+def described(value: Any, numbers: bool = False, depth: int = 0) -> Any:
     """``value`` as JSON can hold it.
 
     Raises:
         InputError: an object that has no description.
     """
     if isinstance(value, torch.Tensor) and depth < _DEPTH:
-        return {"tensor": [str(value.dtype).removeprefix("torch."), [int(size) for size in value.shape]]}
+        read = [value.flatten().tolist()] if numbers and _is_short(value) else []
+        return {"tensor": [str(value.dtype).removeprefix("torch."), [int(size) for size in value.shape], *read]}
     if type(value) in (list, tuple) and depth < _DEPTH:
-        return {type(value).__name__: [described(item, depth + 1) for item in value]}
+        return {type(value).__name__: [described(item, numbers, depth + 1) for item in value]}
     if type(value) is dict and depth < _DEPTH and all(type(key) is str for key in value):
-        return {"dict": {key: described(item, depth + 1) for key, item in value.items()}}
+        return {"dict": {key: described(item, numbers, depth + 1) for key, item in value.items()}}
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
     raise InputError(f"a {type(value).__name__} cannot be described as plain data")
 
 
+def _is_short(tensor: torch.Tensor) -> bool:
+    """Whole numbers, few enough to be written down."""
+    return tensor.dtype in (torch.int64, torch.int32) and not tensor.is_meta and tensor.numel() <= _MOST_NUMBERS
+
+
 def restored(data: Any, device: torch.device, depth: int = 0) -> Any:
-    """What :func:`described` described, its tensors uninitialised and on ``device``.
+    """What :func:`described` described, its tensors uninitialised and on ``device``; those with numbers on the CPU.
 
     Raises:
         InputError: no such description, or one of an unreasonable size.
@@ -116,11 +124,20 @@ def _cast_items(content: Any, before: torch.dtype, now: torch.dtype, depth: int)
 
 
 def _tensor(content: Any, device: torch.device) -> torch.Tensor:
-    if not (isinstance(content, list) and len(content) == 2 and isinstance(content[0], str) and content[0] in _DTYPES):
+    if not (isinstance(content, list) and len(content) in (2, 3) and isinstance(content[0], str) and content[0] in _DTYPES):
         raise InputError(f"a tensor is described by [dtype, sizes]; got {str(content)[:80]}")
     sizes = content[1]
     if not (isinstance(sizes, list) and len(sizes) <= 64 and all(type(size) is int and size >= 0 for size in sizes)):
         raise InputError(f"sizes are integers of at least 0; got {str(sizes)[:80]}")
     if math.prod(max(size, 1) for size in sizes) > _LARGEST_EXAMPLE:
         raise InputError(f"an example of {str(sizes)[:80]} is larger than {_LARGEST_EXAMPLE} elements")
+    if len(content) == 3:
+        return _with_numbers(content[2], sizes, _DTYPES[content[0]])
     return torch.empty(sizes, dtype=_DTYPES[content[0]], device=device)
+
+
+def _with_numbers(numbers: Any, sizes: list[int], dtype: torch.dtype) -> torch.Tensor:
+    whole = isinstance(numbers, list) and len(numbers) <= _MOST_NUMBERS and all(type(n) is int for n in numbers)
+    if not whole or len(numbers) != math.prod(sizes) or dtype not in (torch.int64, torch.int32):
+        raise InputError(f"numbers of a tensor of {sizes} are as many integers; got {str(numbers)[:80]}")
+    return torch.tensor(numbers, dtype=dtype).reshape(sizes)

@@ -35,13 +35,14 @@ OWN_BATCH = "the model was traced with the example's own batch size, which it ma
 class _Example:
     """``values`` are the tensors on the meta device, which become inputs; ``constants`` is baked in; ``named`` came by name.
 
-    ``taken``: see :func:`constant_inputs`.
+    ``taken``: see :func:`constant_inputs`. ``given``: the whole numbers among the tensors, such as lengths, which may be read.
     """
 
     values: dict[str, Any]
     constants: dict[str, Any]
     named: frozenset[str]
     taken: dict[str, bool]
+    given: dict[str, torch.Tensor]
 
 
 def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozenset[str]) -> fx.GraphModule:
@@ -56,19 +57,24 @@ def capture_with_fx(model: nn.Module, arguments: dict[str, Any], named: frozense
     """
     values = {name: on_meta(value) for name, value in arguments.items() if holds(torch.Tensor, value)}
     constants = {name: value for name, value in arguments.items() if name not in values}
-    example = _Example(values, constants, named, constant_inputs(arguments, named))
-    given = _one_mode(model, example)
-    other, reason = _other_mode(model, example, given) if given.asked else (None, "")
-    gm, notes = given.gm, given.notes
+    given = {name: v for name, v in arguments.items() if isinstance(v, torch.Tensor) and not v.is_meta and _is_whole(v)}
+    example = _Example(values, constants, named, constant_inputs(arguments, named), given)
+    first = _one_mode(model, example)
+    other, reason = _other_mode(model, example, first) if first.asked else (None, "")
+    gm, notes = first.gm, first.notes
     if other is None:
         notes += count_batches(gm, model, model.training)
-        notes += (one_sided(gm, model, reason),) if given.asked else ()
+        notes += (one_sided(gm, model, reason),) if first.asked else ()
     else:
         trained, evaluated = (gm, other.gm) if model.training else (other.gm, gm)
         count_batches(trained, model, True)
         gm = joined(trained, evaluated, model)
         notes = tuple(dict.fromkeys((*notes, *other.notes)))
     return with_provenance(gm, notes=notes + backward_hooks(model, gm.modules()) + unreached(gm, model))
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _other_mode(model: nn.Module, example: _Example, given: _Capture) -> tuple[_Capture | None, str]:
@@ -109,8 +115,10 @@ def _one_mode(model: nn.Module, example: _Example) -> _Capture:
     if bound:
         _let_one_pass(gm, model, example)
     every = example.constants | example.values
-    inputs = tuple(every[str(n.target)] for n in gm.graph.nodes if n.op == "placeholder")
-    attach_provenance(gm, Provenance(inputs))
+    names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
+    inputs = tuple(every[name] for name in names)
+    read = {k: example.given[name] for k, name in enumerate(names) if name in tracer.read}
+    attach_provenance(gm, Provenance(inputs, read=read))
     notes = ((OWN_BATCH,) if bound else ()) + assigned(tracer.assigned) + frozen_draws(tracer.draws) + tuple(tracer.remarks)
     return _Capture(gm, notes, tracer.asks_mode, bool(tracer.draws))
 
@@ -173,6 +181,7 @@ def _capture_with(model: nn.Module, example: _Example, batch: int) -> ModuleTrac
 
 def _capture(model: nn.Module, example: _Example, batch: int = 0) -> ModuleTracer:
     tracer = ModuleTracer(model, example.values, example.constants, example.named, example.taken, batch)
+    tracer.given = example.given
     try:
         tracer.trace(model)
     except (TraceError, InputError):

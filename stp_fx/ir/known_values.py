@@ -1,11 +1,16 @@
-"""Numbers that a forward asks of buffers and constants (``.item()``, ``int()``, a branch), which are known while it is traced."""
+"""Numbers that a forward asks of tensors (``.item()``, ``int()``, a branch), where they are known while it is traced.
+
+They are where they follow from buffers, constants and sizes; of whole numbers among the inputs, such as lengths, the example
+tells them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,22 +24,39 @@ from stp_fx.ir.proxies import user_line
 from stp_fx.ir.runner import operands
 from stp_fx.ir.shapes import fetch
 
-__all__ = ["buffers_read", "evaluated", "known_value"]
+__all__ = ["Known", "buffers_read", "evaluated", "known_value"]
 
 
-def known_value(root: nn.Module, node: fx.Node, assigned: set[str]) -> Any:
-    """What a node gives, if it follows from buffers and constants that the forward has not written to so far; else None."""
+@dataclasses.dataclass
+class Known:
+    """What a trace knows. ``sizes``: the nodes whose numbers were used; ``read``: the names of inputs whose values were."""
+
+    root: nn.Module
+    assigned: set[str]
+    given: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    sizes: list[fx.Node] = dataclasses.field(default_factory=list)
+    read: list[str] = dataclasses.field(default_factory=list)
+
+
+def known_value(known: Known, node: fx.Node) -> Any:
+    """What a node gives, if it follows from what is known and the forward has not written to so far; else None."""
+    if isinstance(node.meta["val"], (bool, int, float)):
+        known.sizes.append(node)
+        return node.meta["val"]
+    if node.op == "placeholder" and node.target in known.given and not _is_written(node):
+        known.read.append(str(node.target))
+        return known.given[str(node.target)]
     if node.op == "get_attr":
         with suspended():
-            value = fetch(root, str(node.target))
+            value = fetch(known.root, str(node.target))
             fixed = isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) and not value.is_meta
-            return value.detach() if fixed and node.target not in assigned and not _is_written(node) else None
+            return value.detach() if fixed and node.target not in known.assigned and not _is_written(node) else None
     if node.op not in ("call_function", "call_method") or not node.all_input_nodes or _writes(node):
         return None
-    known = {each: known_value(root, each, assigned) for each in node.all_input_nodes}
-    if any(value is None for value in known.values()):
+    values = {each: known_value(known, each) for each in node.all_input_nodes}
+    if any(value is None for value in values.values()):
         return None
-    args, kwargs = operands(node, known.__getitem__)
+    args, kwargs = operands(node, values.__getitem__)
     before = torch.get_rng_state()
     with suspended(), torch.no_grad():
         value = _called(node, args, kwargs)
@@ -97,6 +119,8 @@ def buffers_read(node: fx.Node, ours: tuple[str, ...]) -> list[str]:
     """Names of the buffers that a node follows from; constants of a trace, whose names begin with ``ours``, are none."""
     if node.op == "get_attr":
         return [] if str(node.target).startswith(ours) else [str(node.target)]
+    if isinstance(node.meta["val"], (bool, int, float)):
+        return []
     return list(dict.fromkeys(name for each in node.all_input_nodes for name in buffers_read(each, ours)))
 
 

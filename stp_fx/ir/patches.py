@@ -35,6 +35,7 @@ from stp_fx.ir._torch_compat import as_written, fx_tracing, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, as_tensor, is_tensor, scripted_isinstance
 from stp_fx.ir.checked import CHECKS
+from stp_fx.ir.inverse_fourier import istft
 from stp_fx.ir.proxies import ValueProxy, holds_proxy, user_line
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
@@ -275,7 +276,7 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
     calls: dict[str, Any] = {name: _taking_proxies(vars(torch)[name], "call_function", vars(torch)[name]) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
-    calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, **CHECKS}
+    calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, "istft": istft, **CHECKS}
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     casts = {"autocast": _Autocasts("autocast", (), {"original": torch.autocast})}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}

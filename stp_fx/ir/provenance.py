@@ -46,7 +46,8 @@ class Provenance:
     ``call`` how, for another process to do the same. ``arguments`` are all arguments of the original's ``forward`` by name,
     in its order: tensors as in ``inputs``, plain values as they were; what is neither is left out and named in ``lost``.
     ``validation`` is what was checked at capture, None if nothing was. ``held`` names the modules that the model's own ``train``
-    keeps in the other mode, by the mode that it is called with.
+    keeps in the other mode, by the mode that it is called with. ``read`` holds the whole numbers of those inputs, by position,
+    whose numbers the forward read.
     """
 
     inputs: tuple[Any, ...]
@@ -62,6 +63,7 @@ class Provenance:
     lost: tuple[str, ...] = ()
     validation: Validation | None = None
     held: Mapping[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    read: Mapping[int, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Provenance:
         return self

@@ -173,11 +173,11 @@ class ValueProxy(fx.Proxy):
 
     def _number(self, what: str) -> Any:
         value = self.value
-        return self._known(what).tolist() if isinstance(value, torch.Tensor) else value
+        return self._known(what, example=what != "bool()").tolist() if isinstance(value, torch.Tensor) else value
 
-    def _known(self, what: str) -> torch.Tensor:
-        """The numbers of a tensor that follows from buffers alone."""
-        known = self.tracer.known(self.node)
+    def _known(self, what: str, example: bool = False) -> torch.Tensor:
+        """The numbers of a tensor that are known; one number may be what the example gives."""
+        known = self.tracer.known(self.node, example and self.value.numel() == 1)
         if known is None:
             raise TraceError(
                 f"{what} of a tensor whose value depends on the data, at {user_line()}: a graph has no branches on data. "

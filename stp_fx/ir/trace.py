@@ -127,7 +127,8 @@ def _traced(
     gm = with_provenance(gm, notes=(*provenance_of(gm).notes, *said))
     for note in provenance_of(gm).notes:
         _log.log(logging.INFO if note in (OWN_BATCH, NO_CACHE) else logging.WARNING, "%s: %s", type(model).__name__, note)
-    call = call_of(model, example_inputs, given, provenance_of(gm).frontend)
+    found = provenance_of(gm)
+    call = call_of(model, example_inputs, given, found.frontend, bool(found.read))
     return with_provenance(gm, call=dataclasses.replace(call, outputs=kept))
 
 

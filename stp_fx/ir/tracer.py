@@ -18,15 +18,14 @@ from torch.utils.checkpoint import CheckpointFunction
 from stp_fx.errors import TraceError
 from stp_fx.ir._torch_compat import SAVES_FOR_CHECKPOINT
 from stp_fx.ir.assignments import with_assignments
-from stp_fx.ir.base_tracer import BaseTracer, ReplayTracer, autocasts, hidden_functions, is_switchable, takes_weights
-from stp_fx.ir.batch import NumbersOfBatch, first_tensor
-from stp_fx.ir.branches import of_device, of_selection, selected, sizes_of
+from stp_fx.ir.base_tracer import ReplayTracer, autocasts, hidden_functions, is_switchable, takes_weights
+from stp_fx.ir.branches import selected
 from stp_fx.ir.cache_keys import drop_cache_guards
 from stp_fx.ir.constant_inputs import assert_constants
+from stp_fx.ir.guarding import LEAF, OWN, GuardingTracer
 from stp_fx.ir.in_place import relax
-from stp_fx.ir.indices import AskedIndices
 from stp_fx.ir.kept import containers_kept
-from stp_fx.ir.known_values import buffers_read, evaluated, known_value
+from stp_fx.ir.known_values import evaluated
 from stp_fx.ir.lowering import lowering_of, outside_of_tree
 from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import own_containers
@@ -43,12 +42,8 @@ from stp_fx.ir.train_eval import AutogradCall
 
 __all__ = ["ModuleTracer"]
 
-_LEAF = "_stp_fx_call_"
-_OWN = ("_tensor_constant", _LEAF)
-"""What tracing itself puts on the model, until the graph is made: see :meth:`ModuleTracer.forget_constants`."""
 
-
-class ModuleTracer(BaseTracer):
+class ModuleTracer(GuardingTracer):
     """Traces ``root`` with the given meta values; see :func:`stp_fx.trace`."""
 
     def __init__(
@@ -60,7 +55,7 @@ class ModuleTracer(BaseTracer):
         taken: Mapping[str, bool] | None = None,
         batch: int = 0,
     ) -> None:
-        super().__init__(param_shapes_constant=False)
+        super().__init__(batch)
         self._values, self._constants, self._by_name, self._taken = values, constants, by_name, taken or {}
         memo: dict[int, Any] = {}
         self._twin = meta_twin(root, memo)
@@ -78,16 +73,7 @@ class ModuleTracer(BaseTracer):
         self._hidden = hidden_functions()
         self.called: dict[int, nn.Module] = {}
         self.augmented: dict[fx.Node, Callable[..., Any]] = {}
-        self.assigned: list[str] = []
-        self.remarks: dict[str, None] = {}
         self.buffer_metas = {name: self._meta(tensor) for name, tensor in buffers}
-        self.written: set[str] = set()
-        self._selections = False
-        self.batch = NumbersOfBatch(batch)
-        self.branches_on_batch = False
-        self.bakes_batch = False
-        self.finished = False
-        self.asked = AskedIndices(lambda node: self.guard(node, node.meta["val"], truth=False, counted=True))
         self.root = root  # fx sets it too, but only once it traces
 
     # -- what stays a node -----------------------------------------------------------------------------------------
@@ -120,8 +106,9 @@ class ModuleTracer(BaseTracer):
         self.asked.settle(args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if "val" not in proxy.node.meta:
-            self._selections |= bool(selected(proxy.node))
-            proxy.node.meta["val"] = evaluated(proxy.node, self._evaluate, self.known, self._selections)
+            self.selects |= bool(selected(proxy.node))
+            known = functools.partial(self.known, example=True)
+            proxy.node.meta["val"] = evaluated(proxy.node, self._evaluate, known, self.selects)
         if proxy.node.meta["val"] is None and kind != "output":
             if target is operator.getitem:
                 self._assert(self.create_proxy("call_function", operator.is_, (proxy, None), {}))
@@ -132,10 +119,6 @@ class ModuleTracer(BaseTracer):
         """What a method writes to; a parameter under ``torch.no_grad`` without its gradient, which allows no writing."""
         stored = isinstance(target, fx.Proxy) and target.node.op == "get_attr" and self._gradients
         return target.detach() if stored and not torch.is_grad_enabled() else target
-
-    def remark(self, what: str) -> None:
-        """Notes something that the forward does and the graph does not."""
-        self.remarks[f"the forward {what} (at {user_line()})"] = None
 
     def _without_gradient(self, proxy: fx.Proxy) -> fx.Proxy:
         """What the model computed under ``torch.no_grad`` stays without gradients: the graph has no such blocks."""
@@ -199,56 +182,6 @@ class ModuleTracer(BaseTracer):
         """The type of a node's value; of a stored tensor, that which the model has."""
         with suspended():
             return type(fetch(self.root, str(node.target)) if node.op == "get_attr" else node.meta["val"])
-
-    # -- branches over sizes ---------------------------------------------------------------------------------------
-
-    def known(self, node: fx.Node) -> torch.Tensor | None:
-        """The numbers of a tensor that follows from buffers; a note says that the graph keeps them as they are now."""
-        value = known_value(self.root, node, {*self.written, *self.assigned})  # type: ignore[arg-type]
-        named = [] if value is None else buffers_read(node, _OWN)
-        if named:
-            self.remark(f"reads numbers of {', '.join(map(repr, named))}, which the graph keeps as they are now")
-        return value
-
-    def guard(self, node: fx.Node, value: Any, *, truth: bool, counted: bool = False) -> None:
-        """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not.
-
-        ``counted``: as the length of a loop or a list, of which the graph keeps the steps and not the number.
-        """
-        if not isinstance(value, (bool, int, float)) or self.finished or isinstance(node.meta["val"], torch.Tensor):
-            return
-        if self._selections and of_selection(node):
-            raise TraceError(
-                f"asks how many positions data select, at {user_line()}: a graph does the same whatever they are. Go through all "
-                "experts or classes, without a branch for those that nothing selects: they add nothing"
-            )
-        if of_device(node):
-            return  # both ways compute the same, and a graph is run on other devices, for shapes on meta
-        if self.batch.made(node):
-            if not truth and not counted:
-                self.bakes_batch = True  # it is made of the input again later, if a trace with another batch says how
-                for size in sizes_of(node):
-                    self._fix(size)
-            elif not (truth and self.batch.compares(node)):
-                self.branches_on_batch = True
-            return
-        if not truth:
-            self._assert(self.proxy(node) == value)
-        else:
-            # Not ``not``: the code of a pickled graph is traced again, and there ``not`` would ask a proxy for its truth.
-            self._assert(self.proxy(node) if value else self.proxy(node) == False)  # noqa: E712
-
-    def _assert(self, holds: Any) -> None:
-        message = f"traced for another shape: the branch at {user_line()} differs; trace again with an example of this shape"
-        self.create_proxy("call_function", torch._assert, (holds, message), {})
-
-    def _fix(self, size: fx.Node) -> None:
-        """A size that goes into a number beside the batch, or that has the batch in it, is what it was, whatever the batch is."""
-        value = size.meta["val"]
-        if not self.batch.multiple(value):
-            self._assert(self.proxy(size) == value)
-        elif value != self.batch.size:
-            self._assert(self.proxy(size) == self.proxy(first_tensor(self.graph)).size(0) * (value // self.batch.size))
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
@@ -320,7 +253,7 @@ class ModuleTracer(BaseTracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         before = set(root.__dict__) | set(root._buffers) | set(root._parameters) | set(root._modules)
         try:
-            with containers_kept(root, self.assigned, _OWN) as held, self._stored_reads():
+            with containers_kept(root, self.assigned, OWN) as held, self._stored_reads():
                 graph = super().trace(root, concrete_args)
                 drop_cache_guards(graph, held.replaced())
         except BaseException:
@@ -355,20 +288,20 @@ class ModuleTracer(BaseTracer):
 
     def leaf(self, module: nn.Module) -> str:
         """Puts a module of our own beside the model's, for the graph to call; it is taken back with the constants."""
-        name = f"{_LEAF}{sum(k.startswith(_LEAF) for k in self.root._modules)}"  # type: ignore[union-attr]
+        name = f"{LEAF}{sum(k.startswith(LEAF) for k in self.root._modules)}"  # type: ignore[union-attr]
         module.training = vars(self.root)["training"]  # so that it does not count as the model's own question
         self.root._modules[name] = self._twins[name] = module  # type: ignore[union-attr]
         return name
 
     def lifted(self) -> list[Any]:
         """Tensors that the model's code made while it was traced, now constants of the graph."""
-        return [getattr(self.root, k) for k in self._lifted_names(self._before) if not k.startswith(_LEAF)]
+        return [getattr(self.root, k) for k in self._lifted_names(self._before) if not k.startswith(LEAF)]
 
     def _stores(self) -> tuple[dict[str, Any], ...]:
         return self.root.__dict__, self.root._buffers, self.root._modules  # type: ignore[union-attr]
 
     def _lifted_names(self, before: set[str]) -> list[str]:
-        return [k for store in self._stores() for k in store if k not in before and k.startswith(_OWN)]
+        return [k for store in self._stores() for k in store if k not in before and k.startswith(OWN)]
 
     def forget_constants(self, before: set[str] | None = None) -> None:
         """Takes back the attributes under which constants were stored on the module that was traced."""

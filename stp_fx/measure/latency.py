@@ -13,7 +13,7 @@ from torch import fx
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.unit_costs import Work, activation_elements, contraction_macs
 from stp_fx.ir.modes import OneMode, is_mark
-from stp_fx.ir.provenance import example_of
+from stp_fx.ir.provenance import example_of, provenance_of
 from stp_fx.measure.calibration import device_of, eval_twin
 from stp_fx.measure.distributed import agreed
 
@@ -84,10 +84,12 @@ def whole_seconds(graphs: Sequence[fx.GraphModule], runs: int, clock: Callable[[
 def example_values(gm: fx.GraphModule) -> tuple[Any, ...]:
     """The recorded example as real data on the graph's device: random numbers, zeros for integers, which may be indices.
 
-    The same numbers every time; torch's own random state is not changed.
+    Whole numbers that the forward read are those of the example. The same numbers every time; torch's own random state is not
+    changed.
     """
-    draws = torch.Generator().manual_seed(0)
-    return tuple(_filled(value, device_of(gm), draws) for value in example_of(gm))
+    draws, device, read = torch.Generator().manual_seed(0), device_of(gm), provenance_of(gm).read
+    values = [_filled(value, device, draws) for value in example_of(gm)]
+    return tuple(read[k].to(device) if k in read else value for k, value in enumerate(values))
 
 
 class _Stopwatch(OneMode):

@@ -22,7 +22,7 @@ from stp_fx.ir.agreement import Difference, compared, tolerance
 from stp_fx.ir.examples import Example
 from stp_fx.ir.modes import has_modes
 from stp_fx.ir.nested import leaves_of
-from stp_fx.ir.provenance import example_of
+from stp_fx.ir.provenance import example_of, provenance_of
 from stp_fx.ir.validate import Run, run_once
 from stp_fx.ir.validation import Budget, Validation
 from stp_fx.measure.calibration import eval_twin
@@ -92,11 +92,12 @@ def _unfit(gm: fx.GraphModule, budget: Budget) -> str | None:
 def _examples(gm: fx.GraphModule) -> Iterator[Example]:
     """The recorded example with made-up numbers; integers are ones and zeros in turn (indices, masks), then zeros, which always
     are indices. An index out of range would end a CUDA process, so there are zeros alone there."""
-    zeros = Example(example_values(gm), {})
+    values, read = example_values(gm), provenance_of(gm).read
+    zeros, known = Example(values, {}), [values[k] for k in read]
     devices = {t.device.type for t in zeros.tensors}
 
     def in_turn(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_floating_point() or tensor.is_complex():
+        if tensor.is_floating_point() or tensor.is_complex() or any(tensor is each for each in known):
             return tensor
         return (torch.arange(1, tensor.numel() + 1) % 2).reshape(tensor.shape).to(tensor.dtype)
 
