@@ -9,7 +9,7 @@ import torch
 from _coverage_networks import Inputs, Network
 from _wild_common import MakeInputs, called, made, pixels, random, whole
 from _wild_diffusers import DIFFUSERS
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["IMAGES"]
 
@@ -289,9 +289,20 @@ VIT_PYTORCH = {
 # open_clip: the tower of images and the tower of texts, called as one network.
 
 
+class _Towers(nn.Module):
+    """Both embeddings, without the learnt temperature, which has no batch."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return self.clip(images, texts)[:2]
+
+
 def _clip(vision: dict[str, Any], text: dict[str, Any], size: int) -> Network:
     def build() -> nn.Module:
-        return importlib.import_module("open_clip").CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
+        return _Towers(importlib.import_module("open_clip").CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text))
 
     def inputs(batch: int, small: bool, dtype: torch.dtype) -> Inputs:
         return (random(batch, batch, 3, size, size, dtype=dtype), whole(200, batch, 16)), {}
