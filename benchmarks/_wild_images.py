@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from _coverage_networks import Inputs, Network
 from _wild_common import MakeInputs, called, made, pixels, random, whole
 from _wild_diffusers import DIFFUSERS
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["IMAGES"]
 
@@ -48,7 +49,10 @@ MONAI = {
         mlp_dim=192,
         num_heads=4,
     ),
-    "swin_unetr": _monai("SwinUNETR", pixels(1, 64, 64, 64), in_channels=1, out_channels=2, feature_size=12),
+    "swin_unetr": dataclasses.replace(
+        _monai("SwinUNETR", pixels(1, 64, 64, 64, small=(1, 32, 32, 32)), in_channels=1, out_channels=2, feature_size=12),
+        resizable=False,
+    ),
     "swin_unetr_v2": _monai(
         "SwinUNETR", pixels(1, 64, 64), in_channels=1, out_channels=2, feature_size=24, use_v2=True, spatial_dims=2
     ),
@@ -77,7 +81,7 @@ MONAI = {
         num_heads=4,
     ),
     "flexible_unet": _monai("FlexibleUNet", pixels(3, 64, 64), in_channels=3, out_channels=2, backbone="efficientnet-b0"),
-    "highresnet": _monai("HighResNet", **_PLAIN),
+    "highresnet": _monai("HighResNet", pixels(1, 16, 16, 16), **_PLAIN),
     "mednext": _monai(
         "MedNeXt", init_filters=8, kernel_size=3, blocks_down=(1, 1, 1, 1), blocks_up=(1, 1, 1, 1), blocks_bottleneck=1, **_PLAIN
     ),
@@ -146,7 +150,8 @@ SEGMENTATION = {
     f"{decoder.lower()}_{encoder}": _segmented(decoder, encoder) for decoder, encoders in DECODERS.items() for encoder in encoders
 }
 
-# vit_pytorch: README's examples, narrower and shallower where those have hundreds of millions of parameters.
+# vit_pytorch: README's examples, narrower and shallower where those have hundreds of millions of parameters. Without `layer_dropout`, which
+# drops layers at random in evaluation too: such a network gives other outputs at each call, and is refused.
 
 _SQUARE: dict[str, Any] = {"image_size": 64, "num_classes": 10, "patch_size": 8}
 _TRUNK: dict[str, Any] = {"dim": 96, "depth": 3, "heads": 4, "mlp_dim": 192, "dim_head": 24}
@@ -178,7 +183,7 @@ VIT_PYTORCH = {
         dropout=0.1,
     ),
     "t2t": _vit("t2t:T2TViT", image_size=64, num_classes=10, dim=96, depth=3, heads=4, mlp_dim=192, dim_head=24),
-    "xcit": _vit("xcit:XCiT", cls_depth=2, local_patch_kernel_size=3, layer_dropout=0.05, **_SQUARE, **_TRUNK, **_NOISE),
+    "xcit": _vit("xcit:XCiT", cls_depth=2, local_patch_kernel_size=3, **_SQUARE, **_TRUNK, **_NOISE),
     "regionvit": _vit("regionvit:RegionViT", pixels(3, 224, 224), num_classes=10, dim=(32, 64, 128, 256), depth=(1, 1, 2, 1)),
     "scalable_vit": _vit(
         "scalable_vit:ScalableViT",
@@ -251,7 +256,7 @@ VIT_PYTORCH = {
         dim_head=24,
     ),
     "deepvit": _vit("deepvit:DeepViT", **_SQUARE, **_TRUNK, **_NOISE),
-    "cait": _vit("cait:CaiT", cls_depth=2, layer_dropout=0.05, **_SQUARE, **_TRUNK, **_NOISE),
+    "cait": _vit("cait:CaiT", cls_depth=2, **_SQUARE, **_TRUNK, **_NOISE),
     "cct": made(
         "vit_pytorch.cct:CCT",
         pixels(3, 64, 64),
@@ -289,9 +294,20 @@ VIT_PYTORCH = {
 # open_clip: the tower of images and the tower of texts, called as one network.
 
 
+class _Towers(nn.Module):
+    """Both embeddings, without the learnt temperature, which has no batch."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return self.clip(images, texts)[:2]
+
+
 def _clip(vision: dict[str, Any], text: dict[str, Any], size: int) -> Network:
     def build() -> nn.Module:
-        return importlib.import_module("open_clip").CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
+        return _Towers(importlib.import_module("open_clip").CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text))
 
     def inputs(batch: int, small: bool, dtype: torch.dtype) -> Inputs:
         return (random(batch, batch, 3, size, size, dtype=dtype), whole(200, batch, 16)), {}
