@@ -90,7 +90,8 @@ class GuardingTracer(BaseTracer):
                     self._fix(size)
             elif not (truth and self._compares_batches(node)):
                 self.branches_on_batch = True
-            return
+            if not (truth and self._compares_shapes(node)):
+                return
         if not truth:
             self._assert(self.proxy(node) == value)
         else:
@@ -122,8 +123,22 @@ class GuardingTracer(BaseTracer):
         return whole and self._batch != 0 and value % self._batch == 0
 
     def _compares_batches(self, node: fx.Node) -> bool:
-        """``b == b2``, ``2 * b > b``: true or false whatever the batch."""
-        return all(self.is_of_batch(a.meta["val"] if isinstance(a, fx.Node) else a) for a in node.args)
+        """``b == b2``, ``2 * b > b``, ``x.shape != (b, 3)``: true or false whatever the batch."""
+        sides = [_plain(a) for a in node.args]
+        if not self._compares_shapes(node):
+            return all(map(self.is_of_batch, sides))
+        return len({len(side) for side in sides}) == 1 and all(
+            len({self.is_of_batch(size) for size in sizes}) == 1 for sizes in zip(*sides, strict=True)
+        )
+
+    def _compares_shapes(self, node: fx.Node) -> bool:
+        return len(node.args) == 2 and all(isinstance(_plain(a), (tuple, list)) for a in node.args)
+
+
+def _plain(value: Any) -> Any:
+    """What stands for a value, with the numbers of nodes in it."""
+    value = value.meta["val"] if isinstance(value, fx.Node) else value
+    return tuple(map(_plain, value)) if isinstance(value, (tuple, list)) else value
 
 
 def numbers_for_tensors(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:

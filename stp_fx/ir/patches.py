@@ -43,6 +43,8 @@ __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspend
 _FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "tensor", "as_tensor", "asarray")
 """These take no tensor, so proxies among their sizes and dtypes do not reach ``__torch_function__``."""
 
+_SIZED = ("reshape", "broadcast_to", "tile", "narrow", "roll")
+"""These ask a proxy among their sizes for its number before they ask anybody else."""
 _RANDOM = ("rand", "randn", "randint", "randperm")
 """These draw anew at each call of the graph, whatever they are given."""
 
@@ -269,7 +271,7 @@ class _Autocasts(_Limits):
 @functools.cache
 def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
-    calls: dict[str, Any] = {name: _taking_proxies(vars(torch)[name], "call_function", vars(torch)[name]) for name in _FACTORIES}
+    calls: dict[str, Any] = {name: _taking_proxies(f := vars(torch)[name], "call_function", f) for name in _FACTORIES + _SIZED}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
     calls |= {"is_tensor": is_tensor, "istft": istft, **CHECKS}
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
