@@ -17,7 +17,16 @@ from torch.fx.node import map_aggregate
 from stp_fx.ir.nested import leaves_of, mapped
 from stp_fx.ir.shapes import tensors_of
 
-__all__ = ["NumbersOfBatch", "bakes_batch", "batches_for", "free_batch", "holds_multiple", "same_constants", "with_batch"]
+__all__ = [
+    "NumbersOfBatch",
+    "bakes_batch",
+    "batches_for",
+    "compares_shapes",
+    "free_batch",
+    "holds_multiple",
+    "same_constants",
+    "with_batch",
+]
 
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
 """Larger than the channel counts, window sizes and head counts that could be mistaken for a multiple of one."""
@@ -87,8 +96,24 @@ class NumbersOfBatch:
         return by != 0 and number // self.size % by == 0
 
     def compares(self, node: fx.Node) -> bool:
-        """``b == b2``, ``2 * b > b``: true or false whatever the batch."""
-        return all(self.multiple(a.meta["val"] if isinstance(a, fx.Node) else a) for a in node.args)
+        """``b == b2``, ``2 * b > b``, ``x.shape != (b, 3)``: true or false whatever the batch."""
+        sides = [_plain(a) for a in node.args]
+        if not compares_shapes(node):
+            return all(map(self.multiple, sides))
+        return len({len(side) for side in sides}) == 1 and all(
+            len({self.multiple(size) for size in sizes}) == 1 for sizes in zip(*sides, strict=True)
+        )
+
+
+def compares_shapes(node: fx.Node) -> bool:
+    """Whether a node compares one list of sizes with another."""
+    return len(node.args) == 2 and all(isinstance(_plain(a), (tuple, list)) for a in node.args)
+
+
+def _plain(value: Any) -> Any:
+    """What stands for a value, with the numbers of nodes in it."""
+    value = value.meta["val"] if isinstance(value, fx.Node) else value
+    return tuple(map(_plain, value)) if isinstance(value, (tuple, list)) else value
 
 
 def holds_multiple(graph: fx.Graph, batch: int) -> bool:

@@ -10,7 +10,7 @@ from torch import fx
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.base_tracer import BaseTracer
-from stp_fx.ir.batch import NumbersOfBatch, first_tensor
+from stp_fx.ir.batch import NumbersOfBatch, compares_shapes, first_tensor
 from stp_fx.ir.branches import of_device, of_selection, sizes_of
 from stp_fx.ir.indices import AskedIndices
 from stp_fx.ir.known_values import Known, buffers_read, known_value
@@ -91,7 +91,8 @@ class GuardingTracer(BaseTracer):
                     self._fix(size)
             elif not (truth and self.batch.compares(node)):
                 self.branches_on_batch = True
-            return
+            if not (truth and compares_shapes(node)):
+                return
         if not truth:
             self._assert(self.proxy(node) == value)
         else:

@@ -274,7 +274,7 @@ class _Autocasts(_Limits):
 @functools.cache
 def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
-    calls: dict[str, Any] = {name: _taking_proxies(vars(torch)[name], "call_function", vars(torch)[name]) for name in _FACTORIES}
+    calls: dict[str, Any] = {name: _taking_proxies(f := vars(torch)[name], "call_function", f) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
     calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, "istft": istft, **CHECKS}
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}

@@ -155,7 +155,8 @@ def test_a_rule_agrees_with_numbers(name: str) -> None:
 
 def test_reasons_for_no_check_are_few() -> None:
     reasons = {entry.unchecked for entry in map(entry_of, map(overload_of, (op for op, _ in _SAMPLES.values()))) if entry}
-    assert reasons == {"", "no CPU kernel", "its values are arbitrary", "its matrix is sparse"}
+    single = "its kernels take single precision alone"
+    assert reasons == {"", "no CPU kernel", "its values are arbitrary", "its matrix is sparse", single}
 
 
 # -- zeros ---------------------------------------------------------------------------------------------------------------
