@@ -150,8 +150,8 @@ SEGMENTATION = {
     f"{decoder.lower()}_{encoder}": _segmented(decoder, encoder) for decoder, encoders in DECODERS.items() for encoder in encoders
 }
 
-# vit_pytorch: README's examples, narrower and shallower where those have hundreds of millions of parameters. Without `layer_dropout`, which
-# drops layers at random in evaluation too: such a network gives other outputs at each call, and is refused.
+# vit_pytorch: README's examples, narrower and shallower where those have hundreds of millions of parameters. Without
+# `layer_dropout`, which drops layers at random in evaluation too: such a network differs from call to call, and is refused.
 
 _SQUARE: dict[str, Any] = {"image_size": 64, "num_classes": 10, "patch_size": 8}
 _TRUNK: dict[str, Any] = {"dim": 96, "depth": 3, "heads": 4, "mlp_dim": 192, "dim_head": 24}
