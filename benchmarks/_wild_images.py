@@ -164,9 +164,10 @@ def _vit(path: str, inputs: MakeInputs | None = None, **options: Any) -> Network
 
 VIT_PYTORCH = {
     "maxvit": _vit("max_vit:MaxViT", pixels(3, 224, 224), num_classes=10, dim=64, depth=(2, 2, 5, 2)),
-    "crossformer": _vit(
-        "crossformer:CrossFormer", pixels(3, 224, 224), num_classes=10, dim=(32, 64, 128, 256), depth=(1, 1, 2, 1)
-    ),
+    "crossformer": dataclasses.replace(
+        _vit("crossformer:CrossFormer", pixels(3, 224, 224), num_classes=10, dim=(32, 64, 128, 256), depth=(1, 1, 2, 1)),
+        dtype=torch.float32,
+    ),  # its code makes float32 positions
     "nest": _vit(
         "nest:NesT", image_size=64, patch_size=4, dim=48, heads=3, num_hierarchies=3, block_repeats=(1, 1, 2), num_classes=10
     ),
