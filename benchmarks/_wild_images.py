@@ -150,8 +150,8 @@ SEGMENTATION = {
     f"{decoder.lower()}_{encoder}": _segmented(decoder, encoder) for decoder, encoders in DECODERS.items() for encoder in encoders
 }
 
-# vit_pytorch: README's examples, narrower and shallower where those have hundreds of millions of parameters. Without `layer_dropout`, which
-# drops layers at random in evaluation too: such a network gives other outputs at each call, and is refused.
+# vit_pytorch: README's examples, narrower and shallower where those have hundreds of millions of parameters. Without
+# `layer_dropout`, which drops layers at random in evaluation too: such a network differs from call to call, and is refused.
 
 _SQUARE: dict[str, Any] = {"image_size": 64, "num_classes": 10, "patch_size": 8}
 _TRUNK: dict[str, Any] = {"dim": 96, "depth": 3, "heads": 4, "mlp_dim": 192, "dim_head": 24}
@@ -164,9 +164,10 @@ def _vit(path: str, inputs: MakeInputs | None = None, **options: Any) -> Network
 
 VIT_PYTORCH = {
     "maxvit": _vit("max_vit:MaxViT", pixels(3, 224, 224), num_classes=10, dim=64, depth=(2, 2, 5, 2)),
-    "crossformer": _vit(
-        "crossformer:CrossFormer", pixels(3, 224, 224), num_classes=10, dim=(32, 64, 128, 256), depth=(1, 1, 2, 1)
-    ),
+    "crossformer": dataclasses.replace(
+        _vit("crossformer:CrossFormer", pixels(3, 224, 224), num_classes=10, dim=(32, 64, 128, 256), depth=(1, 1, 2, 1)),
+        dtype=torch.float32,
+    ),  # its code makes float32 positions
     "nest": _vit(
         "nest:NesT", image_size=64, patch_size=4, dim=48, heads=3, num_hierarchies=3, block_repeats=(1, 1, 2), num_classes=10
     ),
