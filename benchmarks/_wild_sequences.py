@@ -24,7 +24,7 @@ _EXPERTS = {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 def _of_sound(build: Callable[[], nn.Module], inputs: Given, dtype: torch.dtype = torch.float64) -> Network:
-    return Network(quiet(build), inputs, resizable=False, dtype=dtype)
+    return Network(quiet(build), inputs, resizable=False, reads_values=True, dtype=dtype)
 
 
 def _x(build: Callable[[], nn.Module], inputs: Given = tokens) -> Network:
