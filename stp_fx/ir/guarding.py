@@ -50,8 +50,8 @@ class GuardingTracer(BaseTracer):
     def known(self, node: fx.Node, example: bool = False) -> torch.Tensor | None:
         """The numbers of a tensor that follow from buffers and sizes, and, with ``example``, from whole numbers among the inputs.
 
-        Notes say that the graph keeps them as they are now; of inputs it asserts it, and that numbers of the data are finite where
-        code branches on that (to clamp overflows), which decides the branch.
+        Notes say that the graph keeps them as they are now; of inputs it asserts it. Where code branches on whether data are
+        finite (to clamp overflows), they are, and the graph asserts that too.
         """
         written = {*self.written, *self.assigned}
         known = Known(self.root, written, self.given if example else {}, finite=not example)  # type: ignore[arg-type]
