@@ -108,7 +108,13 @@ def _counted(module: nn.Module, positional: tuple[Any, ...], named: dict[str, An
     memo = {id(t): nn.Parameter(t.to(device)) if isinstance(t, nn.Parameter) else t.to(device) for t in tensors}
     twin = copy.deepcopy(module, memo).requires_grad_(False)
     positional, named = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, (positional, named))
-    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    plain = torch.backends.mkldnn.flags(enabled=False)  # whose LSTM is one op, which the counter does not know
+    with (
+        FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter,
+        torch.no_grad(),
+        plain,
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         twin(*positional, **named)
     return counter.get_total_flops() // 2
 

@@ -24,7 +24,7 @@ _EXPERTS = {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 def _of_sound(build: Callable[[], nn.Module], inputs: Given, dtype: torch.dtype = torch.float64) -> Network:
-    return Network(quiet(build), inputs, resizable=False, dtype=dtype)
+    return Network(quiet(build), inputs, resizable=False, reads_values=True, dtype=dtype)
 
 
 def _x(build: Callable[[], nn.Module], inputs: Given = tokens) -> Network:
@@ -89,7 +89,8 @@ def _emformer_transducer() -> nn.Module:
 
 SOUND: dict[str, Network] = {
     "ta_conformer": _of_sound(lambda: sound.Conformer(32, 4, 64, 2, 7), noise_and_lengths(24, 32)),
-    "ta_emformer": _of_sound(lambda: sound.Emformer(32, 4, 64, 2, 8, left_context_length=8, right_context_length=4), noise_and_lengths(28, 32)),
+    "ta_emformer": _of_sound(lambda: sound.Emformer(32, 4, 64, 2, 8, left_context_length=8, right_context_length=4),
+    noise_and_lengths(28, 32)),
     "ta_emformer_rnnt": _of_sound(_emformer_transducer, _transducer),
     "ta_hdemucs": _of_sound(lambda: sound.HDemucs(["a", "b"], nfft=1024, depth=5, channels=8), noise(2, 8192)),
     "ta_wav2vec2": _of_sound(lambda: _waves(sound.wav2vec2_model, **_POSITIONS), noise(800)),
@@ -99,7 +100,8 @@ SOUND: dict[str, Network] = {
         noise(800),
     ),
     "ta_conv_tasnet": _of_sound(
-        lambda: sound.ConvTasNet(enc_num_feats=32, msk_num_feats=16, msk_num_hidden_feats=32, msk_num_layers=3, msk_num_stacks=2),
+        lambda: sound.ConvTasNet(enc_num_feats=32, msk_num_feats=16, msk_num_hidden_feats=32, msk_num_layers=3,
+        msk_num_stacks=2),
         noise(1, 800),
     ),
     "ta_deepspeech": _of_sound(lambda: sound.DeepSpeech(20, n_hidden=64, n_class=10), noise(1, 30, 20)),
@@ -167,9 +169,10 @@ STATE_SPACES: dict[str, Network] = {
         "Jamba", mamba_d_state=8, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
         expert_layer_offset=1, num_experts=4, num_experts_per_tok=2, **_GROUPED,
     ),
-    "bamba": causal("Bamba", attn_layer_indices=[1], mamba_n_groups=1, mamba_expand=1, **_SCAN, **_GROUPED),
+    "bamba": causal("Bamba", torch.float32, attn_layer_indices=[1], mamba_n_groups=1, mamba_expand=1, **_SCAN, **_GROUPED),
     "recurrent_gemma": causal(
-        "RecurrentGemma", head_dim=16, lru_width=64, attention_window_size=8, block_types=["recurrent", "attention"], **_GROUPED,
+        "RecurrentGemma", head_dim=16, lru_width=64, attention_window_size=8, block_types=["recurrent", "attention"],
+        **_GROUPED,
     ),
     "rwkv": causal("Rwkv", context_length=32, attention_hidden_size=32, intermediate_size=64, **_STATE),
     "lfm2": causal("Lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, **_GROUPED),

@@ -103,7 +103,8 @@ def _grounding() -> nn.Module:
 def _one_former() -> nn.Module:
     config = hf.OneFormerConfig(
         backbone_config=hf.SwinConfig(**_swin(out_features=_STAGES)), conv_dim=32, mask_dim=32, hidden_dim=32,
-        encoder_feedforward_dim=64, encoder_layers=1, decoder_layers=2, num_attention_heads=4, dim_feedforward=64, num_queries=5,
+        encoder_feedforward_dim=64, encoder_layers=1, decoder_layers=2, num_attention_heads=4, dim_feedforward=64,
+        num_queries=5,
         num_labels=4, task_seq_len=8, text_encoder_width=32, text_encoder_context_length=8, text_encoder_num_layers=1,
         text_encoder_vocab_size=128, is_training=False, query_dec_layers=1,
     )  # fmt: skip
@@ -189,7 +190,8 @@ def _depth_anything() -> nn.Module:
         **{**_DEEPER, "image_size": 28, "patch_size": 7}, **_EVERY_STAGE,
     )  # fmt: skip
     config = hf.DepthAnythingConfig(
-        backbone_config=backbone, patch_size=7, reassemble_hidden_size=64, neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=32,
+        backbone_config=backbone, patch_size=7, reassemble_hidden_size=64, neck_hidden_sizes=[16, 16, 32, 32],
+        fusion_hidden_size=32,
         head_hidden_size=16,
     )  # fmt: skip
     return hf.DepthAnythingForDepthEstimation(config)
@@ -202,7 +204,8 @@ DEPTH: dict[str, Network] = {
     ),
     "depth_anything": lazily(_depth_anything, pixels(28)),
     "glpn": of_class(
-        "GLPNForDepthEstimation", pixels(64), hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4],
+        "GLPNForDepthEstimation", pixels(64), hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], num_attention_heads=[1,
+        2, 2, 4],
         decoder_hidden_size=16,
     ),
     "zoedepth": lazily(_zoe, pixels(32)),
@@ -222,8 +225,10 @@ HEARING: dict[str, Network] = {
         max_source_positions=20, classifier_proj_size=32, **_HEADS,
     ),
     "clap": of_class(
-        "ClapAudioModelWithProjection", named("input_features", 1, 64, 16), "ClapAudio", patch_embeds_hidden_size=16, hidden_size=32,
-        depths=[1, 1], num_attention_heads=[2, 2], window_size=4, num_mel_bins=16, spec_size=64, patch_size=4, num_hidden_layers=2,
+        "ClapAudioModelWithProjection", named("input_features", 1, 64, 16), "ClapAudio", patch_embeds_hidden_size=16,
+        hidden_size=32,
+        depths=[1, 1], num_attention_heads=[2, 2], window_size=4, num_mel_bins=16, spec_size=64, patch_size=4,
+        num_hidden_layers=2,
         patch_stride=[4, 4], projection_dim=32, enable_fusion=False,
     ),
 }  # fmt: skip
@@ -268,17 +273,20 @@ TOGETHER: dict[str, Network] = {
 BACKBONES: dict[str, Network] = {
     "swinv2": images("Swinv2", 64, **{**_swin(), "window_size": 4, "depths": [1, 1], "num_heads": [2, 2]}),
     "convnextv2": images("ConvNextV2", 64, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1]),
-    "pvt_v2": images("PvtV2", 64, image_size=64, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4]),
+    "pvt_v2": images("PvtV2", 64, image_size=64, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1],
+    num_attention_heads=[1, 2, 2, 4]),
     "levit": images("Levit", 64, image_size=64, hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4], depths=[1, 1, 1],
                     key_dim=[8, 8, 8]),
-    "hiera": images("Hiera", 64, image_size=[64, 64], embed_dim=16, depths=[1, 1, 1], num_heads=[1, 2, 4], masked_unit_size=[4, 4],
+    "hiera": images("Hiera", 64, image_size=[64, 64], embed_dim=16, depths=[1, 1, 1], num_heads=[1, 2, 4],
+    masked_unit_size=[4, 4],
                     query_stride=[2, 2], num_query_pool=2),
     "dinov2_registers": images("Dinov2WithRegisters", 32, num_register_tokens=2, **_SMALL_IMAGE),
     "focalnet": images("FocalNet", 64, image_size=64, embed_dim=16, hidden_sizes=[16, 32], depths=[1, 1], focal_levels=[2, 2],
                        focal_windows=[3, 3]),
     "cvt": images("Cvt", 64, embed_dim=[16, 32], num_heads=[1, 2], depth=[1, 2], patch_sizes=[7, 3], patch_stride=[4, 2],
                   patch_padding=[2, 1], mlp_ratio=[2.0, 2.0], attention_drop_rate=[0.0, 0.0], drop_rate=[0.0, 0.0],
-                  drop_path_rate=[0.0, 0.1], qkv_bias=[True, True], cls_token=[False, True], qkv_projection_method=["dw_bn"] * 2,
+                  drop_path_rate=[0.0, 0.1], qkv_bias=[True, True], cls_token=[False, True],
+                  qkv_projection_method=["dw_bn"] * 2,
                   kernel_qkv=[3, 3], padding_kv=[1, 1], stride_kv=[2, 2], padding_q=[1, 1], stride_q=[1, 1]),
 }  # fmt: skip
 

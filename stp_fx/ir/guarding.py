@@ -51,24 +51,31 @@ class GuardingTracer(BaseTracer):
     def known(self, node: fx.Node, example: bool = False) -> torch.Tensor | None:
         """The numbers of a tensor that follow from buffers and sizes, and, with ``example``, from whole numbers among the inputs.
 
-        Notes say that the graph keeps them as they are now; of inputs it asserts it.
+        Notes say that the graph keeps them as they are now; of inputs it asserts it. Where code branches on whether data are
+        finite (to clamp overflows), they are, and the graph asserts that too.
         """
-        known = Known(self.root, {*self.written, *self.assigned}, self.given if example else {})  # type: ignore[arg-type]
+        written = {*self.written, *self.assigned}
+        known = Known(self.root, written, self.given if example else {}, finite=not example)  # type: ignore[arg-type]
         value = known_value(known, node)
         if value is None or any(map(self.batch.made, known.sizes)):
             return None
         for size in known.sizes:
             self.guard(size, size.meta["val"], truth=False)
-        if named := buffers_read(node, OWN):
+        if (named := buffers_read(node, OWN)) and not known.assumed:
             self.remark(f"reads numbers of {', '.join(map(repr, named))}, which the graph keeps as they are now")
+        if known.assumed:
+            self._assert_data(node, value, f"not all numbers are finite at {user_line()}, and the graph holds if they are")
         if known.read:
             names = ", ".join(map(repr, dict.fromkeys(known.read)))
             self.read.update(known.read)
             said = f"the graph holds for the numbers that the forward reads of {names} (at {user_line()}), which it asserts"
             self.remarks[said] = None
             text = f"the graph holds for inputs that give {value.tolist()} at {user_line()}, as its example does: trace again"
-            self.create_proxy("call_function", torch._assert_async, ((self.proxy(node) == value.tolist()).all(), text), {})
+            self._assert_data(node, value, text)
         return value
+
+    def _assert_data(self, node: fx.Node, value: torch.Tensor, text: str) -> None:
+        self.create_proxy("call_function", torch._assert_async, ((self.proxy(node) == value.tolist()).all(), text), {})
 
     def guard(self, node: fx.Node, value: Any, *, truth: bool, counted: bool = False) -> None:
         """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not.

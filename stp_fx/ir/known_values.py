@@ -29,13 +29,18 @@ __all__ = ["Known", "buffers_read", "evaluated", "known_value"]
 
 @dataclasses.dataclass
 class Known:
-    """What a trace knows. ``sizes``: the nodes whose numbers were used; ``read``: the names of inputs whose values were."""
+    """What a trace knows. ``sizes``: the nodes whose numbers were used; ``read``: the names of inputs whose values were.
+
+    ``finite``: numbers of the data may be taken for finite; ``assumed``: they were.
+    """
 
     root: nn.Module
     assigned: set[str]
     given: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     sizes: list[fx.Node] = dataclasses.field(default_factory=list)
     read: list[str] = dataclasses.field(default_factory=list)
+    finite: bool = False
+    assumed: bool = False
 
 
 def known_value(known: Known, node: fx.Node) -> Any:
@@ -43,6 +48,9 @@ def known_value(known: Known, node: fx.Node) -> Any:
     if isinstance(node.meta["val"], (bool, int, float)):
         known.sizes.append(node)
         return node.meta["val"]
+    if known.finite and _name(node) in _FINITE:
+        known.assumed = True
+        return torch.full(node.meta["val"].shape, _name(node) == "isfinite")
     if node.op == "placeholder" and node.target in known.given and not _is_written(node):
         known.read.append(str(node.target))
         return known.given[str(node.target)]
@@ -115,6 +123,14 @@ def _in_place_of(replaced: fx.Node, number: Any, node: fx.Node) -> Any:
     return number if node is replaced else node
 
 
+_FINITE = frozenset({"isfinite", "isinf", "isnan"})
+"""What code asks that clamps overflows of half precision."""
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+
+
 def buffers_read(node: fx.Node, ours: tuple[str, ...]) -> list[str]:
     """Names of the buffers that a node follows from; constants of a trace, whose names begin with ``ours``, are none."""
     if node.op == "get_attr":
@@ -144,6 +160,6 @@ def _is_written(node: fx.Node) -> bool:
 
 
 def _writes(node: fx.Node) -> bool:
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    name = _name(node)
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or node.target is operator.setitem or "out" in node.kwargs or bool(node.kwargs.get("inplace"))

@@ -107,7 +107,7 @@ grouped = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="torch before 
 @grouped
 @pytest.mark.parametrize("ratio", [0.5, 0.2])
 def test_grouped_products(ratio: float) -> None:
-    """At a ratio of 0.2 rows are no longer whole 16 bytes, which the kernel wants."""
+    """Of 24, 12 or 20 are left, which are no whole 16 bytes in bfloat16."""
     torch.manual_seed(0)
     model = Grouped().eval()
     gm = stp_fx.trace(model, X, frontend="fx")
@@ -116,7 +116,7 @@ def test_grouped_products(ratio: float) -> None:
     width = 24 - int(24 * ratio)
     assert pruned.get_parameter("down").shape[2] == width
     assert pruned.get_parameter("up").shape[1] == 2 * width
-    assert (grouped_mm_of_any_width in {n.target for n in pruned.graph.nodes}) == (ratio == 0.2)
+    assert grouped_mm_of_any_width in {n.target for n in pruned.graph.nodes}
     more = torch.randn(3, 6, 8)
     torch.testing.assert_close(gm(more), model(more))
     pruned(more).sum().backward()
@@ -134,11 +134,7 @@ def test_grouped_products_of_any_width(inner: int, outer: int) -> None:
 def test_rows_of_grouped_products_count_once() -> None:
     gm = stp_fx.trace(Grouped().eval(), X, frontend="fx")
     rows = X.shape[0] * X.shape[1] * TOP
-    work = (
-        {c.node: c.macs for c in stp_fx.cost(gm).per_node}
-        if not isinstance(stp_fx.cost(gm).per_node, dict)
-        else stp_fx.cost(gm).per_node
-    )
+    work = stp_fx.cost(gm).per_node
     assert rows * 16 * 48 in work.values()
 
 

@@ -84,7 +84,23 @@ def shape_compared(y: Tensor) -> Tensor:
     return flat.reshape(y.shape)
 
 
-BODIES = [value_or_call, size_checked, data_checked, without_autocast, by_device, table_of_sizes, reshaped, shape_compared]
+def clamped_if_infinite(y: Tensor) -> Tensor:
+    if torch.isinf(y).any() or torch.isnan(y).any() or not torch.isfinite(y).all():
+        y = torch.clamp(y, min=-1000, max=1000)
+    return y
+
+
+BODIES = [
+    clamped_if_infinite,
+    value_or_call,
+    size_checked,
+    data_checked,
+    without_autocast,
+    by_device,
+    table_of_sizes,
+    reshaped,
+    shape_compared,
+]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
@@ -96,6 +112,12 @@ def test_checks_of_data_stay_in_the_graph() -> None:
     gm = stp_fx.trace(Between(data_checked).eval(), X, frontend="fx")
     with pytest.raises(RuntimeError, match="too large"):
         gm(X * 1e9)
+
+
+def test_numbers_that_were_taken_for_finite_have_to_be() -> None:
+    gm = stp_fx.trace(Between(clamped_if_infinite).eval(), X, frontend="fx")
+    with pytest.raises(RuntimeError, match="not all numbers are finite"):
+        gm(X * float("inf"))
 
 
 def test_a_check_of_sizes_that_fails_is_the_models_error() -> None:
