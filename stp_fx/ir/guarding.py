@@ -75,7 +75,8 @@ class GuardingTracer(BaseTracer):
         return value
 
     def _assert_data(self, node: fx.Node, value: torch.Tensor, text: str) -> None:
-        self.create_proxy("call_function", torch._assert_async, ((self.proxy(node) == value.tolist()).all(), text), {})
+        same: Any = self.proxy(node) == value.tolist()
+        self.create_proxy("call_function", torch._assert_async, (same.all(), text), {})
 
     def guard(self, node: fx.Node, value: Any, *, truth: bool, counted: bool = False) -> None:
         """Python is about to use a size: the graph holds for inputs that give the same answer, and says so if one does not.
