@@ -14,6 +14,9 @@ __all__ = ["Cost", "cost", "parameter_names"]
 def cost(gm: fx.GraphModule) -> Cost:
     """The cost of a captured graph; a masked graph counts what is alive.
 
+    Where data say how many positions are selected (``nonzero``, a mask as an index, tokens sent to an expert by number), all
+    are counted: an upper bound, and not what one example costs.
+
     Raises:
         InputError: ``gm`` carries no recorded example inputs.
     """

@@ -187,6 +187,8 @@ class ChannelGraph:
         ids = self._solved.elements_of.get((self.first_name(tensor), int(dim) if dim.isdigit() else -1))
         if ids is None:
             raise InputError(f"the graph has no axis {axis!r}; an axis is named like 'conv1.weight:0'")
+        if not len(ids):
+            return ["an axis of length 0"]
         classes = self._solved.label[ids]
         held = classes[~removable(self._solved, classes)]
         return pin_reasons(self._solved, held) if len(held) else []

@@ -123,3 +123,21 @@ def test_tensors_without_such_an_axis(resnet: stp_fx.ChannelGraph, name: str, sh
 def test_an_index_out_of_range(resnet: stp_fx.ChannelGraph) -> None:
     with pytest.raises(InputError, match=r"conv1\.weight:0 has 64 positions; 64 is out of range"):
         resnet.explain("conv1", 64)
+
+
+class Cache(nn.Module):
+    """Starts from an empty state, as streaming models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+        self.register_buffer("state", torch.empty(0, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.state, self.linear(x)]).sum(0)
+
+
+def test_an_axis_without_positions_has_a_reason() -> None:
+    graph = stp_fx.analyze(stp_fx.trace(Cache().eval(), torch.randn(3, 4)))
+    assert graph.pin_reasons("state:0") == ["an axis of length 0"]
+    assert all(graph.pin_reasons(axis.name) for axis in graph.axes if not graph.groups)
