@@ -21,7 +21,24 @@ __all__ = ["Outputs", "Rebuild", "is_plain", "kept_outputs", "names_of_outputs",
 _PLAIN = (tuple, list, dict)
 Outputs = tuple[str | int, ...]
 """Names of the outputs that are kept (keys, fields), or their positions; empty: all of them."""
-_ASKED: ContextVar[Outputs] = ContextVar("stp_fx_outputs", default=())
+_ASKED: ContextVar[_Asked | None] = ContextVar("stp_fx_outputs", default=None)
+
+
+@dataclasses.dataclass
+class _Asked:
+    """``bare``: an output without parts that was given whole; ``found``: whether one had all that was asked for."""
+
+    names: Outputs
+    bare: Any = None
+    found: bool = False
+
+    def check(self) -> None:
+        """Raises:
+        InputError: they were asked of outputs without parts alone.
+        """
+        if self.bare is not None and not self.found:
+            kind = type(getattr(self.bare, "value", self.bare)).__name__
+            raise InputError(f"`outputs` asks for {self.names[0]!r}, but the output is a {kind}")
 
 
 class Rebuild(nn.Module):
@@ -58,30 +75,36 @@ def names_of_outputs(given: Any) -> Outputs:
 
 
 @contextmanager
-def only_outputs(names: Outputs) -> Iterator[None]:
+def only_outputs(names: Outputs) -> Iterator[_Asked]:
     """While it lasts, :func:`kept_outputs` keeps these."""
-    token = _ASKED.set(names)
+    asked = _Asked(names)
+    token = _ASKED.set(asked if names else None)
     try:
-        yield
+        yield asked
     finally:
         _ASKED.reset(token)
 
 
 def kept_outputs(output: Any) -> Any:
-    """``output`` with None in place of what was not asked for.
+    """``output`` with None in place of what was not asked for; one without parts (a classifier's in evaluation, which hands out
+    more in training) stays whole.
 
     Raises:
         InputError: it has no such part; names those that it has.
     """
     asked = _ASKED.get()
-    if not asked:
+    if asked is None:
         return output
     parts = _parts(output)
-    unknown = [name for name in asked if name not in parts]
+    if not parts:
+        asked.bare = output
+        return output
+    unknown = [name for name in asked.names if name not in parts]
     if unknown:
-        has = f"has {listed([repr(name) for name in parts], 8)}" if parts else f"is a {type(output).__name__}"
-        raise InputError(f"`outputs` asks for {unknown[0]!r}, but the output {has}")
-    return _without(output, [name for name in parts if name not in asked])
+        has = listed([repr(name) for name in parts], 8)
+        raise InputError(f"`outputs` asks for {unknown[0]!r}, but the output has {has}")
+    asked.found = True
+    return _without(output, [name for name in parts if name not in asked.names])
 
 
 def _parts(output: Any) -> list[str | int]:

@@ -87,8 +87,10 @@ def trace(
     """
     try:
         kept = names_of_outputs(outputs)
-        with only_outputs(kept):
-            return _traced(model, example_inputs, kwargs, frontend, Budget(validate), kept)
+        with only_outputs(kept) as asked:
+            gm = _traced(model, example_inputs, kwargs, frontend, Budget(validate), kept)
+        asked.check()
+        return gm
     except RecursionError as error:
         raise TraceError(
             f"{type(model).__name__} nests modules or calls deeper than Python follows (sys.getrecursionlimit() is "

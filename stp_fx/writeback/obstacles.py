@@ -95,8 +95,8 @@ def message_of(failure: Failure | None, model: nn.Module, seen: Sequence[Seen], 
     )
     text = (
         f"{type(model).__name__} cannot express what is left of it. {_told(failure, model)}Constants in the way: {listed}. "
-        "Prune so that they can stay (`uniform=True` keeps halves and layers alike and takes whole heads, `ignore` leaves a layer "
-        "whole), or go on with the GraphModule"
+        "Prune so that they can stay (`uniform=True` keeps halves and layers alike and takes whole heads, `ignore` leaves a "
+        "layer whole), or go on with the GraphModule"
     )
     return text, tuple(constants)
 
