@@ -163,7 +163,9 @@ EXPERTS: dict[str, Network] = {
 _STATE = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2}
 _SCAN = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 16, "mamba_chunk_size": 8}
 STATE_SPACES: dict[str, Network] = {
-    "mamba2": causal("Mamba2", num_heads=4, head_dim=16, expand=2, state_size=8, n_groups=1, chunk_size=8, **_STATE),
+    "mamba2": causal(
+        "Mamba2", torch.float32, num_heads=4, head_dim=16, expand=2, state_size=8, n_groups=1, chunk_size=8, **_STATE
+    ),
     "falcon_mamba": causal("FalconMamba", state_size=8, **_STATE),
     "jamba": experts(
         "Jamba", mamba_d_state=8, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,

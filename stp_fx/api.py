@@ -92,15 +92,14 @@ def prune_graph(
 
     Args:
         gm: a graph that :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
-        criterion: a name (see :func:`stp_fx.criteria.known_criteria`) or a callable ``(group, context) -> scores``.
+        criterion, seed: a name (:func:`stp_fx.criteria.known_criteria`) or ``(group, context) -> scores``; the seed of random ones.
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
-        compensation: None, "mean" (consumers' biases take over the mean of the removed inputs) or "least_squares" (the kept
+        compensation: None, "mean" (consumers' biases take over the mean of the removed inputs), "least_squares" (the kept
             channels' weights absorb what they can); both need ``calibration``.
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
-        seed: for random criteria.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
         options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
@@ -120,7 +119,7 @@ def prune_graph(
         >>> prune_graph(net, ratio=0.5, example_inputs=randn(1, 3, 8, 8)).get_parameter("0.weight").shape
         torch.Size([4, 3, 3, 3])
     """
-    selection = Selection(ratio, **options)
+    selection, remove = Selection(ratio, **options), RemoveChannels(validate=validate)
     pipeline = pruning_pipeline(
         criterion,
         selection,
@@ -129,7 +128,7 @@ def prune_graph(
         recalibrate=recalibrate,
         loss=loss,
         seed=seed,
-        rewrite=RemoveChannels(validate=validate),
+        rewrite=remove,
     )
     return _without_guilty(pipeline, selection, _captured(gm, example_inputs, kwargs, frontend, validate, outputs))
 

@@ -43,10 +43,9 @@ def write_back(
     The tensors of ``pruned`` go into a deep copy of ``model`` (ties, hooks and train/eval flags are kept), and so do the numbers
     that describe them: attributes of modules, and of configs that they hold, which the forward reads. Which numbers those are is
     found by running the forward and watching what it reads. The result is accepted only if its outputs are those of ``pruned``,
-    in eval mode, on the example and in other sizes where the graph takes them (one more in the batch, one more of every other
-    size), with the weights as they are and with random ones, which show a wrong scale more clearly. Numbers that the forward does
-    not read stay as they are, but for what torch's own modules say of their tensors, and for what methods called ``forward_...``
-    need that give what the forward does (exporters put them in its place).
+    in eval mode, on the example and in other sizes that the graph takes (one more in the batch, one more of every other size),
+    with the weights as they are and with random ones. Numbers that the forward does not read stay as they are, but for what
+    torch's own modules say of their tensors, and what methods called ``forward_...`` need, which exporters put in its place.
 
     A model with a ``config`` and ``save_pretrained`` (Hugging Face) promises that the config says how to build it. Its config is
     renewed so that a model built from it and loaded with the tensors gives the same outputs.
@@ -54,9 +53,8 @@ def write_back(
     Args:
         pruned: what :func:`prune_graph` made of ``trace(model, ...)``; it may have been trained since.
         model: the module that was traced.
-        example_inputs: what to compare on, as for :func:`trace`. Default: values drawn in the recorded shapes, whole numbers
-            being 0 or 1.
-        kwargs: the named ones of them.
+        example_inputs, kwargs: what to compare on, as for :func:`trace`. Default: values drawn in the recorded shapes, whole
+            numbers being 0 or 1.
         strict_config: False accepts a result whose config cannot describe it: it runs, but does not survive
             ``save_pretrained`` and ``from_pretrained``. A warning is logged.
 
@@ -74,10 +72,9 @@ def write_back(
     _check_arguments(pruned, model)
     check_flag("strict_config", strict_config)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
-    plan = provenance_of(pruned).plan or PrunePlan({}, {})
     with torch.random.fork_rng(devices=[]):
         result, settled = smaller_copy(pruned, model)
-        sizes = Sizes(plan, model)
+        sizes = Sizes(provenance_of(pruned).plan or PrunePlan({}, {}), model)
         graph, twin = copied(pruned), copied(result)
         stress(graph, twin)
         stressed = Check(graph, given, pattern)
@@ -90,7 +87,7 @@ def write_back(
             with _errors_of_the_config(model, strict_config):
                 _check_config(model)
                 fit_config(result, model, sizes, graph, stressed)
-                _accept(Check(pruned, given, pattern), result)
+                _accept(check, result)
     _log.info("%s: outputs agree with the graph's in %d sizes", type(model).__name__, stressed.sizes)
     return result
 
