@@ -92,7 +92,7 @@ def prune_graph(
 
     Args:
         gm: a graph that :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
-        criterion, seed: a name (:func:`stp_fx.criteria.known_criteria`) or ``(group, context) -> scores``; the seed of random ones.
+        criterion, seed: a name (:func:`stp_fx.criteria.known_criteria`) or ``(group, context) -> scores``; seed of random ones.
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
