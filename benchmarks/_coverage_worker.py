@@ -294,7 +294,7 @@ def pinned_axes(graph: stp_fx.ChannelGraph) -> dict[str, int]:
     for axis in graph.axes:
         if axis.name not in touched:
             reason = graph.pin_reasons(axis.name)[0]
-            counts[re.sub(r" \(node '.*?'\)", "", reason)] += 1
+            counts[re.sub(r" \(nodes? '.*", "", reason)] += 1
     return dict(counts.most_common())
 
 

@@ -128,7 +128,7 @@ def _rich_table(results: dict[str, dict[str, Any]]) -> Table:
 def _report(stem: Path, results: dict[str, dict[str, Any]], total: int) -> None:
     """Written after every network, so that an interrupted run leaves what it found."""
     passed = sum(result["status"] == "ok" for result in results.values())
-    earlier = sum("validation" not in result for result in results.values())
+    earlier = sum("validation" not in result and "groups" in result for result in results.values())
     older = f" {earlier} rows, those without `validated`, are of an earlier run." if earlier else ""
     text = f"""# Coverage: {stem.name.removeprefix("coverage-")}
 
