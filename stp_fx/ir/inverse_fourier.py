@@ -36,14 +36,16 @@ def _inverse(
     length: Any = None,
     return_complex: bool = False,
 ) -> Any:
-    """Frames are transformed back, weighted by the window, added where they overlap, and divided by the sum of its squares."""
+    """Frames are transformed back, weighted by the window, added where they overlap, and divided by the sum of its squares.
+
+    ``onesided`` changes nothing: the shape of the input says it.
+    """
     hop, width = hop_length or n_fft // 4, win_length or n_fft
     x = input if input.dim() == 3 else input.unsqueeze(0)
-    half = onesided if onesided is not None else bool(x.size(1) != n_fft)
     norm = "ortho" if normalized else "backward"
     x = x.transpose(1, 2)
-    frames = torch.fft.irfft(x, n_fft, norm=norm) if half and not return_complex else torch.fft.ifft(x, n_fft, norm=norm)
-    frames = frames if return_complex or half else frames.real
+    real = x[..., : n_fft // 2 + 1]  # torch's own reads the first half alone, also of a spectrum with both sides
+    frames = torch.fft.ifft(x, n_fft, norm=norm) if return_complex else torch.fft.irfft(real, n_fft, norm=norm)
     if window is None:
         window = torch.ones(width, dtype=frames.dtype, device=frames.device)
     left = (n_fft - width) // 2

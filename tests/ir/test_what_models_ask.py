@@ -218,3 +218,25 @@ def test_istft(options: dict[str, Any]) -> None:
     assert pruned.get_parameter("a.weight").shape[0] == 3
     gm = stp_fx.trace(model, x, frontend="fx", validate=False)
     torch.testing.assert_close(gm(torch.cat([x, x])), model(torch.cat([x, x])))
+
+
+class BothSides(nn.Module):
+    """A spectrum that is no real signal's: its second half is not the mirror image of the first."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.mix, self.options = nn.Linear(20, 20), options
+        self.register_buffer("window", torch.hann_window(12) + 0.1)
+
+    def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        z = torch.complex(self.mix(real), self.mix(imaginary))
+        return torch.istft(z, 16, 4, win_length=12, window=self.window, onesided=False, **self.options)
+
+
+@pytest.mark.parametrize("options", [{}, {"length": 50}, {"normalized": True}])
+def test_istft_of_both_sides(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = BothSides(**options).double().eval(), torch.randn(2, 2, 16, 20, dtype=torch.float64)
+    gm = stp_fx.trace(model, tuple(x), frontend="fx", validate=False)
+    for given in (x, torch.cat([x, x], 1)):
+        torch.testing.assert_close(gm(*given), model(*given))
