@@ -178,9 +178,9 @@ def pruning_pipeline(
     """
     chosen = resolve(criterion)
     check_callable("loss", loss, "(graph, batch) -> scalar")
-    repair = compensation_named(compensation, calibration)
-    needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
     data = None if calibration is None else reiterable(calibration)
+    repair = compensation_named(compensation, data)
+    needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
     reading = reading_for((*needs, *repair.needs), data)
     collect: list[GraphPass] = []
     if data is not None and reading.statistics is not None:
