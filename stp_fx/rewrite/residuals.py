@@ -12,9 +12,11 @@ from torch import fx
 
 from stp_fx.rewrite.side_by_side import Network
 
-__all__ = ["ResidualPath", "pulled_back", "residual_path"]
+__all__ = ["ResidualPath", "needed", "origin", "pulled_back", "residual_path"]
 
 Path = Callable[[torch.Tensor], Any]
+Lacking = Callable[[torch.Tensor], "torch.Tensor | None"]
+Change = tuple[torch.Tensor, torch.Tensor]
 
 _SUMS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _LONGEST = 16
@@ -50,7 +52,7 @@ def residual_path(network: Network, layer: str, layers: Set[str]) -> ResidualPat
             others = [n for n in user.args if isinstance(n, fx.Node) and n is not current]
             if len(others) == 1 and others[0].op != "get_attr":
                 known = network.at[others[0].name] < start
-                nodes = _needed(network, current, start) if known else None
+                nodes = needed(network, current, start) if known else None
                 if nodes is None or layers & set(nodes):
                     return None
                 return ResidualPath(user.name, current.name, others[0].name, nodes)
@@ -58,8 +60,20 @@ def residual_path(network: Network, layer: str, layers: Set[str]) -> ResidualPat
     return None
 
 
-def _needed(network: Network, last: fx.Node, start: int) -> tuple[str, ...] | None:
-    """The nodes after place ``start`` that ``last`` depends on, itself included."""
+def origin(value: fx.Node, layers: Set[str]) -> str | None:
+    """The layer whose output ``value`` is, moved or picked from: the first operands are followed back."""
+    for _ in range(_LONGEST):
+        if value.name in layers:
+            return value.name
+        before = next((n for n in value.args if isinstance(n, fx.Node)), None)
+        if before is None or before.op in ("placeholder", "get_attr"):
+            return None
+        value = before
+    return None
+
+
+def needed(network: Network, last: fx.Node, start: int) -> tuple[str, ...] | None:
+    """The nodes after place ``start`` that ``last`` depends on, itself included; None if there are many."""
     found: set[fx.Node] = set()
     waiting = [last] if network.at[last.name] > start else []
     while waiting:
@@ -72,8 +86,9 @@ def _needed(network: Network, last: fx.Node, start: int) -> tuple[str, ...] | No
     return tuple(names) if len(names) <= 4 * _LONGEST else None
 
 
-def pulled_back(path: Path, output: torch.Tensor, lacking: Callable[[Any], torch.Tensor | None]) -> torch.Tensor | None:
-    """By how much ``output`` has to change for what ``path`` makes of it to change by what is ``lacking(path(output))``.
+def pulled_back(path: Path, output: torch.Tensor, lacking: Lacking) -> Change | None:
+    """By how much ``output`` has to change for what ``path`` makes of it to change by what is ``lacking(path(output))``, and for
+    which of its numbers the path has a use (bool); the others' change is zero.
 
     Paths that move numbers and scale them (dropout in evaluation, a norm with running statistics, layer scale, views, windows)
     can be gone back: their transposed Jacobian, which autograd gives, times the path itself is diagonal. Whether that is so
@@ -99,7 +114,7 @@ def pulled_back(path: Path, output: torch.Tensor, lacking: Callable[[Any], torch
         if not _is_diagonal(path, start.detach(), end.detach(), back, square):
             return None
         strong = square > _WEAKEST**2 * square.max()
-        return torch.where(strong, back(lack) / torch.where(strong, square, 1.0), 0.0)
+        return torch.where(strong, back(lack) / torch.where(strong, square, 1.0), 0.0), strong
 
 
 def _is_diagonal(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from stp_fx.rewrite.observations import observations
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
 from stp_fx.rewrite.residuals import ResidualPath, pulled_back, residual_path
+from stp_fx.rewrite.scores import KeyMoments, ScorePath, score_paths
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, in_place, memory_limit
 from stp_fx.rewrite.slicing import copied
 from stp_fx.rules import TensorDims
@@ -70,15 +71,17 @@ def reconstruct(
 
 @dataclasses.dataclass(frozen=True)
 class _Stop:
-    """Layers that read one value, and are refitted together; one with a ``path`` stands alone."""
+    """Layers that read one value, and are refitted together; one with a ``path`` or with ``scores`` stands alone."""
 
     layers: tuple[Consumer, ...]
     path: ResidualPath | None = None
+    scores: tuple[ScorePath, ...] = ()
 
     @property
     def held(self) -> list[str]:
         """The values of the original network that are asked for here."""
-        return [layer.node for layer in self.layers] + ([] if self.path is None else [self.path.total])
+        asked = [layer.node for layer in self.layers] + [name for score in self.scores for name in (score.query, score.key)]
+        return asked if self.path is None else [*asked, self.path.total]
 
 
 class _Sequence:
@@ -99,9 +102,9 @@ class _Sequence:
         self._places = {call.node: bias_place(small, call) for call in calls}
         possible = [call for call in calls if self._may_change(call)]
         paths = {c.node: residual_path(self.pruned, c.node, names) if residuals else None for c in possible}
+        self._scores = score_paths(self.pruned, graph, survivors, names)
         self._stops = self._grouped(possible, paths)
-        held = {call.node for call in possible} | {path.total for path in paths.values() if path is not None}
-        self.original = Network(gm, held)
+        self.original = Network(gm, {name for stop in self._stops for name in stop.held})
 
     def _may_change(self, call: Consumer) -> bool:
         if self.pruned.by_name[call.node] in self.pruned.left_out:
@@ -115,10 +118,13 @@ class _Sequence:
         """Linear layers without a path that read one value stand together, at the first one's place."""
         found: dict[object, list[Consumer]] = {}
         for call in calls:
-            alone = paths[call.node] is not None or call.windows is not None or self._is_written(call.site.source)
+            alone = paths[call.node] is not None or call.windows is not None or call.node in self._scores
+            alone = alone or self._is_written(call.site.source)
             key = call.node if alone else (call.site.source, self._places[call.node] is not None)
             found.setdefault(key, []).append(call)
-        return [_Stop(tuple(layers), paths[layers[0].node]) for layers in found.values()]
+        return [
+            _Stop(tuple(layers), paths[layers[0].node], tuple(self._scores.get(layers[0].node, ()))) for layers in found.values()
+        ]
 
     def _is_written(self, source: str) -> bool:
         return any(in_place(user, self.pruned.module) for user in self.pruned.by_name[source].users)
@@ -128,25 +134,37 @@ class _Sequence:
 
     def through(self, states: States) -> None:
         """Refits all layers in order."""
+        self._parts = len(states)
         for stop in self._stops:
             inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
             regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
-            power = [self._observe(state, stop, regression, number, len(states)) for number, state in enumerate(states)]
+            keys = self._keys(states, stop)
+            power = [self._observe(state, stop, keys, regression, number) for number, state in enumerate(states)]
             self.original.release(stop.held)
             regression.reduce()
             if regression.residual > _SAME * sum(power) / len(power):
                 self._refit(stop, regression.fit())
 
-    def _observe(self, state: BatchState, stop: _Stop, regression: Regression, number: int, parts: int) -> float:
+    def _keys(self, states: States, stop: _Stop) -> list[KeyMoments]:
+        """Moments of the original keys that the queries of a stop meet."""
+        moments = [KeyMoments(score) for score in stop.scores]
+        for state in states if moments else ():
+            for score, each in zip(stop.scores, moments, strict=True):
+                each.add(self._original(state, score.key, whole=score.key_dim))
+        return moments
+
+    def _observe(self, state: BatchState, stop: _Stop, keys: Sequence[KeyMoments], regression: Regression, number: int) -> float:
         """One batch's observations for the layers of a stop; the mean square of what they give, summed over channels."""
         original, pruned = state.values
         state.advance(1, self.pruned, self.pruned.at[stop.layers[0].node])
         given = [self.pruned.run(pruned, self.pruned.by_name[layer.node]) for layer in stop.layers]
         lacking = [self._lacking(state, stop, layer, each) for layer, each in zip(stop.layers, given, strict=True)]
+        for score, moments in zip(stop.scores, keys, strict=True):
+            lacking[0] = self._with_scores(state, score, moments, stop.layers[0], given[0], lacking[0])
         self.original.drop(original, stop.held, state.place[0])
         first = stop.layers[0]
         source = pruned[self.pruned.by_name[first.site.source]]
-        x, r = observations(first, first.current(self.small), source, lacking, _ROWS // parts, number)
+        x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
         if not bool(torch.isfinite(r).all() and torch.isfinite(x).all()):
             raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
         regression.add(x, r)
@@ -155,43 +173,64 @@ class _Sequence:
 
     def _lacking(self, state: BatchState, stop: _Stop, layer: Consumer, given: torch.Tensor) -> torch.Tensor:
         """What the output of a layer lacks: to that of the original layer, or to what the sum after it should be."""
-        original = state.values[0]
         if stop.path is not None:
-            state.advance(0, self.original, self.original.at[stop.path.total] + 1)
-            total = self._kept_of(stop.path.total, original[self.original.by_name[stop.path.total]])
-            found = self._lacking_in_sum(state.values[1], stop.path, self.pruned.by_name[layer.node], given, total)
-            if found is not None:
-                return found
-        state.advance(0, self.original, self.original.at[layer.node] + 1)
-        return self._kept_of(layer.node, original[self.original.by_name[layer.node]]) - given
+            total, path = self._original(state, stop.path.total), stop.path
+            other = state.values[1][self.pruned.by_name[path.other]]
 
-    def _lacking_in_sum(
-        self, pruned: Mapping[fx.Node, Any], path: ResidualPath, layer: fx.Node, given: torch.Tensor, total: torch.Tensor
-    ) -> torch.Tensor | None:
-        nodes = [self.pruned.by_name[name] for name in path.nodes]
-        other = pruned[self.pruned.by_name[path.other]]
+            def in_sum(last: torch.Tensor) -> torch.Tensor | None:
+                if not isinstance(other, torch.Tensor) or not other.shape == total.shape == last.shape:
+                    return None
+                return total - (last + other)
+
+            along = self._along(state, layer, path.nodes, path.last)
+            found = pulled_back(along, given, in_sum)
+            if found is not None:
+                return found[0]
+        return self._original(state, layer.node) - given
+
+    def _with_scores(
+        self,
+        state: BatchState,
+        score: ScorePath,
+        moments: KeyMoments,
+        layer: Consumer,
+        given: torch.Tensor,
+        lacking: torch.Tensor,
+    ) -> torch.Tensor:
+        """``lacking`` with what the queries among the output should be."""
+        goal = moments.folded(self._original(state, score.query, whole=score.query_dim))
+        if goal is None:
+            return lacking
+
+        def in_query(query: torch.Tensor) -> torch.Tensor | None:
+            return goal - query if goal.shape == query.shape else None
+
+        found = pulled_back(self._along(state, layer, score.nodes, score.query), given, in_query)
+        return lacking if found is None else torch.where(found[1], found[0], lacking)
+
+    def _along(self, state: BatchState, layer: Consumer, names: Sequence[str], last: str) -> Callable[[torch.Tensor], Any]:
+        """What the pruned network makes of a layer's output, up to the value ``last``."""
+        nodes = [self.pruned.by_name[name] for name in names]
 
         def along(value: torch.Tensor) -> Any:
-            local: dict[fx.Node, Any] = {layer: value}
+            local: dict[fx.Node, Any] = {self.pruned.by_name[layer.node]: value}
             for node in nodes:
-                local[node] = self.pruned.run(pruned, node, local)
-            return local[self.pruned.by_name[path.last]]
+                local[node] = self.pruned.run(state.values[1], node, local)
+            return local[self.pruned.by_name[last]]
 
-        def lacking(last: torch.Tensor) -> torch.Tensor | None:
-            if not isinstance(other, torch.Tensor) or not other.shape == total.shape == last.shape:
-                return None
-            return total - (last + other)
+        return along
 
-        return pulled_back(along, given, lacking)
-
-    def _kept_of(self, node: str, value: torch.Tensor) -> torch.Tensor:
-        """What the plan leaves of a value of the original network."""
+    def _original(self, state: BatchState, node: str, whole: int | None = None) -> torch.Tensor:
+        """What the plan leaves of a value of the original network; of dimension ``whole``, everything."""
+        state.advance(0, self.original, self.original.at[node] + 1)
+        value = state.values[0][self.original.by_name[node]]
         if node not in self._kept:
             dims = self._graph.value(node)
             flags = [self._survivors.flags(dim) for dim in dims.dims] if isinstance(dims, TensorDims) else []
             self._kept[node] = {k: torch.from_numpy(np.flatnonzero(f)) for k, f in enumerate(flags) if not f.all()}
         for k, index in self._kept[node].items():
-            value = value.index_select(k, index.to(value.device))
+            if k != whole:
+                value = value.index_select(k, index.to(value.device))
         return value
 
     def _refit(self, stop: _Stop, fit: Fit | None) -> None:
