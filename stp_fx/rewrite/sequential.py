@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from stp_fx.rewrite.observations import observations
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
 from stp_fx.rewrite.residuals import ResidualPath, pulled_back, residual_path
-from stp_fx.rewrite.scores import KeyMoments, ScorePath, score_paths
+from stp_fx.rewrite.scores import Fold, Folding, find_folds
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, in_place, memory_limit
 from stp_fx.rewrite.slicing import copied
 from stp_fx.rules import TensorDims
@@ -71,16 +72,18 @@ def reconstruct(
 
 @dataclasses.dataclass(frozen=True)
 class _Stop:
-    """Layers that read one value, and are refitted together; one with a ``path`` or with ``scores`` stands alone."""
+    """Layers that read one value, and are refitted together; one with a ``path`` or with ``folds`` stands alone."""
 
     layers: tuple[Consumer, ...]
     path: ResidualPath | None = None
-    scores: tuple[ScorePath, ...] = ()
+    folds: tuple[Fold, ...] = ()
 
     @property
     def held(self) -> list[str]:
         """The values of the original network that are asked for here."""
-        asked = [layer.node for layer in self.layers] + [name for score in self.scores for name in (score.query, score.key)]
+        asked = [layer.node for layer in self.layers]
+        for fold in self.folds:
+            asked += [fold.value, *(name for name, _ in fold.product)]
         return asked if self.path is None else [*asked, self.path.total]
 
 
@@ -102,7 +105,7 @@ class _Sequence:
         self._places = {call.node: bias_place(small, call) for call in calls}
         possible = [call for call in calls if self._may_change(call)]
         paths = {c.node: residual_path(self.pruned, c.node, names) if residuals else None for c in possible}
-        self._scores = score_paths(self.pruned, graph, survivors, names)
+        self._folds = find_folds(self.pruned, survivors, names)
         self._stops = self._grouped(possible, paths)
         self.original = Network(gm, {name for stop in self._stops for name in stop.held})
 
@@ -118,12 +121,12 @@ class _Sequence:
         """Linear layers without a path that read one value stand together, at the first one's place."""
         found: dict[object, list[Consumer]] = {}
         for call in calls:
-            alone = paths[call.node] is not None or call.windows is not None or call.node in self._scores
+            alone = paths[call.node] is not None or call.windows is not None or call.node in self._folds
             alone = alone or self._is_written(call.site.source)
             key = call.node if alone else (call.site.source, self._places[call.node] is not None)
             found.setdefault(key, []).append(call)
         return [
-            _Stop(tuple(layers), paths[layers[0].node], tuple(self._scores.get(layers[0].node, ()))) for layers in found.values()
+            _Stop(tuple(layers), paths[layers[0].node], tuple(self._folds.get(layers[0].node, ()))) for layers in found.values()
         ]
 
     def _is_written(self, source: str) -> bool:
@@ -138,29 +141,29 @@ class _Sequence:
         for stop in self._stops:
             inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
             regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
-            keys = self._keys(states, stop)
-            power = [self._observe(state, stop, keys, regression, number) for number, state in enumerate(states)]
+            foldings = self._foldings(states, stop)
+            power = [self._observe(state, stop, foldings, regression, number) for number, state in enumerate(states)]
             self.original.release(stop.held)
             regression.reduce()
             if regression.residual > _SAME * sum(power) / len(power):
                 self._refit(stop, regression.fit())
 
-    def _keys(self, states: States, stop: _Stop) -> list[KeyMoments]:
-        """Moments of the original keys that the queries of a stop meet."""
-        moments = [KeyMoments(score) for score in stop.scores]
-        for state in states if moments else ():
-            for score, each in zip(stop.scores, moments, strict=True):
-                each.add(self._original(state, score.key, whole=score.key_dim))
-        return moments
+    def _foldings(self, states: States, stop: _Stop) -> list[Folding]:
+        """What the queries and keys of a stop's layer should be."""
+        foldings = [Folding(fold) for fold in stop.folds]
+        for state in states if foldings else ():
+            for folding in foldings:
+                folding.add(functools.partial(self._original, state))
+        return foldings
 
-    def _observe(self, state: BatchState, stop: _Stop, keys: Sequence[KeyMoments], regression: Regression, number: int) -> float:
+    def _observe(self, state: BatchState, stop: _Stop, foldings: Sequence[Folding], regression: Regression, number: int) -> float:
         """One batch's observations for the layers of a stop; the mean square of what they give, summed over channels."""
         original, pruned = state.values
         state.advance(1, self.pruned, self.pruned.at[stop.layers[0].node])
         given = [self.pruned.run(pruned, self.pruned.by_name[layer.node]) for layer in stop.layers]
         lacking = [self._lacking(state, stop, layer, each) for layer, each in zip(stop.layers, given, strict=True)]
-        for score, moments in zip(stop.scores, keys, strict=True):
-            lacking[0] = self._with_scores(state, score, moments, stop.layers[0], given[0], lacking[0])
+        for fold, folding in zip(stop.folds, foldings, strict=True):
+            lacking[0] = self._with_fold(state, fold, folding, stop.layers[0], given[0], lacking[0])
         self.original.drop(original, stop.held, state.place[0])
         first = stop.layers[0]
         source = pruned[self.pruned.by_name[first.site.source]]
@@ -188,24 +191,18 @@ class _Sequence:
                 return found[0]
         return self._original(state, layer.node) - given
 
-    def _with_scores(
-        self,
-        state: BatchState,
-        score: ScorePath,
-        moments: KeyMoments,
-        layer: Consumer,
-        given: torch.Tensor,
-        lacking: torch.Tensor,
+    def _with_fold(
+        self, state: BatchState, fold: Fold, folding: Folding, layer: Consumer, given: torch.Tensor, lacking: torch.Tensor
     ) -> torch.Tensor:
-        """``lacking`` with what the queries among the output should be."""
-        goal = moments.folded(self._original(state, score.query, whole=score.query_dim))
+        """``lacking`` with what the queries or keys among the output should be."""
+        goal = folding.goal(functools.partial(self._original, state))
         if goal is None:
             return lacking
 
-        def in_query(query: torch.Tensor) -> torch.Tensor | None:
-            return goal - query if goal.shape == query.shape else None
+        def in_product(value: torch.Tensor) -> torch.Tensor | None:
+            return goal - value if goal.shape == value.shape else None
 
-        found = pulled_back(self._along(state, layer, score.nodes, score.query), given, in_query)
+        found = pulled_back(self._along(state, layer, fold.nodes, fold.value), given, in_product)
         return lacking if found is None else torch.where(found[1], found[0], lacking)
 
     def _along(self, state: BatchState, layer: Consumer, names: Sequence[str], last: str) -> Callable[[torch.Tensor], Any]:

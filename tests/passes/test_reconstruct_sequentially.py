@@ -20,7 +20,7 @@ from stp_fx.passes import (
     ReconstructSequentially,
     RemoveChannels,
 )
-from stp_fx.rewrite import side_by_side
+from stp_fx.rewrite import sequential, side_by_side
 from stp_fx.rewrite.sequential import reconstruct
 
 
@@ -204,6 +204,63 @@ def _stream(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     for block, scale in zip(model.blocks, model.scale, strict=True):
         x = x + block(x) * scale
     return x
+
+
+class Attention(nn.Module):
+    """Three heads of eight dimensions."""
+
+    def __init__(self, fused: bool, product: str) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(24, 72) if fused else nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
+        self.project = nn.Linear(24, 24)
+        self.fused, self.product = fused, product
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        parts = self.qkv(x).chunk(3, -1) if self.fused else [layer(x) for layer in self.qkv]
+        q, k, v = (part.view(b, n, 3, 8).transpose(1, 2) for part in parts)
+        if self.product == "matmul":
+            y = torch.softmax(q @ k.transpose(-2, -1) / 8**0.5, -1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        return self.project(y.transpose(1, 2).reshape(b, n, 24))
+
+
+@pytest.mark.parametrize("product", ["matmul", "fused kernel"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_lost_head_dimensions_are_folded_into_the_scores(fused, product, monkeypatch):
+    torch.manual_seed(0)
+    model = Attention(fused, product).double()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "qkv" in name and weight.dim() == 2:
+                weight *= 3  # scores that matter
+    x, new = torch.randn(128, 6, 24, dtype=torch.float64), torch.randn(64, 6, 24, dtype=torch.float64)
+    gm = stp_fx.trace(model, x)
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.25, products="inner"))
+    folded = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    monkeypatch.setattr(sequential, "find_folds", lambda *_: {})
+    plain = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    assert _error(model, folded, new) < 0.8 * _error(model, plain, new)
+
+
+def test_queries_that_are_rotated_by_position_stay_as_they_are():
+    class Rotary(Attention):
+        def forward(self, x):
+            b, n, _ = x.shape
+            q, k, v = (part.view(b, n, 3, 8).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            angle = torch.arange(6.0, dtype=x.dtype)[:, None] * 0.5 ** torch.arange(4)
+            q, k = (torch.cat([t[..., :4] * angle.cos() - t[..., 4:] * angle.sin(),
+                               t[..., 4:] * angle.cos() + t[..., :4] * angle.sin()], -1) for t in (q, k))  # fmt: skip
+            return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 24))
+
+    torch.manual_seed(0)
+    model = Rotary(True, "").double()
+    x = torch.randn(64, 6, 24, dtype=torch.float64)
+    gm = stp_fx.trace(model, x)
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
+    repaired = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    assert _error(model, repaired, x) < _error(model, stp_fx.apply_plan(gm, plan), x)
 
 
 def test_values_in_files_give_the_same_numbers(monkeypatch):
