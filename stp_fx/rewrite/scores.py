@@ -41,9 +41,9 @@ Value = Callable[[str, int], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fold:
-    """From a layer to a ``value``, a query or a key, of whose dimension ``dim`` the flagged positions are ``lost``; ``nodes`` have
-    to be run in between. ``product``: queries and keys that meet, and their dimensions that are summed over; ``softmax``: whether
-    their scores go into one."""
+    """From a layer to a ``value``, a query or a key, of whose dimension ``dim`` the flagged positions are ``lost``; ``nodes``
+    have to be run in between. ``product``: queries and keys that meet, and their dimensions that are summed over; ``softmax``:
+    whether their scores go into one."""
 
     is_key: bool
     value: str
