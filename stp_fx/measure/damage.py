@@ -12,7 +12,6 @@ factor of ``S_R|K``, for every R that is a tail of the order. So the error of re
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -109,9 +108,7 @@ def _blocks(
 
 def _covariance(moments: Moments, name: str) -> torch.Tensor:
     if moments.covariance is None:
-        raise InputError(
-            f"the statistics at {name} have no covariance; collect them with CollectStatistics(..., covariance=True)"
-        )
+        raise InputError(f"the statistics at {name} have no covariance; collect them with covariance=True")
     return moments.covariance
 
 

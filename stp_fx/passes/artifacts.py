@@ -24,9 +24,9 @@ __all__ = ["Artifacts", "Outcome", "outcome_of"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifacts:
-    """``measured`` on calibration data, the ``scores`` of all units, the ``damages`` of removing them, the ``plan`` of a selection
-    and its ``report``; each None until a pass has made it. Measurements and scores know which graph and weights they were made
-    from."""
+    """``measured`` on calibration data, the ``scores`` of all units, the ``damages`` of their removal, the ``plan`` of a
+    selection and its ``report``; each None until a pass has made it. Measurements, scores and damages know which graph and
+    weights they were made from."""
 
     measured: Measured = dataclasses.field(default_factory=Measured)
     scores: Scores | None = None

@@ -42,8 +42,8 @@ _HEADS = ("ratio", "channels", "MACs", "left", "parameters", "left")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SweepEntry:
-    """One ratio: its plan, and the report of the plan; nothing has been removed. ``damage``: what ``allocation`` minimised, of this
-    plan; None where the scope says how much is removed."""
+    """One ratio: its plan, and the report of the plan; nothing has been removed. ``damage``: what ``allocation`` minimised, for
+    this plan; None where the scope says how much is removed."""
 
     ratio: float
     plan: PrunePlan
@@ -53,8 +53,8 @@ class SweepEntry:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
-    """Entries in the order of the ratios given; ``str`` gives a table. With an ``allocation``, costs and damages of the entries are
-    the Pareto front that it found."""
+    """Entries in the order of the ratios given; ``str`` gives a table. With an ``allocation``, costs and damages of the entries
+    are the Pareto front that it found."""
 
     entries: tuple[SweepEntry, ...]
 

@@ -69,10 +69,10 @@ def curve_of(function: DamageFunction, group: Group, choices: np.ndarray) -> np.
 
     with translated(InputError, failed):
         given = function(group.name, fractions)
-        found = [each.item() if hasattr(each, "item") else each for each in given]
+        found = list(np.asarray(given, dtype=object))
     if len(found) != len(fractions) or not all(is_number(each) and 0 <= each < math.inf for each in found):
         raise InputError(
-            f"`allocation`, {shown(function)}, must give a finite damage of at least 0 for each of the {len(fractions)} fractions "
+            f"`allocation`, {shown(function)}, must give one finite damage of at least 0 for each of {len(fractions)} fractions "
             f"of group {group.name!r}; it gave {shown(given)}"
         )
     return np.interp(np.arange(group.size + 1), [0, *asked], [0.0, *map(float, found)])
@@ -81,10 +81,10 @@ def curve_of(function: DamageFunction, group: Group, choices: np.ndarray) -> np.
 def allocate(
     curves: Sequence[np.ndarray], choices: Sequence[np.ndarray], cost: Cost, budget: float, start: np.ndarray
 ) -> np.ndarray:
-    """The units that each group loses (int64 [groups]): of the plans found with ``cost`` at most ``budget``, that of least damage.
+    """The units that each group loses (int64 [groups]): of the plans found with ``cost`` up to ``budget``, that of least damage.
 
-    ``curves``: float64 [units + 1] a group, its damage at every number of units. ``choices``: the numbers that it may lose, rising.
-    ``start`` is one of each, and meets the budget.
+    ``curves``: float64 [units + 1] a group, its damage at every number of units. ``choices``: the numbers that it may lose,
+    rising. ``start`` is one of each, and meets the budget.
     """
     knapsack = _Knapsack(curves, choices, _remembered(cost), budget)
     best, window = knapsack.finished(start), 1.0

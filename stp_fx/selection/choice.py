@@ -34,8 +34,8 @@ CostOf = Callable[[np.ndarray], float]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Choice:
-    """``removed`` (bool, one per unit of the graph) and the plan that removes them; ``damage``: what the damages of a plan of least
-    damage add up to."""
+    """``removed`` (bool, one per unit of the graph) and the plan that removes them; ``damage``: the total damage that an
+    allocation foresees of it."""
 
     plan: PrunePlan
     removed: np.ndarray

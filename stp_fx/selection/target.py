@@ -58,8 +58,8 @@ def select_units(
 
     A group keeps one unit, loses at most ``floor(max_ratio * n)``, and keeps a multiple of ``round_to`` units (rounded up; all
     of them if that is more than it has). Of each of the ``pieces`` (arrays of unit ids) one unit is kept. ``uniform``: the groups
-    without a ratio of their own lose the same fraction. ``damages``: one curve (float64 [units + 1]) or function a group; the plan
-    that meets the target is then the one of least damage, whatever ``scope`` says.
+    without a ratio of their own lose the same fraction. ``damages``: one curve (float64 [units + 1]) or function a group; of
+    the plans that meet the target, the one of least damage is then taken.
 
     Raises :class:`InputError` for arguments out of range, and constraints that let no group lose a unit where a removal is
     asked for; :class:`TargetError` for a cost out of reach, with the cost in reach and the constraints that hold it.
