@@ -87,17 +87,10 @@ def allocate(
     rising. ``start`` is one of each, and meets the budget.
     """
     knapsack = _Knapsack(curves, choices, _remembered(cost), budget)
-    best, window = knapsack.finished(start), 1.0
-    for _ in range(_ROUNDS):
-        found = knapsack.solved(best, window)
-        found = best if found is None else knapsack.finished(found)
-        if knapsack.damage(found) < knapsack.damage(best) * (1.0 - _BETTER):
-            best = found
-        elif window * knapsack.widest < 1:
-            break
-        else:
-            window /= 2
-    return best
+    least = np.array([each[0] for each in choices])
+    begun = knapsack.solved(least, 1.0)
+    starts = [start] if begun is None else [start, begun]
+    return min((knapsack.improved(knapsack.finished(each)) for each in starts), key=knapsack.damage)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +108,20 @@ class _Knapsack:
 
     def damage(self, counts: np.ndarray) -> float:
         return float(sum(curve[k] for curve, k in zip(self.curves, counts, strict=True)))
+
+    def improved(self, best: np.ndarray) -> np.ndarray:
+        """The best plan that rounds from this one lead to."""
+        window = 1.0
+        for _ in range(_ROUNDS):
+            found = self.solved(best, window)
+            found = best if found is None else self.finished(found)
+            if self.damage(found) < self.damage(best) * (1.0 - _BETTER):
+                best = found
+            elif window * self.widest < 1:
+                break
+            else:
+                window /= 2
+        return best
 
     def solved(self, present: np.ndarray, window: float) -> np.ndarray | None:
         """The answer of one round; None if the solver has none."""
