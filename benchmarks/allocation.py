@@ -42,6 +42,7 @@ from stp_fx.passes.compensations import compensation_named
 SCOPES = ("local", "global", "isomorphic")
 ALLOCATIONS = {"layers alone": (), "optimal": (0.25, 0.5, 0.75)}
 CALIBRATION, PATCHES = 2048, 1152  # images; values of a patch, as in prune_graph
+RECALIBRATION = 4  # batches
 
 Cell = dict[str, Any]
 
@@ -82,7 +83,7 @@ def cells(network: str, data: Fashion, arguments: argparse.Namespace, known: dic
                 for method, (artifacts, measuring, planning) in plans(gm, scored, batches, target, damages):
                     pruned = Pipeline(*repair.passes, RemoveChannels())(gm, artifacts).graph_module
                     if has_batchnorm(pruned):
-                        pruned = RecalibrateBatchNorm(batches)(pruned).graph_module
+                        pruned = RecalibrateBatchNorm(batches, RECALIBRATION)(pruned).graph_module
                     cell["methods"][method] = {
                         "accuracy": data.accuracy(pruned),
                         "macs": stp_fx.cost(pruned).macs / macs,

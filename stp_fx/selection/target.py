@@ -69,7 +69,7 @@ def select_units(
     check_groups(groups, scores, total)
     check_pieces(pieces, total)
     task = Task.of(groups, total, ratio, ratios or {}, exponents, whole, max_ratio, round_to)
-    by_group = target == "channels" and scope == "local"
+    by_group = target == "channels" and scope == "local" and damages is None
     search = search_plans(task, scores, pieces, scope=scope, classes=classes, by_group=by_group)
     if damages is not None:
         return _least_damage(search, target, cost, [damages[k] for k in task.carried])

@@ -125,7 +125,7 @@ def test_constraints_hold(make_groups: Any, target: str) -> None:
     removed = counts(groups, found)
     assert all(k % 4 == 0 and k <= 8 for k in removed)
     assert removed[2] == 4  # its own ratio
-    assert removed[0] == 8
+    assert removed[:2] == ((4, 4) if target == "macs" else (8, 4))
 
 
 def test_a_piece_keeps_its_last_unit(make_groups: Any) -> None:
@@ -195,7 +195,9 @@ def test_a_function_decides() -> None:
     assert all(list(f) == sorted(set(f)) and f[0] > 0 and f[-1] < 1 and len(f) <= 16 for f in asked.values())
     assert pruned.get_parameter("0.weight").shape[0] == 16  # too dear
     assert stp_fx.cost(pruned).macs <= 0.6 * stp_fx.cost(gm).macs
-    again = stp_fx.prune_graph(gm, ratio=0.4, target="macs", allocation=lambda g, f: torch.tensor([100.0 * x for x in f]))
+    again = stp_fx.prune_graph(
+        gm, ratio=0.4, target="macs", allocation=lambda g, f: torch.tensor([x * (1 if g.startswith("0.") else 100) for x in f])
+    )
     assert again.get_parameter("0.weight").shape[0] < 16
 
 
@@ -238,7 +240,7 @@ def test_bad_values_are_refused(options: dict[str, Any], says: str) -> None:
 
 def test_it_is_printed_and_read_back() -> None:
     assert repr(Selection(0.5, allocation="optimal")) == "Selection(0.5, allocation='optimal')"
-    text = "Pipeline(ScoreUnits('magnitude'), MeasureDamage(samples=8), SelectUnits(0.5, target='macs', allocation='optimal'))"
+    text = "Pipeline(ScoreUnits(criterion='variance'), MeasureDamage(samples=8), SelectUnits(0.5, target='macs', allocation='optimal'))"
     pipeline = Pipeline.parse(text, calibration=data())
     assert str(pipeline) == text
 
