@@ -35,6 +35,7 @@ from stp_fx.passes import (
     SelectUnits,
 )
 from stp_fx.passes.compensations import CompensationName, compensation_named
+from stp_fx.passes.measure_damage import damage_for
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
 from stp_fx.report.compare import compare
 from stp_fx.report.report import Report
@@ -102,8 +103,8 @@ def prune_graph(
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
-        options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
-            "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
+        options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
+            ("channels", "macs", "params", "latency") and ``allocation`` ("scope", or "optimal": by measured damage).
 
     Raises:
         InputError: an argument out of range or a name that matches nothing; found before any batch is read.
@@ -180,8 +181,9 @@ def pruning_pipeline(
     check_callable("loss", loss, "(graph, batch) -> scalar")
     data = None if calibration is None else reiterable(calibration)
     repair = compensation_named(compensation, data)
+    damage = damage_for(selection, compensation, data)
     needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
-    reading = reading_for((*needs, *repair.needs), data)
+    reading = reading_for((*needs, *damage.needs, *repair.needs), data)
     collect: list[GraphPass] = []
     if data is not None and reading.statistics is not None:
         collect.append(CollectStatistics(data, **reading.statistics))
@@ -190,7 +192,8 @@ def pruning_pipeline(
     last = [RemoveChannels() if rewrite is None else rewrite]
     if recalibrate is not None and recalibrate is not False:
         last.append(_recalibration(data, recalibrate))
-    return Pipeline(*collect, ScoreUnits(chosen, selection.ignore, seed), SelectUnits(selection), *repair.passes, *last)
+    score_units = ScoreUnits(chosen, selection.ignore, seed)
+    return Pipeline(*collect, score_units, *damage.passes, SelectUnits(selection), *repair.passes, *last)
 
 
 def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> GraphPass:
