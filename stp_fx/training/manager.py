@@ -140,15 +140,12 @@ class PATPassManager:
         self._compensation = compensation_named(compensation, self._loader, "train_loader")
         self._damage = damage_for(selection, compensation, self._loader, "train_loader")
         self._needs = (*needs_of(self.criterion), *self._damage.needs, *self._compensation.needs)
-        self._loss, self._recalibrate = (
-            check_callable("loss", loss, "(graph, batch) -> scalar"),
-            checked_recalibration(recalibrate),
-        )
+        self._loss = check_callable("loss", loss, "(graph, batch) -> scalar")
+        self._recalibrate = checked_recalibration(recalibrate)
         if train_loader is None and (self._needs or self._recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
         self._selection, self._removal = selection, RemoveChannels(validate=validate)
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
-        self.followers: tuple[fx.GraphModule, ...] = listed_followers(followers)
+        self.optimizers, self.followers = listed_optimizers(optimizer), listed_followers(followers)
         self.step, self.epoch, self._wrap = 0, -1, wrap
         self._whole = cost(self.model)
         self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
