@@ -30,9 +30,9 @@ class Artifacts:
 
     measured: Measured = dataclasses.field(default_factory=Measured)
     scores: Scores | None = None
-    damages: Damages | None = None
     plan: PrunePlan | None = None
     report: RunReport | None = None
+    damages: Damages | None = None
 
     def with_(self, **changes: Any) -> Artifacts:
         """These artifacts with fields replaced."""

@@ -32,7 +32,7 @@ from stp_fx.rules import TensorDims
 __all__ = ["Repaired", "reconstruct"]
 
 _SAME = 1e-9
-"""Residuals smaller than this part of the output's variance are rounding: the layer is left as it is."""
+"""Residuals whose square is a smaller part of the output's are rounding: the layer is left as it is."""
 _ROWS = 1 << 16
 """Observations of a layer from all batches together, beside 64 for each of its inputs; of more, so many are drawn at random."""
 
@@ -142,10 +142,11 @@ class _Sequence:
             inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
             regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
             foldings = self._foldings(states, stop)
-            power = [self._observe(state, stop, foldings, regression, number) for number, state in enumerate(states)]
+            for number, state in enumerate(states):
+                self._observe(state, stop, foldings, regression, number)
             self.original.release(stop.held)
             regression.reduce()
-            if regression.residual > _SAME * sum(power) / len(power):
+            if regression.lacking > _SAME:
                 self._refit(stop, regression.fit())
 
     def _foldings(self, states: States, stop: _Stop) -> list[Folding]:
@@ -156,8 +157,8 @@ class _Sequence:
                 folding.add(functools.partial(self._original, state))
         return foldings
 
-    def _observe(self, state: BatchState, stop: _Stop, foldings: Sequence[Folding], regression: Regression, number: int) -> float:
-        """One batch's observations for the layers of a stop; the mean square of what they give, summed over channels."""
+    def _observe(self, state: BatchState, stop: _Stop, foldings: Sequence[Folding], regression: Regression, number: int) -> None:
+        """One batch's observations for the layers of a stop."""
         original, pruned = state.values
         state.advance(1, self.pruned, self.pruned.at[stop.layers[0].node])
         given = [self.pruned.run(pruned, self.pruned.by_name[layer.node]) for layer in stop.layers]
@@ -170,9 +171,7 @@ class _Sequence:
         x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
         if not bool(torch.isfinite(r).all() and torch.isfinite(x).all()):
             raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
-        regression.add(x, r)
-        channel = first.channel
-        return sum(float(each.double().square().mean()) * each.shape[channel] for each in given)
+        regression.add(x, r, sum(float(each.float().square().mean()) * each.shape[first.channel] for each in given))
 
     def _lacking(self, state: BatchState, stop: _Stop, layer: Consumer, given: torch.Tensor) -> torch.Tensor:
         """What the output of a layer lacks: to that of the original layer, or to what the sum after it should be."""
