@@ -23,7 +23,7 @@ from stp_fx.rewrite.bias import add_to_bias, bias_place
 from stp_fx.rewrite.observations import observations
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
-from stp_fx.rewrite.residuals import ResidualPath, pulled_back, residual_path
+from stp_fx.rewrite.residuals import Change, Lacking, Path, ResidualPath, pulled_back, residual_path
 from stp_fx.rewrite.scores import Fold, Folding, find_folds
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, in_place, memory_limit
 from stp_fx.rewrite.slicing import copied
@@ -99,6 +99,7 @@ class _Sequence:
         self.layers: list[str] = []
         self.changed: set[str] = set()
         self.left_alone: dict[str, str] = {}
+        self._ways: dict[int, bool] = {}
         calls = linear_calls(small)
         names = {call.node for call in calls}
         self.pruned = Network(small)
@@ -169,7 +170,7 @@ class _Sequence:
         first = stop.layers[0]
         source = pruned[self.pruned.by_name[first.site.source]]
         x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
-        if not bool(torch.isfinite(r).all() and torch.isfinite(x).all()):
+        if not bool(torch.isfinite(r.sum() + x.sum())):
             raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
         regression.add(x, r, sum(float(each.float().square().mean()) * each.shape[first.channel] for each in given))
 
@@ -185,7 +186,7 @@ class _Sequence:
                 return total - (last + other)
 
             along = self._along(state, layer, path.nodes, path.last)
-            found = pulled_back(along, given, in_sum)
+            found = self._pulled_back(along, given, in_sum, stop.path)
             if found is not None:
                 return found[0]
         return self._original(state, layer.node) - given
@@ -201,8 +202,16 @@ class _Sequence:
         def in_product(value: torch.Tensor) -> torch.Tensor | None:
             return goal - value if goal.shape == value.shape else None
 
-        found = pulled_back(self._along(state, layer, fold.nodes, fold.value), given, in_product)
+        found = self._pulled_back(self._along(state, layer, fold.nodes, fold.value), given, in_product, fold)
         return lacking if found is None else torch.where(found[1], found[0], lacking)
+
+    def _pulled_back(self, along: Path, given: torch.Tensor, lacking: Lacking, way: object) -> Change | None:
+        """:func:`pulled_back`, with each way tried once."""
+        if self._ways.get(id(way)) is False:
+            return None
+        found = pulled_back(along, given, lacking, known=id(way) in self._ways)
+        self._ways[id(way)] = found is not None
+        return found
 
     def _along(self, state: BatchState, layer: Consumer, names: Sequence[str], last: str) -> Callable[[torch.Tensor], Any]:
         """What the pruned network makes of a layer's output, up to the value ``last``."""
