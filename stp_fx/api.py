@@ -104,8 +104,8 @@ def prune_graph(
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
         options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
-            "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``, ``uniform``,
-            ``allocation`` ("scope", "optimal": how much of each group goes is found by measured damage).
+            "macs", "params", "latency", "memory"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``,
+            ``uniform``, ``allocation`` ("scope"; "optimal": how much of each group is removed follows from measured damage).
 
     Raises:
         InputError: an argument out of range or a name that matches nothing; found before any batch is read.

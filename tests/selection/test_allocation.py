@@ -240,7 +240,8 @@ def test_bad_values_are_refused(options: dict[str, Any], says: str) -> None:
 
 def test_it_is_printed_and_read_back() -> None:
     assert repr(Selection(0.5, allocation="optimal")) == "Selection(0.5, allocation='optimal')"
-    text = "Pipeline(ScoreUnits(criterion='variance'), MeasureDamage(samples=8), SelectUnits(0.5, target='macs', allocation='optimal'))"
+    select = "SelectUnits(0.5, target='macs', allocation='optimal')"
+    text = f"Pipeline(ScoreUnits(criterion='variance'), MeasureDamage(samples=8), {select})"
     pipeline = Pipeline.parse(text, calibration=data())
     assert str(pipeline) == text
 
