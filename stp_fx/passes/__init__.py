@@ -13,6 +13,7 @@ from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.measure_damage import MeasureDamage
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
+from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
@@ -41,6 +42,7 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
+    "ReconstructSequentially",
     "RemoveChannels",
     "ScoreUnits",
     "SelectUnits",
