@@ -82,7 +82,7 @@ def cells(network: str, data: Fashion, arguments: argparse.Namespace, known: dic
                 cell: Cell = {"unpruned": whole, "methods": {}}
                 for method, (artifacts, measuring, planning) in plans(gm, scored, batches, target, damages):
                     pruned = Pipeline(*repair.passes, RemoveChannels())(gm, artifacts).graph_module
-                    if has_batchnorm(pruned):
+                    if has_batchnorm(pruned) and compensation != "sequential":  # that one leaves nothing to recalibrate
                         pruned = RecalibrateBatchNorm(batches, RECALIBRATION)(pruned).graph_module
                     cell["methods"][method] = {
                         "accuracy": data.accuracy(pruned),

@@ -104,7 +104,7 @@ def prune_graph(
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
         options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
-            ("channels", "macs", "params", "latency") and ``allocation`` ("scope", or "optimal": by measured damage).
+            ("channels", "macs", "params", "latency", "memory") and ``allocation`` ("scope", or "optimal": by measured damage).
 
     Raises:
         InputError: an argument out of range or a name that matches nothing; found before any batch is read.

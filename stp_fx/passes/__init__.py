@@ -21,6 +21,7 @@ from stp_fx.passes.unmask import UnmaskChannels
 from stp_fx.passes.update_variance import UpdateBatchNormVariance
 from stp_fx.report.mean_check import MeanCheck, mean_check
 from stp_fx.selection.latency_model import LatencyModel, latency_model
+from stp_fx.selection.memory_model import MemoryModel, memory_model
 
 # A new pass is one file of this folder: it is found by being there.
 for _found in pkgutil.iter_modules(__path__):
@@ -37,6 +38,7 @@ __all__ = [
     "MaskChannels",
     "MeanCheck",
     "MeasureDamage",
+    "MemoryModel",
     "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
@@ -49,4 +51,5 @@ __all__ = [
     "known_passes",
     "latency_model",
     "mean_check",
+    "memory_model",
 ]

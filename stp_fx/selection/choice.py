@@ -21,6 +21,7 @@ from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.stamp import check_stamp
 from stp_fx.selection.damage import Damages
 from stp_fx.selection.latency_model import latency_model
+from stp_fx.selection.memory_model import memory_model
 from stp_fx.selection.products import carriers
 from stp_fx.selection.ratios import merge_ratios
 from stp_fx.selection.selection import DamageFunction, Selection
@@ -29,7 +30,7 @@ from stp_fx.selection.target import select_units
 __all__ = ["Choice", "check_names", "choose", "latency_cost", "select"]
 
 CostOf = Callable[[np.ndarray], float]
-"""The cost (MACs, parameters or seconds) of the network without the units flagged in a bool array."""
+"""The cost (MACs, parameters, seconds or bytes) of the network without the units flagged in a bool array."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -159,6 +160,9 @@ def _without_ignored(
 def _cost(gm: fx.GraphModule, graph: ChannelGraph, target: str) -> CostOf | None:
     if target == "latency":
         return latency_cost(gm)
+    if target == "memory":
+        memory = memory_model(gm)
+        return lambda removed: memory.predict(graph.survivors_without(removed))
     if target not in ("macs", "params"):
         return None
     return lambda removed: float(getattr(graph.survivors_without(removed), target))

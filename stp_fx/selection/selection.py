@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Scope = Literal["local", "global", "isomorphic"]
-Target = Literal["channels", "macs", "params", "latency"]
+Target = Literal["channels", "macs", "params", "latency", "memory"]
 ProductOption = Literal["auto", "outer", "inner", "both", "none"]
 AllocationName = Literal["scope", "optimal"]
 DamageFunction: TypeAlias = Callable[[str, Sequence[float]], Sequence[float]]
@@ -79,8 +79,9 @@ class Selection:
         ratio: the fraction of the target that is removed, in [0, 1).
         scope: "local" (each group loses its share), "global" (groups are compared) or "isomorphic" (groups of the same
             structure are compared, and each structure loses its share).
-        target: what ``ratio`` counts: "channels", "macs", "params" or "latency" (as :func:`stp_fx.passes.latency_model`
-            predicts it from measurements on this machine). Costs are met within one unit.
+        target: what ``ratio`` counts: "channels", "macs", "params", "latency" (as :func:`stp_fx.passes.latency_model` predicts
+            it from measurements on this machine) or "memory" (bytes of weights and of the activations that are alive at once, as
+            :func:`stp_fx.passes.memory_model` works out). Costs are met within one unit.
         ratios: a layer's own ratio, by name, glob or module.
         ignore: parameters, axes, modules or groups, by name, glob or module: the channels that they touch are kept.
         round_to: every group keeps a multiple of this many units.
