@@ -24,25 +24,28 @@ from _common import RESULTS, machine, markdown_machine, markdown_table, wide_con
 from _fashion import Fashion, load
 from _opponent import has_batchnorm, plan_of_slices, prune_once, ratio_for, recalibrated
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import stp_fx
 from stp_fx.passes import (
-    CollectGradients,
     CollectStatistics,
     CompensateLeastSquares,
-    CompensateMean,
     GraphPass,
+    MeasureDamage,
     Pipeline,
     RecalibrateBatchNorm,
     ReconstructSequentially,
     RemoveChannels,
+    RotateResidual,
     ScoreUnits,
     SelectUnits,
 )
 
-CRITERIA = ("magnitude", "variance", "taylor", "reconstruction")
-SCOPES = ("local", "isomorphic")
+CRITERIA = ("magnitude", "variance", "reconstruction")
+SCOPES = ("local", "isomorphic", "optimal")
+"""How much of each group goes: by scope, or by ``allocation="optimal"``."""
+ROTATED = ("vit",)
+"""Networks with a residual stream that can be rotated: by ``basis="rotate"`` as well."""
 CALIBRATION = 2048
 HELD_OUT = 5000
 Accuracy = dict[str, float]
@@ -54,8 +57,6 @@ def compensations(batches: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[Graph
     return {
         "none": (None, False),
         "none + BN": (None, True),
-        "mean": (CompensateMean(), False),
-        "mean + BN": (CompensateMean(), True),
         "least squares": (CompensateLeastSquares(), False),
         "least squares + BN": (CompensateLeastSquares(), True),
         "sequential": (ReconstructSequentially(batches), False),
@@ -66,30 +67,41 @@ def accuracies(data: Fashion, model: nn.Module) -> Accuracy:
     return {"chosen on": data.accuracy(model, data.held_out(HELD_OUT, CALIBRATION)), "test": data.accuracy(model)}
 
 
-def ours(model: nn.Module, data: Fashion, target: float, known: dict[str, Accuracy]) -> dict[str, Accuracy]:
+def ours(name: str, model: nn.Module, data: Fashion, target: float, known: dict[str, Accuracy]) -> dict[str, Accuracy]:
     """Accuracy by "criterion, scope, compensation"; what is ``known`` is not measured again."""
-    batches = data.calibration(CALIBRATION)
+    batches, found = data.calibration(CALIBRATION), dict(known)
     gm = stp_fx.trace(model, data.test_x[:1])
-    collect = Pipeline(CollectStatistics(batches, covariance=True, maps=True, patches=1200), CollectGradients(batches))
-    methods = compensations(batches)
-    names = [f"{criterion}, {scope}, {name}" for criterion in CRITERIA for scope in SCOPES for name in methods]
-    if all(name in known for name in names):
-        return known
-    measured = collect(gm).artifacts
-    found = dict(known)
+    for basis in ("", "rotated, ") if name in ROTATED else ("",):
+        given = RotateResidual(batches)(gm).graph_module if basis else gm
+        in_basis(given, data, target, basis, found)
+    return found
+
+
+def in_basis(gm: fx.GraphModule, data: Fashion, target: float, basis: str, found: dict[str, Accuracy]) -> None:
+    """Adds what ``found`` does not have yet."""
+    batches = data.calibration(CALIBRATION)
+    methods = {
+        name: (pass_, recalibrate)
+        for name, (pass_, recalibrate) in compensations(batches).items()
+        if not recalibrate or has_batchnorm(gm)
+    }
+    measured = CollectStatistics(batches, covariance=True, maps=True, patches=1200)(gm).artifacts
     for criterion in CRITERIA:
-        scored = ScoreUnits(criterion)(gm, measured).artifacts
+        scored = Pipeline(ScoreUnits(criterion), MeasureDamage(batches))(gm, measured).artifacts
         for scope in SCOPES:
-            selected = SelectUnits(target, scope=scope, target="macs")(gm, scored).artifacts
-            for name, (compensate, recalibrate) in methods.items():
-                if f"{criterion}, {scope}, {name}" in known or (recalibrate and not has_batchnorm(model)):
+            names = {f"{basis}{criterion}, {scope}, {name}": method for name, method in methods.items()}
+            if all(name in found for name in names):
+                continue
+            how = {"allocation": "optimal"} if scope == "optimal" else {"scope": scope}
+            selected = SelectUnits(target, target="macs", **how)(gm, scored).artifacts
+            for name, (compensate, recalibrate) in names.items():
+                if name in found:
                     continue
                 repair = () if compensate is None else (compensate,)
                 pruned = Pipeline(*repair, RemoveChannels())(gm, selected).graph_module
                 if recalibrate:
                     pruned = RecalibrateBatchNorm(batches)(pruned).graph_module
-                found[f"{criterion}, {scope}, {name}"] = accuracies(data, pruned)
-    return found
+                found[name] = accuracies(data, pruned)
 
 
 def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, Accuracy]:
@@ -150,7 +162,7 @@ def main() -> None:
         whole = data.accuracy(model)
         for target in map(float, arguments.targets.split(",")):
             cell = results.get(f"{name} {target:g}", {"ours": {}, "peer": {}})
-            mine = ours(model, data, target, cell["ours"])
+            mine = ours(name, model, data, target, cell["ours"])
             theirs = cell["peer"] or peer(model, data, target)
             results[f"{name} {target:g}"] = {"unpruned": whole, "ours": mine, "peer": theirs}
             (how, top), (their_how, their_top) = best(mine), best(theirs)
