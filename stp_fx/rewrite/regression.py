@@ -45,6 +45,8 @@ class Regression:
         self.count: int = 0
         self._square: float = 0.0
         self._output: float = 0.0
+        self.unlike: int = 0
+        """Batches that could not be observed."""
 
     def add(self, x: torch.Tensor, r: torch.Tensor, output: float) -> None:
         """Observations of one batch; their first half is fitted while the ridge is chosen, the other is held out. ``output``:
@@ -61,9 +63,14 @@ class Regression:
     def reduce(self) -> None:
         """Merges over all processes of the default group."""
         if several_processes():
-            sums = torch.tensor([self._square, self._output], dtype=torch.float64, device=self._halves[0].mean_x.device)
+            sums = torch.tensor(
+                [self._square, self._output, self.unlike], dtype=torch.float64, device=self._halves[0].mean_x.device
+            )
             self.count = summed(self.count, [sums])
-            self._square, self._output = sums.tolist()
+            self._square, self._output, unlike = sums.tolist()
+            self.unlike = int(unlike)
+            if unlike:
+                return
             for half in self._halves:
                 half.reduce()
 
