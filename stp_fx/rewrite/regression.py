@@ -11,7 +11,7 @@ from stp_fx.measure.distributed import several_processes, summed
 
 __all__ = ["Fit", "Regression"]
 
-_RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the variance of each input."""
 _WITHOUT_CHECK = 1e-1
 """The ridge where there is a single observation, and none to hold out."""
