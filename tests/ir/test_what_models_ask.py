@@ -120,6 +120,20 @@ def test_numbers_that_were_taken_for_finite_have_to_be() -> None:
         gm(X * float("inf"))
 
 
+def test_what_a_number_follows_from_is_looked_at_once() -> None:
+    """After 300 residual blocks there are 2^300 ways back, and the longest is 900 nodes long."""
+
+    def residual(y: Tensor) -> Tensor:
+        for _ in range(300):
+            y = y + y.relu() * 0.001
+        return y
+
+    assert checked(Between(lambda y: clamped_if_infinite(residual(y)))).get_parameter("a.weight").shape[0] == 6
+    model = Between(lambda y: y if residual(model.steps).max() > 0 else -y)
+    model.register_buffer("steps", torch.ones(3))
+    assert checked(model).get_parameter("a.weight").shape[0] == 6
+
+
 def test_a_check_of_sizes_that_fails_is_the_models_error() -> None:
     def never(y: Tensor) -> Tensor:
         torch._check(y.shape[1] > 100, lambda: "too short")
