@@ -27,7 +27,7 @@ from stp_fx.ir.examples import Example, example_of_call
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
 from stp_fx.ir.kept import state_kept
-from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.meta_run import MetaRun, import_compiler
 from stp_fx.ir.nested import holds, leaves_of
 from stp_fx.ir.outputs import Outputs, names_of_outputs, only_outputs
 from stp_fx.ir.patches import LOCK
@@ -115,6 +115,7 @@ def _traced(
     _check_tensors(model, example_inputs, given)
     if not is_choice(frontend, FRONT_ENDS):
         raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
+    import_compiler()
     with LOCK, state_kept(), without_caches(model) as cached:
         arguments = bound_arguments(model, example_inputs, given)
         check = functools.partial(check_that_it_runs, model, example_inputs, given, arguments)
