@@ -22,6 +22,7 @@ from _coverage_networks import Inputs, Network, network
 from torch import Tensor, fx, nn
 
 import stp_fx
+from stp_fx.ir.caches import without_caches
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.train_eval import ALONE
 
@@ -90,9 +91,10 @@ def _calibrate(model: nn.Module, subject: Network) -> None:
 
 
 def call(module: nn.Module, inputs: Inputs, subject: Network | None = None) -> Any:
-    """A traced graph takes no constants any more; the original does."""
+    """A traced graph takes no constants any more; the original does, and is called as it is captured: without a cache."""
     positional, named = inputs
-    return module(*positional, **named, **(subject.constants if subject else {}))
+    with without_caches(module):
+        return module(*positional, **named, **(subject.constants if subject else {}))
 
 
 def flatten(outputs: Any) -> list[Tensor]:
