@@ -165,13 +165,20 @@ and `peak GB`: the whole process with all checks, double precision included.
 def _is_announced(result: dict[str, Any]) -> bool:
     """Whether the library says itself, before anything is pruned, what it does not take, and nothing else fails."""
     failed = [check for check, passed in result["checks"].items() if not passed]
-    in_one_mode = failed == ["validated"] and any(note.startswith(ALONE) for note in result["notes"])
+    in_one_mode = failed == ["validated"] and bool(_alone(result))
     return in_one_mode or (bool(failed) and "cannot be captured" in result["errors"].get("prune", ""))
+
+
+def _alone(result: dict[str, Any]) -> list[str]:
+    """What the library says of a mode that it leaves out."""
+    return [note for note in result.get("notes", ()) if note.startswith(ALONE)]
 
 
 def _not_passed(results: dict[str, dict[str, Any]]) -> str:
     rows = [
-        [name, "announced" if _is_announced(result) else "failed", result["status"]]
+        [name, "announced", "; ".join(_alone(result)) or result["errors"]["prune"]]
+        if _is_announced(result)
+        else [name, "failed", result["status"]]
         for name, result in results.items()
         if result["status"] != "ok"
     ]
