@@ -10,8 +10,10 @@ from stp_fx.passes.collect_statistics import CollectStatistics
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.passes.mask import MaskChannels
+from stp_fx.passes.measure_damage import MeasureDamage
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
+from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
@@ -19,6 +21,7 @@ from stp_fx.passes.unmask import UnmaskChannels
 from stp_fx.passes.update_variance import UpdateBatchNormVariance
 from stp_fx.report.mean_check import MeanCheck, mean_check
 from stp_fx.selection.latency_model import LatencyModel, latency_model
+from stp_fx.selection.memory_model import MemoryModel, memory_model
 
 # A new pass is one file of this folder: it is found by being there.
 for _found in pkgutil.iter_modules(__path__):
@@ -34,9 +37,12 @@ __all__ = [
     "LatencyModel",
     "MaskChannels",
     "MeanCheck",
+    "MeasureDamage",
+    "MemoryModel",
     "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
+    "ReconstructSequentially",
     "RemoveChannels",
     "ScoreUnits",
     "SelectUnits",
@@ -45,4 +51,5 @@ __all__ = [
     "known_passes",
     "latency_model",
     "mean_check",
+    "memory_model",
 ]

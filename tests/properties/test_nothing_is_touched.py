@@ -132,7 +132,7 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
         f"prune_graph, {each}": lambda s, each=each: stp_fx.prune_graph(
             s.gm, "variance", 0.5, calibration=s.batches, compensation=each, recalibrate=True
         )
-        for each in ("mean", "least_squares")
+        for each in ("mean", "least_squares", "sequential")
     },
 }
 OTHER = nn.Linear(3, 3)
