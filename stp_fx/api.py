@@ -35,6 +35,7 @@ from stp_fx.passes import (
     SelectUnits,
 )
 from stp_fx.passes.compensations import CompensationName, compensation_named
+from stp_fx.passes.measure_damage import damage_for
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
 from stp_fx.report.compare import compare
 from stp_fx.report.report import Report
@@ -96,14 +97,14 @@ def prune_graph(
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
-        compensation: None, "mean" (consumers' biases take over the mean of the removed inputs), "least_squares" (the kept
-            channels' weights absorb what they can); both need ``calibration``.
+        compensation: None, "mean" (of removed inputs, into consumers' biases), "least_squares" (kept weights absorb what
+            they can), "sequential" (each layer is refitted on what it reads in the network as pruned so far: the strongest).
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
-        options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
-            "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
+        options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
+            ("channels", "macs", "params", "latency") and ``allocation`` ("scope", or "optimal": by measured damage).
 
     Raises:
         InputError: an argument out of range or a name that matches nothing; found before any batch is read.
@@ -178,10 +179,11 @@ def pruning_pipeline(
     """
     chosen = resolve(criterion)
     check_callable("loss", loss, "(graph, batch) -> scalar")
-    repair = compensation_named(compensation, calibration)
-    needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
     data = None if calibration is None else reiterable(calibration)
-    reading = reading_for((*needs, *repair.needs), data)
+    repair = compensation_named(compensation, data)
+    damage = damage_for(selection, compensation, data)
+    needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
+    reading = reading_for((*needs, *damage.needs, *repair.needs), data)
     collect: list[GraphPass] = []
     if data is not None and reading.statistics is not None:
         collect.append(CollectStatistics(data, **reading.statistics))
@@ -190,7 +192,8 @@ def pruning_pipeline(
     last = [RemoveChannels() if rewrite is None else rewrite]
     if recalibrate is not None and recalibrate is not False:
         last.append(_recalibration(data, recalibrate))
-    return Pipeline(*collect, ScoreUnits(chosen, selection.ignore, seed), SelectUnits(selection), *repair.passes, *last)
+    score_units = ScoreUnits(chosen, selection.ignore, seed)
+    return Pipeline(*collect, score_units, *damage.passes, SelectUnits(selection), *repair.passes, *last)
 
 
 def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> GraphPass:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import fx
@@ -114,13 +114,19 @@ def _parsed(option: dataclasses.Field[Any]) -> dict[str, Any]:
         return {"action": "append", "type": named_ratio, "default": [], "metavar": "NAME=RATIO"}
     if option.metadata["form"]:
         return {"action": "append", "default": [], "metavar": option.metadata["form"]}
-    if get_args(kind):
-        return {"choices": get_args(kind), "default": default}
+    if _texts(kind):
+        return {"choices": _texts(kind), "default": default}
     return {
         "type": kind,
         "default": default,
         "metavar": _METAVARS.get(option.name, "R" if kind is float else kind.__name__.upper()),
     }
+
+
+def _texts(kind: Any) -> tuple[str, ...]:
+    """The texts that a type allows: those of a ``Literal``, also as one of several alternatives."""
+    kinds = [kind] if get_origin(kind) is Literal else get_args(kind)
+    return tuple(text for each in kinds if get_origin(each) is Literal for text in get_args(each))
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, help: str) -> None:

@@ -10,8 +10,10 @@ from stp_fx.passes.collect_statistics import CollectStatistics
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.passes.mask import MaskChannels
+from stp_fx.passes.measure_damage import MeasureDamage
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
+from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
@@ -34,9 +36,11 @@ __all__ = [
     "LatencyModel",
     "MaskChannels",
     "MeanCheck",
+    "MeasureDamage",
     "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
+    "ReconstructSequentially",
     "RemoveChannels",
     "ScoreUnits",
     "SelectUnits",
