@@ -110,8 +110,8 @@ class Selection:
     target: Target = field(
         default="channels",
         metadata=_help(
-            "what a ratio counts: channels (default), macs, params, latency (predicted from measurements on this machine) or memory "
-            "(weights and activations)"
+            "what a ratio counts: channels (default), macs, params, latency (predicted from measurements on this machine) or "
+            "memory (weights and activations)"
         ),
     )
     ratios: Mapping[Name, float] | None = field(
