@@ -23,7 +23,17 @@ from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import limited
 from stp_fx.selection.selection import Selection, default_of
 
-__all__ = ["VALIDATE", "add_command", "add_data", "add_selection", "captured", "data_of", "loss_of", "selection_of"]
+__all__ = [
+    "VALIDATE",
+    "add_command",
+    "add_data",
+    "add_selection",
+    "captured",
+    "data_of",
+    "loss_of",
+    "needs_data",
+    "selection_of",
+]
 
 _IMAGE = (1, 3, 224, 224)
 VALIDATE: dict[str, Validate] = {"auto": "auto", "yes": True, "no": False}
@@ -103,7 +113,7 @@ def add_selection(parser: argparse.ArgumentParser, group: Any = None, *, without
 
 
 _SHORT = {"ratio": ("-r",), "target": ("-t",)}
-_METAVARS = {"round_to": "N"}
+_METAVARS = {"round_to": "N", "target": "COST"}
 _HINTS = get_type_hints(Selection)
 
 
@@ -115,7 +125,7 @@ def _parsed(option: dataclasses.Field[Any]) -> dict[str, Any]:
     if option.metadata["form"]:
         return {"action": "append", "default": [], "metavar": option.metadata["form"]}
     if _texts(kind):
-        return {"choices": _texts(kind), "default": default}
+        return {"choices": _texts(kind), "default": default, "metavar": _METAVARS.get(option.name)}
     return {
         "type": kind,
         "default": default,
@@ -176,6 +186,12 @@ def data_of(args: argparse.Namespace, option: str) -> Iterable[Any] | None:
     if not isinstance(found, (Iterable, torch.Tensor)):
         raise InputError(f"{option}: {args.data} is a {type(found).__name__}; it has to give batches (a list, a DataLoader)")
     return found if args.batches is None else limited(found, args.batches)
+
+
+def needs_data(args: argparse.Namespace, data: object, option: str) -> None:
+    """Refuses an allocation that is measured without data to measure it on; ``option`` gives them."""
+    if args.allocation == "optimal" and data is None:
+        raise InputError(f"--allocation optimal measures damages: give {option} MODULE:NAME, an iterable of batches")
 
 
 def loss_of(args: argparse.Namespace) -> Any:

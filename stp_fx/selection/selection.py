@@ -109,7 +109,10 @@ class Selection:
     )
     target: Target = field(
         default="channels",
-        metadata=_help("what a ratio counts (default: channels); latency is predicted from measurements on this machine"),
+        metadata=_help(
+            "what a ratio counts: channels (default), macs, params, latency (predicted from measurements on this machine) or "
+            "memory (weights and activations)"
+        ),
     )
     ratios: Mapping[Name, float] | None = field(
         default_factory=dict[Name, float], metadata=_help("a layer's own ratio", "NAME=RATIO")
