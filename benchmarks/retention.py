@@ -1,12 +1,13 @@
 """Accuracy right after one-shot pruning, without any training.
 
-    python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--out benchmarks/results/retention]
+    python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--criteria variance,reconstruction]
+        [--scopes isomorphic,optimal] [--repairs "least squares,sequential"] [--out benchmarks/results/retention]
 
 Networks trained on Fashion-MNIST (``_fashion.py``), pruned to 70, 50 and 30 % of their MACs by several criteria, each with
-every compensation, on the same calibration images. The best method of a cell is chosen on 5,000 *training* images that are not
-among these; accuracy is that on the 10,000 test images. torch-pruning 1.6.1 prunes the same checkpoints to the same MACs or
-just above, by magnitude and by Taylor scores, as it comes, with its BatchNorms recalibrated by a plain loop, and with our
-sequential repair of what it has chosen.
+every repair, on the same calibration images. Methods are compared on 3,000 *training* images that are not among these; the
+best one of each kind of repair is then tried on the 10,000 test images. torch-pruning 1.6.1 prunes the same checkpoints to the
+same MACs or just above, by magnitude and by Taylor scores, as it comes, with its BatchNorms recalibrated by a plain loop, and
+with our sequential repair of what it has chosen.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from torch import Tensor, fx, nn
 
 import stp_fx
 from stp_fx.passes import (
+    CollectGradients,
     CollectStatistics,
     CompensateLeastSquares,
+    CompensateMean,
     GraphPass,
     MeasureDamage,
     Pipeline,
@@ -41,15 +44,12 @@ from stp_fx.passes import (
     SelectUnits,
 )
 
-CRITERIA = ("magnitude", "variance", "reconstruction")
-SCOPES = ("local", "isomorphic", "optimal")
-"""How much of each group goes: by scope, or by ``allocation="optimal"``."""
 ROTATED = ("vit",)
 """Networks with a residual stream that can be rotated: by ``basis="rotate"`` as well."""
 CALIBRATION = 2048
-HELD_OUT = 5000
+HELD_OUT = 3000
 Accuracy = dict[str, float]
-"""On held-out training images and on test images: "chosen on" and "test"."""
+"""On held-out training images and, of what is best on these, on test images: "chosen on" and "test"."""
 
 
 def compensations(batches: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[GraphPass | None, bool]]:
@@ -57,51 +57,67 @@ def compensations(batches: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[Graph
     return {
         "none": (None, False),
         "none + BN": (None, True),
+        "mean": (CompensateMean(), False),
+        "mean + BN": (CompensateMean(), True),
         "least squares": (CompensateLeastSquares(), False),
         "least squares + BN": (CompensateLeastSquares(), True),
         "sequential": (ReconstructSequentially(batches), False),
     }
 
 
-def accuracies(data: Fashion, model: nn.Module) -> Accuracy:
-    return {"chosen on": data.accuracy(model, data.held_out(HELD_OUT, CALIBRATION)), "test": data.accuracy(model)}
+class Tried:
+    """Accuracies of networks on held-out images, and the best network of each kind, which :meth:`finish` tests."""
+
+    def __init__(self, data: Fashion) -> None:
+        self._data, self._best = data, dict[str, tuple[str, nn.Module]]()
+        self.found: dict[str, Accuracy] = {}
+
+    def add(self, kind: str, name: str, model: nn.Module) -> None:
+        accuracy = self._data.accuracy(model, self._data.held_out(HELD_OUT, CALIBRATION))
+        self.found[name] = {"chosen on": accuracy}
+        if kind not in self._best or accuracy > self.found[self._best[kind][0]]["chosen on"]:
+            self._best[kind] = name, model
+
+    def finish(self) -> dict[str, Accuracy]:
+        for name, model in self._best.values():
+            self.found[name]["test"] = self._data.accuracy(model)
+        return self.found
 
 
-def ours(name: str, model: nn.Module, data: Fashion, target: float, known: dict[str, Accuracy]) -> dict[str, Accuracy]:
-    """Accuracy by "criterion, scope, compensation"; what is ``known`` is not measured again."""
-    batches, found = data.calibration(CALIBRATION), dict(known)
+def ours(name: str, model: nn.Module, data: Fashion, target: float, options: argparse.Namespace) -> dict[str, Accuracy]:
+    """Accuracy by "criterion, scope, repair"."""
+    batches, tried = data.calibration(CALIBRATION), Tried(data)
     gm = stp_fx.trace(model, data.test_x[:1])
-    for basis in ("", "rotated, ") if name in ROTATED else ("",):
-        given = RotateResidual(batches)(gm).graph_module if basis else gm
-        in_basis(given, data, target, basis, found)
-    return found
+    in_basis(gm, data, target, options, "", tried)
+    if name in ROTATED:
+        in_basis(RotateResidual(batches)(gm).graph_module, data, target, options, "rotated, ", tried)
+    return tried.finish()
 
 
-def in_basis(gm: fx.GraphModule, data: Fashion, target: float, basis: str, found: dict[str, Accuracy]) -> None:
-    """Adds what ``found`` does not have yet."""
+def in_basis(gm: fx.GraphModule, data: Fashion, target: float, options: argparse.Namespace, basis: str, tried: Tried) -> None:
     batches = data.calibration(CALIBRATION)
-    methods = {
-        name: (pass_, recalibrate)
-        for name, (pass_, recalibrate) in compensations(batches).items()
-        if not recalibrate or has_batchnorm(gm)
+    wanted = options.repairs.split(",")
+    repairs = {
+        name: each
+        for name, each in compensations(batches).items()
+        if name.removesuffix(" + BN") in wanted and (has_batchnorm(gm) or not each[1])
     }
-    measured = CollectStatistics(batches, covariance=True, maps=True, patches=1200)(gm).artifacts
-    for criterion in CRITERIA:
-        scored = Pipeline(ScoreUnits(criterion), MeasureDamage(batches))(gm, measured).artifacts
-        for scope in SCOPES:
-            names = {f"{basis}{criterion}, {scope}, {name}": method for name, method in methods.items()}
-            if all(name in found for name in names):
-                continue
-            how = {"allocation": "optimal"} if scope == "optimal" else {"scope": scope}
-            selected = SelectUnits(target, target="macs", **how)(gm, scored).artifacts
-            for name, (compensate, recalibrate) in names.items():
-                if name in found:
-                    continue
+    collect = [CollectStatistics(batches, covariance=True, maps=True, patches=1200)]
+    if "taylor" in options.criteria:
+        collect.append(CollectGradients(batches))
+    measured = Pipeline(*collect)(gm).artifacts
+    for criterion in options.criteria.split(","):
+        scored = ScoreUnits(criterion)(gm, measured).artifacts
+        for scope in options.scopes.split(","):
+            select = SelectUnits(target, target="macs", scope=scope) if scope != "optimal" else None
+            select = select or Pipeline(MeasureDamage(batches), SelectUnits(target, target="macs", allocation="optimal"))
+            selected = select(gm, scored).artifacts
+            for name, (compensate, recalibrate) in repairs.items():
                 repair = () if compensate is None else (compensate,)
                 pruned = Pipeline(*repair, RemoveChannels())(gm, selected).graph_module
                 if recalibrate:
                     pruned = RecalibrateBatchNorm(batches)(pruned).graph_module
-                found[name] = accuracies(data, pruned)
+                tried.add(f"{basis}{name}", f"{basis}{criterion}, {scope}, {name}", pruned)
 
 
 def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, Accuracy]:
@@ -111,7 +127,7 @@ def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, Accuracy]:
     batches, example = data.calibration(CALIBRATION), data.test_x[:1]
     gradients, gm = _gradients(model, batches), stp_fx.trace(model, example)
     scores = {"magnitude": tp.importance.GroupMagnitudeImportance(p=2), "taylor": tp.importance.GroupTaylorImportance()}
-    found = {}
+    tried = Tried(data)
     for criterion, importance in scores.items():
         for scope in ("local", "global"):
             options = {"importance": importance, "global_pruning": scope == "global"}
@@ -121,14 +137,14 @@ def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, Accuracy]:
                 continue
             pruned = copy.deepcopy(model)
             prune(pruned, example, ratio)
-            found[f"{criterion}, {scope}"] = accuracies(data, pruned)
+            tried.add("as it comes", f"{criterion}, {scope}", pruned)
             if has_batchnorm(pruned):
-                found[f"{criterion}, {scope}, + BN"] = accuracies(data, recalibrated(pruned, batches))
+                tried.add("+ BN", f"{criterion}, {scope}, + BN", recalibrated(pruned, batches))
             plan = plan_of_slices(gm, model, pruned)
             if plan is not None:
                 repaired = Pipeline(ReconstructSequentially(batches, plan=plan), RemoveChannels(plan))(gm).graph_module
-                found[f"{criterion}, {scope}, + our sequential repair"] = accuracies(data, repaired)
-    return found
+                tried.add("+ ours", f"{criterion}, {scope}, + our sequential repair", repaired)
+    return tried.finish()
 
 
 def _gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -146,12 +162,21 @@ def best(found: dict[str, Accuracy], without: str = "?") -> tuple[str, float]:
     return name, methods[name]["test"]
 
 
+def _cell(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "-"
+    return f"{accuracy['chosen on']:.2%}" + (f" / **{accuracy['test']:.2%}**" if "test" in accuracy else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet,mobilenet,vit")
     parser.add_argument("--targets", default="0.3,0.5,0.7", help="fractions of the MACs to remove")
+    parser.add_argument("--criteria", default="magnitude,variance,taylor,reconstruction")
+    parser.add_argument("--scopes", default="local,isomorphic,optimal", help='of selection, or "optimal" allocation')
+    parser.add_argument("--repairs", default="none,mean,least squares,sequential")
     parser.add_argument("--out", type=Path, default=RESULTS / "retention")
-    parser.add_argument("--resume", action="store_true", help="keep what the result file has")
+    parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data, console = Fashion(), wide_console()
@@ -161,9 +186,9 @@ def main() -> None:
         model = load(name)
         whole = data.accuracy(model)
         for target in map(float, arguments.targets.split(",")):
-            cell = results.get(f"{name} {target:g}", {"ours": {}, "peer": {}})
-            mine = ours(name, model, data, target, cell["ours"])
-            theirs = cell["peer"] or peer(model, data, target)
+            if f"{name} {target:g}" in results:
+                continue
+            mine, theirs = ours(name, model, data, target, arguments), peer(model, data, target)
             results[f"{name} {target:g}"] = {"unpruned": whole, "ours": mine, "peer": theirs}
             (how, top), (their_how, their_top) = best(mine), best(theirs)
             report(arguments.out, results)
@@ -199,7 +224,7 @@ def report(out: Path, results: dict[str, Any]) -> Table:
     columns = {cell: {**{f"stp_fx: {k}": v for k, v in results[cell]["ours"].items()},
                       **{f"torch-pruning: {k}": v for k, v in results[cell]["peer"].items()}} for cell in cells}  # fmt: skip
     methods = list(dict.fromkeys(method for column in columns.values() for method in column))
-    grid = [[m, *(f"{columns[c][m]['test']:.2%}" if m in columns[c] else "-" for c in cells)] for m in methods]
+    grid = [[m, *(_cell(columns[c].get(m)) for c in cells)] for m in methods]
     text = f"""# Retention: accuracy right after one-shot pruning
 
 {markdown_machine(machine())}
@@ -210,6 +235,8 @@ method of a cell is chosen. Columns: network, and the fraction of its MACs that 
 {markdown_table(header, summary)}
 
 ## Every method
+
+On held-out training images; of the best of each kind also / **on test images**.
 
 {markdown_table(("method", *cells), grid)}
 """
