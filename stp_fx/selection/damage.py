@@ -9,6 +9,7 @@ some samples is measured; between these fractions, the output's error is the cur
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -77,11 +78,23 @@ def measure_damages(
     if fractions:
         output = _Output(gm, list(_first(gm, calibration, samples)))
         graph = analyze(gm)
-        for k, (group, rank) in enumerate(zip(scores.groups, ranks, strict=True)):
+        for k in _watched(len(curves)):
+            group, rank = scores.groups[k], ranks[k]
             counts = sorted({min(max(1, round(each * group.size)), group.size - 1) for each in fractions} - {0})
             errors = [output.error(_without(gm, graph, group, rank < count, statistics, method)) for count in counts]
             curves[k] = _calibrated(curves[k], counts, errors)
     return Damages({group.name: curve for group, curve in zip(scores.groups, curves, strict=True)}, stamp_of(gm))
+
+
+def _watched(groups: int) -> Iterator[int]:
+    """The numbers of the groups, with a progress bar on a terminal."""
+    from stp_fx.terminal import Console, Progress
+
+    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("measuring damages", total=groups)
+        for k in range(groups):
+            yield k
+            progress.advance(task)
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
@@ -114,7 +127,7 @@ def _first(gm: fx.GraphModule, calibration: Iterable[Any], samples: int) -> Iter
     """The arguments of the first batches, until they have so many samples; the last batch is not cut, since its tensors need not
     share a batch dimension."""
     seen = 0
-    for batch in batches(gm, calibration, "measuring damages"):
+    for batch in batches(gm, calibration, "measuring damages", show=False):
         arguments = arguments_of(gm, batch)
         yield arguments
         seen += next((len(each) for each in pytree.tree_leaves(arguments) if isinstance(each, torch.Tensor) and each.dim()), 1)
