@@ -106,13 +106,15 @@ def find_consumers(gm: fx.GraphModule) -> list[Consumer]:
 def _consumer(gm: fx.GraphModule, site: Site, node: fx.Node, source: fx.Node) -> Consumer | None:
     if node.op == "call_module":
         return _of_module(site, node, source, fetch(gm, str(node.target)))
+    if node.op == "call_function" and node.target is torch.addmm and len(node.args) > 2 and node.args[1] is source:
+        return _of_product(gm, site, node, node.args[2], node.args[0]) if not node.kwargs else None
     if node.op == "call_function" and node.args and node.args[0] is source:
         if node.target is F.linear:
             return _of_call(gm, site, node, -1)
         if node.target in _CONVOLUTIONS:
             return _of_call(gm, site, node, 1)
         if node.target in _PRODUCTS:
-            return _of_product(gm, site, node)
+            return _of_product(gm, site, node, node.args[1])
     return None
 
 
@@ -170,12 +172,18 @@ def _of_call(gm: fx.GraphModule, site: Site, node: fx.Node, channel: int) -> Con
     )
 
 
-def _of_product(gm: fx.GraphModule, site: Site, node: fx.Node) -> Consumer | None:
-    other = node.args[1]
+def _of_product(gm: fx.GraphModule, site: Site, node: fx.Node, other: Any, bias: Any = None) -> Consumer | None:
     if not isinstance(other, fx.Node) or not _is_stored(other) or _value(gm, other).dim() != 2:
         return None
     return Consumer(
-        site, node.name, lambda x, w: x @ w, lambda gm: _value(gm, other), _parameter(gm, other), None, -1, across=True
+        site,
+        node.name,
+        lambda x, w: x @ w,
+        lambda gm: _value(gm, other),
+        _parameter(gm, other),
+        _parameter(gm, bias),
+        -1,
+        across=True,
     )
 
 

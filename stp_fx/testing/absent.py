@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.ir._torch_compat import is_pointwise
 from stp_fx.testing.absent_ops import CARRIES, LIKE, NAN, POINTWISE, SEMANTICS, is_inexact, marked, pointwise, tensors_in
 
-__all__ = ["Absent", "OracleError", "absent_copy", "run_absent"]
+__all__ = ["Absent", "AbsentNorms", "OracleError", "absent_copy", "run_absent"]
 
 _MADE = ("lifted_tensor_", "_tensor_constant")
 """How the front ends name such tensors."""
@@ -44,7 +45,7 @@ def run_absent(module: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> Any
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), Absent():
+        with torch.no_grad(), Absent(), AbsentNorms():
             out = poisoned(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -95,3 +96,23 @@ class Absent(TorchDispatchMode):
         if is_pointwise(func) or name in POINTWISE:
             return pointwise(func, args, kwargs, floats)
         raise OracleError(f"the oracle has no semantics for {func}: add one to stp_fx.testing.absent_ops")
+
+
+class AbsentNorms(TorchFunctionMode):
+    """RMSNorm over a last dimension counts absent positions as zeros: the mean of squares is over as many positions as before.
+
+    On its way to ATen the call falls apart, so it is caught as it is written.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.rms_norm:
+            return func(*args, **kwargs)
+        x, shape, weight, eps = (*args, *[None] * (4 - len(args)))
+        shape, weight, eps = kwargs.get("normalized_shape", shape), kwargs.get("weight", weight), kwargs.get("eps", eps)
+        if len(shape) != 1:
+            return func(*args, **kwargs)
+        present = x.isnan().logical_not()
+        square = torch.where(present, x, torch.zeros_like(x)).square().sum(-1, keepdim=True) / shape[0]
+        result = x / (square + (torch.finfo(x.dtype).eps if eps is None else eps)).sqrt()
+        return result if weight is None else result * weight

@@ -24,8 +24,10 @@ from stp_fx.rewrite.bias import add_to_bias
 __all__ = ["fold_norms"]
 
 
-def fold_norms(gm: fx.GraphModule, stream: Stream, probe: Probe) -> bool:
-    """Folds the affine parts of all norms of ``stream`` into their consumers, in place; False if there is nothing to fold.
+def fold_norms(gm: fx.GraphModule, stream: Stream, probe: Probe) -> list[tuple[str, list[str]]] | None:
+    """Folds the affine parts of all norms of ``stream`` into their consumers, in place; None if there is nothing to fold.
+
+    Gives the tied parameters of which some calls got their own copy, with the nodes of these calls.
 
     Raises:
         NothingToRotateError: a consumer that cannot take one; ``gm`` may be half-done, so give a copy.
@@ -39,9 +41,12 @@ def fold_norms(gm: fx.GraphModule, stream: Stream, probe: Probe) -> bool:
         if not (_is_constant(gm, norm.weight, 1.0) and _is_constant(gm, norm.bias, 0.0)):
             groups.setdefault((norm.weight, norm.bias), []).append(norm)
     consumers = {consumer.node: consumer for consumer in find_consumers(gm)}
+    separated: list[tuple[str, list[str]]] = []
     for norms in groups.values():
-        _Fold(gm, touched, norms, consumers).run()
-    return bool(groups)
+        fold = _Fold(gm, touched, norms, consumers)
+        fold.run()
+        separated += fold.untied
+    return separated if groups else None
 
 
 class _Fold:
@@ -60,6 +65,7 @@ class _Fold:
         (self.own,) = carriers_of_value(touched.graph, first.value.name, value, touched.units)
         if self.own.positions.size != size:
             raise touched.refused(first.node, "normalises over other channels as well")
+        self.untied: list[tuple[str, list[str]]] = []
         self.carrying: set[fx.Node] = {norm.node for norm in norms}
 
     def run(self) -> None:
@@ -74,7 +80,7 @@ class _Fold:
                 consumers.append((node, weights, self._shift_of(node, weights)))
             elif self.touched.has(node) and self._passes(node):
                 self.carrying.add(node)
-            elif not _is_size(node):
+            elif not self._reads_sizes(node):
                 raise self.touched.refused(
                     node, f"stands between the norm '{self.norms[0].node.name}' and a contraction that could take its scale"
                 )
@@ -116,6 +122,12 @@ class _Fold:
         run = self.touched.probe.run
         return same(self.touched.changed(node, run(node, drawn, {}), self._affine), run(node, self._values(node, drawn), {}))
 
+    def _reads_sizes(self, node: fx.Node) -> bool:
+        """Whether a node reads no number of the norms' values, but their sizes or dtype."""
+        drawn = {n: self.touched.drawn(n) for n in node.all_input_nodes}
+        run = self.touched.probe.run
+        return same(run(node, drawn, {}), run(node, self._values(node, drawn), {}))
+
     def _shift_of(self, node: fx.Node, weight: str) -> torch.Tensor:
         """What the shift adds to each output of a consumer [out], which is the same at all positions."""
         touched = self.touched
@@ -153,7 +165,10 @@ class _Fold:
             by_weight.setdefault(weight, []).append((node, shift))
         for weight, uses in by_weight.items():
             others = [n for n in readers_of(self.gm, weight) if n not in nodes]
-            name = untied(self.gm, weight, [node for node, _ in uses]) if others else weight
+            name = weight
+            if others:
+                name = untied(self.gm, weight, [node for node, _ in uses])
+                self.untied.append((weight, sorted(node.name for node, _ in uses)))
             parameter = self.gm.get_parameter(name)
             with torch.no_grad():
                 parameter.copy_(self._scaled_weight(weight).to(parameter))
@@ -173,13 +188,6 @@ class _Fold:
 
 def _reads(touched: Touched, node: fx.Node, weight: str) -> bool:
     return node.op == "get_attr" and touched.graph.first_name(str(node.target)) == weight
-
-
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node gives the sizes of a tensor, or one of its other facts."""
-    return (node.op == "call_function" and node.target is getattr) or (
-        node.op == "call_method" and node.target in ("size", "dim")
-    )
 
 
 def _is_constant(gm: fx.GraphModule, name: str | None, value: float) -> bool:

@@ -20,8 +20,9 @@ from stp_fx.rewrite.basis.write import write_tensors
 __all__ = ["centre", "to_rms_norm"]
 
 
-def centre(gm: fx.GraphModule, stream: Stream, probe: Probe) -> None:
+def centre(gm: fx.GraphModule, stream: Stream, probe: Probe) -> list[str]:
     """Centres what writes into ``stream`` and makes its LayerNorms RMSNorms, in place; their affine parts have been folded.
+    Gives the nodes of these norms.
 
     Raises:
         NothingToRotateError: something reads the mean that a LayerNorm takes away; nothing has been changed.
@@ -36,11 +37,12 @@ def centre(gm: fx.GraphModule, stream: Stream, probe: Probe) -> None:
     centred: set[fx.Node] = set()
     for node in touched.nodes():
         if not _survives(touched, node, change, centred, layer_norms.get(node)):
-            raise touched.refused(node, "reads the mean over the channels, which LayerNorm takes away and RMSNorm does not")
+            raise touched.refused(node, "writes into or reads the channels as no linear layer or LayerNorm does, so their mean cannot be taken away")
     write_tensors(gm, touched, change)
     for norm in layer_norms.values():
         to_rms_norm(gm, norm)
     gm.recompile()
+    return [norm.node.name for norm in layer_norms.values()]
 
 
 def _survives(touched: Touched, node: fx.Node, change: Change, centred: set[fx.Node], norm: NormCall | None) -> bool:

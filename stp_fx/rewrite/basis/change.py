@@ -11,14 +11,16 @@ import torch
 from torch import fx
 
 from stp_fx.errors import NothingToRotateError, RewriteError
-from stp_fx.ir.provenance import floating_dtype
+from stp_fx.ir.provenance import floating_dtype, provenance_of, with_provenance
 from stp_fx.rewrite.basis.affine import fold_norms
 from stp_fx.rewrite.basis.centre import centre
 from stp_fx.rewrite.basis.layer_scale import fold_layer_scales
 from stp_fx.rewrite.basis.principal import principal_basis
 from stp_fx.rewrite.basis.probe import Probe, same
 from stp_fx.rewrite.basis.rotate import check_rotation, rotate
-from stp_fx.rewrite.basis.streams import Stream, find_streams
+from stp_fx.rewrite.basis.streams import Stream, find_streams, pinned_streams
+from stp_fx.rewrite.basis.record import record_of
+from stp_fx.rewrite.basis.written_norms import fuse_norm, written_norms
 from stp_fx.rewrite.slicing import copied
 from stp_fx.text import listed
 
@@ -70,10 +72,12 @@ def _prepare(gm: fx.GraphModule, stream: Stream) -> None:
     """Makes the norms of a stream RMSNorms without scale and shift, and its layer scales ones, in place."""
     if fold_layer_scales(gm, stream, Probe(gm)):
         stream = _again(gm, stream)
-    if fold_norms(gm, stream, Probe(gm)):
+    untied = fold_norms(gm, stream, Probe(gm))
+    if untied is not None:
         stream = _again(gm, stream)
-    if any(norm.kind == "layer" for norm in stream.norms):
-        centre(gm, stream, Probe(gm))
+    converted = centre(gm, stream, Probe(gm)) if any(norm.kind == "layer" for norm in stream.norms) else []
+    records = (*map(record_of, untied or ()), *map(record_of, converted))
+    with_provenance(gm, basis=(*provenance_of(gm).basis, *records))
 
 
 def _again(gm: fx.GraphModule, stream: Stream) -> Stream:
@@ -86,8 +90,9 @@ def _each_stream(gm: fx.GraphModule, step: Callable[[fx.GraphModule, Stream], bo
     done: list[str] = []
     refused: dict[str, str] = {}
     result = copied(gm).double()
-    before = Probe(gm).outputs
-    for name in [stream.name for stream in find_streams(gm)]:
+    before = _fused(result)
+    refused |= pinned_streams(result)
+    for name in [stream.name for stream in find_streams(result)]:
         trial = copied(result)
         stream = next(each for each in find_streams(trial) if each.name == name)
         try:
@@ -99,7 +104,7 @@ def _each_stream(gm: fx.GraphModule, step: Callable[[fx.GraphModule, Stream], bo
             _log.info("the channels of '%s' keep their basis: %s", name, error)
     if not done:
         return Changed(gm, (), refused)
-    _check_same_function(before, result)
+    _check_same_function(before, Probe(result).outputs)
     return Changed(_as_before(result, gm), tuple(done), refused)
 
 
@@ -113,9 +118,24 @@ def _as_before(result: fx.GraphModule, gm: fx.GraphModule) -> fx.GraphModule:
     return result
 
 
-def _check_same_function(before: list[torch.Tensor], result: fx.GraphModule) -> None:
-    for one, other in zip(before, Probe(result).outputs, strict=True):
-        if not same(one, other):
+def _fused(gm: fx.GraphModule) -> list[torch.Tensor]:
+    """Makes calls of the norms that ``gm`` has written out, in place; gives the outputs, in which less is cast than before."""
+    probe = Probe(gm)
+    norms = written_norms(probe)
+    if not norms:
+        return probe.outputs
+    for norm in norms:
+        fuse_norm(gm, norm)
+    gm.recompile()
+    with_provenance(gm, basis=(*provenance_of(gm).basis, *map(record_of, norms)))
+    after = Probe(gm).outputs
+    _check_same_function([one.float() if one.is_floating_point() else one for one in probe.outputs], after)
+    return after
+
+
+def _check_same_function(before: list[torch.Tensor], after: list[torch.Tensor]) -> None:
+    for one, other in zip(before, after, strict=True):
+        if not same(one, other.to(one.dtype)):
             raise RewriteError(
                 "the change of basis changes what the network computes; the input graph is unchanged. Please report this, and "
                 "go on without `basis`"

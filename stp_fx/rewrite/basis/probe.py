@@ -144,7 +144,7 @@ def same(first: Any, second: Any) -> bool:
         if not first.is_floating_point():
             return bool((first == second).all())
         tolerance = _TOLERANCE if first.dtype == torch.float64 else _SINGLE
-        size = max(float(first.abs().max()), 1e-30) if first.numel() else 1.0
+        size = max(float(first.detach().abs().max()), 1e-30) if first.numel() else 1.0
         return bool(((first - second).abs() <= tolerance * size).all())
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))

@@ -16,8 +16,9 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.norm_calls import NormCall, norm_calls
 from stp_fx.errors import NothingToRotateError
 from stp_fx.rewrite.basis.probe import Change, Probe, described, same
+from stp_fx.text import listed
 
-__all__ = ["Stream", "find_streams"]
+__all__ = ["Stream", "Touched", "find_streams", "pinned_streams"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +47,18 @@ def find_streams(gm: fx.GraphModule) -> list[Stream]:
             over.append((norm, key))
     atoms = [key for key in sets if not any(other < key for other in sets)]
     return [Stream(*sets[key], tuple(norm for norm, all_of in over if key <= all_of)) for key in atoms]
+
+
+def pinned_streams(gm: fx.GraphModule) -> dict[str, str]:
+    """What is normalised over channels that cannot be removed, and therefore not rotated: names of values, with the reasons."""
+    graph = analyze(gm)
+    found: dict[str, str] = {}
+    for norm in norm_calls(gm):
+        if units_of_dim(graph, graph.value(norm.value.name), -1) is None:
+            axis = None if norm.weight is None else f"{graph.first_name(norm.weight)}:0"
+            reasons = graph.pin_reasons(axis) if axis is not None else []
+            found[norm.value.name] = f"they are pinned ({listed(reasons, 2) or 'no unit of one channel'})"
+    return {name: why for k, (name, why) in enumerate(found.items()) if why not in list(found.values())[:k]}
 
 
 class Touched:
