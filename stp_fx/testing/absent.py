@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -106,13 +107,12 @@ class AbsentNorms(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not torch.rms_norm:
+        if func not in (torch.rms_norm, F.rms_norm):
             return func(*args, **kwargs)
         x, shape, weight, eps = (*args, *[None] * (4 - len(args)))
         shape, weight, eps = kwargs.get("normalized_shape", shape), kwargs.get("weight", weight), kwargs.get("eps", eps)
         if len(shape) != 1:
             return func(*args, **kwargs)
-        present = x.isnan().logical_not()
-        square = torch.where(present, x, torch.zeros_like(x)).square().sum(-1, keepdim=True) / shape[0]
+        square = (x * x).sum(-1, keepdim=True) / shape[0]  # absent terms are left out of the sum
         result = x / (square + (torch.finfo(x.dtype).eps if eps is None else eps)).sqrt()
         return result if weight is None else result * weight
