@@ -34,6 +34,7 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
+from stp_fx.passes.bases import BasisName, basis_named
 from stp_fx.passes.compensations import CompensationName, compensation_named
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
 from stp_fx.report.compare import compare
@@ -86,6 +87,7 @@ def prune_graph(
     loss: Loss | None = None,
     seed: int = 0,
     validate: Validate = "auto",
+    basis: BasisName | None = None,
     **options: Unpack[SelectionOptions],
 ) -> fx.GraphModule:
     """Removes the least important units; returns a new, smaller GraphModule, and changes nothing in ``gm``.
@@ -102,6 +104,8 @@ def prune_graph(
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
+        basis: "rotate" puts residual streams into the basis of their principal components before anything is scored, on
+            ``calibration`` if it is given (:class:`stp_fx.passes.RotateResidual`); best with ``criterion="variance"``.
         options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
             "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
 
@@ -112,6 +116,7 @@ def prune_graph(
         TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
         FunctionChangedError: removing groups that `ratios` names changes the function.
+        NothingToRotateError: no residual stream allows another basis; the message says why.
 
     Example:
         >>> from torch import nn, randn
@@ -120,6 +125,7 @@ def prune_graph(
         torch.Size([4, 3, 3, 3])
     """
     selection, remove = Selection(ratio, **options), RemoveChannels(validate=validate)
+    calibration = calibration if calibration is None else reiterable(calibration)
     pipeline = pruning_pipeline(
         criterion,
         selection,
@@ -130,7 +136,9 @@ def prune_graph(
         seed=seed,
         rewrite=remove,
     )
-    return _without_guilty(pipeline, selection, _captured(gm, example_inputs, kwargs, frontend, validate, outputs))
+    change = basis_named(basis, calibration)
+    captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
+    return _without_guilty(pipeline, selection, captured if change is None else change(captured).graph_module)
 
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:

@@ -16,6 +16,7 @@ from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
 from stp_fx.rewrite.slicing import copied
+from stp_fx.writeback.basis import check_basis
 from stp_fx.writeback.calls import mapped, recorded
 from stp_fx.writeback.check import Check, stress
 from stp_fx.writeback.config import fit_config
@@ -70,6 +71,7 @@ def write_back(
         Linear(in_features=4, out_features=4, bias=True)
     """
     _check_arguments(pruned, model)
+    check_basis(pruned, model)
     check_flag("strict_config", strict_config)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
     with torch.random.fork_rng(devices=[]):
