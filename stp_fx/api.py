@@ -98,8 +98,8 @@ def prune_graph(
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
-        compensation: None, "mean" (consumers' biases take over the mean of the removed inputs), "least_squares" (the kept
-            channels' weights absorb what they can); both need ``calibration``.
+        compensation: None, "mean" (of removed inputs, into consumers' biases), "least_squares" (kept weights absorb what
+            they can), "sequential" (each layer is refitted on what it reads in the network as pruned so far: the strongest).
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
@@ -186,9 +186,9 @@ def pruning_pipeline(
     """
     chosen = resolve(criterion)
     check_callable("loss", loss, "(graph, batch) -> scalar")
-    repair = compensation_named(compensation, calibration)
-    needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
     data = None if calibration is None else reiterable(calibration)
+    repair = compensation_named(compensation, data)
+    needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
     reading = reading_for((*needs, *repair.needs), data)
     collect: list[GraphPass] = []
     if data is not None and reading.statistics is not None:

@@ -7,21 +7,22 @@ is ``divmod(p, in)``: its group, and its place there.
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from stp_fx.analysis.sites import Site, find_sites
+from stp_fx.analysis.windows import Windows
 from stp_fx.ir.runner import run_node
 from stp_fx.ir.shapes import fetch
 
-__all__ = ["Consumer", "find_consumers"]
+__all__ = ["Consumer", "find_consumers", "linear_calls"]
 
 Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
@@ -34,7 +35,8 @@ class Consumer:
 
     ``call(input, weight)`` is its output without bias, in any dtype; ``current(gm)`` the value of its weight. ``weight``
     and ``bias`` name its parameters, None where it has none or computes it from others. ``channel`` is the output's
-    channel dimension, ``across`` says that the weight is [in, out]. ``module`` is None for a function call.
+    channel dimension, ``across`` says that the weight is [in, out]. ``module`` is None for a function call. ``windows``: what
+    each output position of a convolution reads; None for a linear layer, and where an option is computed.
     """
 
     site: Site
@@ -48,6 +50,7 @@ class Consumer:
     transposed: bool = False
     across: bool = False
     module: nn.Module | None = None
+    windows: Windows | None = None
 
     @property
     def overlaps(self) -> bool:
@@ -77,19 +80,17 @@ class Consumer:
 
     def patches(self, value: torch.Tensor) -> torch.Tensor | None:
         """What each output position of a convolution reads: [n, in x taps, positions]; None for other calls."""
-        module: Any = self.module
-        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or value.dim() != len(module.kernel_size) + 2:
+        windows = self.windows
+        if not isinstance(self.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or windows is None:
             return None
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        value = F.pad(value, module._reversed_padding_repeated_twice, mode=mode)
-        if isinstance(module, nn.Conv2d):
-            return F.unfold(value, module.kernel_size, dilation=module.dilation, stride=module.stride)
-        rank = len(module.kernel_size)
-        for k, (size, dilation, stride) in enumerate(zip(module.kernel_size, module.dilation, module.stride, strict=True)):
-            value = value.unfold(2 + k, (size - 1) * dilation + 1, stride)[..., ::dilation]
-        n, channels, *positions = value.shape[: 2 + rank]
+        if value.dim() != len(windows.kernel) + 2:
+            return None
+        if isinstance(self.module, nn.Conv2d):
+            value = F.pad(value, windows.padding, mode=windows.mode)
+            return F.unfold(value, windows.kernel, dilation=windows.dilation, stride=windows.stride)
+        value, rank = windows.over(value), len(windows.kernel)
         value = value.permute(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
-        return value.reshape(n, channels * math.prod(module.kernel_size), math.prod(positions))
+        return value.flatten(1, 1 + rank).flatten(2)
 
 
 def find_consumers(gm: fx.GraphModule) -> list[Consumer]:
@@ -100,6 +101,20 @@ def find_consumers(gm: fx.GraphModule) -> list[Consumer]:
         consumer = _consumer(gm, site, nodes[site.reader], nodes[site.source])
         if consumer is not None:
             found.append(consumer)
+    return found
+
+
+def linear_calls(gm: fx.GraphModule) -> list[Consumer]:
+    """Every linear layer and convolution of a graph, in graph order, whether channels of its input may go or not. Their sites
+    know the reader, the source and the dimension, no shape and no units."""
+    found, nothing = [], np.empty(0, dtype=np.int64)
+    for node in gm.graph.nodes:
+        source = node.args[0] if node.op in ("call_module", "call_function") and node.args else None
+        if not isinstance(source, fx.Node):
+            continue
+        consumer = _consumer(gm, Site(node.name, source.name, -1, (), nothing, nothing, ()), node, source)
+        if consumer is not None:
+            found.append(dataclasses.replace(consumer, site=dataclasses.replace(consumer.site, dim=consumer.channel)))
     return found
 
 
@@ -130,12 +145,16 @@ def _of_module(site: Site, node: fx.Node, source: fx.Node, module: nn.Module) ->
     if type(module).forward is nn.Linear.forward:
         return Consumer(call=lambda x, w: F.linear(x, w), channel=-1, **common)
     if isinstance(module, _ConvTransposeNd):
-        return Consumer(call=_transposed_call(module), channel=1, groups=module.groups, transposed=True, **common)
+        windows = Windows.of_module(module)
+        return Consumer(
+            call=_transposed_call(module), channel=1, groups=module.groups, transposed=True, windows=windows, **common
+        )
     if isinstance(module, _ConvNd):
         return Consumer(
             call=lambda x, w: module._conv_forward(x, w, None),  # type: ignore[operator]
             channel=1,
             groups=module.groups,
+            windows=Windows.of_module(module),
             **common,
         )
     return None
@@ -160,6 +179,7 @@ def _of_call(gm: fx.GraphModule, site: Site, node: fx.Node, channel: int) -> Con
     if any(isinstance(n, fx.Node) for n in options.values()):
         return None
     target: Any = node.target
+    kernel = tuple(_value(gm, weight).shape[2:])
     return Consumer(
         site,
         node.name,
@@ -169,6 +189,7 @@ def _of_call(gm: fx.GraphModule, site: Site, node: fx.Node, channel: int) -> Con
         _parameter(gm, bias),
         channel,
         groups if isinstance(groups := options.get("groups", 1), int) else 1,
+        windows=Windows.of_call(kernel, options) if channel == 1 else None,
     )
 
 

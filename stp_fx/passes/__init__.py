@@ -12,6 +12,7 @@ from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
+from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
@@ -37,6 +38,7 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
+    "ReconstructSequentially",
     "RemoveChannels",
     "ScoreUnits",
     "SelectUnits",

@@ -11,7 +11,7 @@ from stp_fx.analysis.plan import PrunePlan
 from stp_fx.measure.statistics import Statistics
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
-from stp_fx.report.run_report import RunReport
+from stp_fx.passes.reporting import with_compensation
 from stp_fx.rewrite.compensation import MeanShift, Method, compensate
 
 __all__ = ["CompensateMean"]
@@ -49,10 +49,5 @@ class CompensateMean(GraphPass):
         plan = artifacts.planned(name) if self.plan is None else self.plan
         statistics = artifacts.statistics_for(gm, name, self.statistics)
         result, by_group = compensate(gm, plan, statistics, self.method())
-        report = artifacts.report and _marked(artifacts.report, self.method().name, by_group)
+        report = artifacts.report and with_compensation(artifacts.report, self.method().name, by_group)
         return Outcome(result, True, artifacts.carried_to(result).with_(plan=plan, report=report))
-
-
-def _marked(report: RunReport, method: str, by_group: dict[str, str]) -> RunReport:
-    groups = tuple(dataclasses.replace(g, compensation=by_group.get(g.name, g.compensation)) for g in report.groups)
-    return dataclasses.replace(report, groups=groups, compensation=method)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 from stp_fx.checks import is_a, shown
 from stp_fx.errors import InputError
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
+from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 
 __all__ = ["Compensation", "CompensationName", "compensation_named"]
 
-CompensationName = Literal["mean", "least_squares"]
+CompensationName = Literal["mean", "least_squares", "sequential"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +26,14 @@ class Compensation:
     passes: tuple[GraphPass, ...] = ()
 
 
-_COMPENSATIONS: dict[str, Compensation] = {
-    "mean": Compensation(("maps",), (CompensateMean(),)),
-    "least_squares": Compensation(("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
+_COMPENSATIONS: dict[str, Callable[[Iterable[Any]], Compensation]] = {
+    "mean": lambda data: Compensation(("maps",), (CompensateMean(),)),
+    "least_squares": lambda data: Compensation(("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
+    "sequential": lambda data: Compensation((), (ReconstructSequentially(data),)),
 }
 
 
-def compensation_named(name: str | None, data: object, argument: str = "calibration") -> Compensation:
+def compensation_named(name: str | None, data: Iterable[Any] | None, argument: str = "calibration") -> Compensation:
     """The compensation of that name; None for none. ``argument``: what the caller calls ``data``.
 
     Raises:
@@ -42,4 +45,4 @@ def compensation_named(name: str | None, data: object, argument: str = "calibrat
         raise InputError(f"unknown compensation {shown(name)}; known: None, {', '.join(map(repr, _COMPENSATIONS))}")
     if data is None:
         raise InputError(f"compensation {name!r} measures activations: give `{argument}`, an iterable of batches")
-    return _COMPENSATIONS[name]
+    return _COMPENSATIONS[name](data)

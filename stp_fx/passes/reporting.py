@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import fx
 
@@ -11,8 +11,9 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.passes.artifacts import Artifacts
+from stp_fx.report.run_report import RunReport
 
-__all__ = ["CHANGES", "pinned_in_report", "reported"]
+__all__ = ["CHANGES", "pinned_in_report", "reported", "with_compensation"]
 
 CHANGES = "removing it changes the function (checked)"
 """The reason of a pin that no rule knows of: masked and removed graph have been run and differ."""
@@ -38,3 +39,9 @@ def pinned_in_report(result: fx.GraphModule, graph: ChannelGraph, names: Collect
             notes=(*report.notes, f"pinned, since {CHANGES}: {', '.join(names)}"),
         ),
     )
+
+
+def with_compensation(report: RunReport, method: str, by_group: Mapping[str, str]) -> RunReport:
+    """``report`` with how the readers of each group were compensated."""
+    groups = tuple(dataclasses.replace(g, compensation=by_group.get(g.name, g.compensation)) for g in report.groups)
+    return dataclasses.replace(report, groups=groups, compensation=method)

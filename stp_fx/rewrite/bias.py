@@ -14,7 +14,18 @@ from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.shapes import fetch
 from stp_fx.typed import BatchNorm
 
-__all__ = ["add_to_bias", "restore_biases", "sole_norm"]
+__all__ = ["add_to_bias", "bias_place", "restore_biases", "sole_norm"]
+
+
+def bias_place(gm: fx.GraphModule, use: Consumer) -> str | None:
+    """The tensor that takes a shift of one call's output: its own bias, or the running mean of the BatchNorm that alone reads
+    it; None where one would have to be made."""
+    if use.bias is not None:
+        return use.bias if _is_own(gm, use.bias, 1) else None
+    if use.module is not None and use.module.bias is not None:
+        return None
+    norm = sole_norm(gm, use.node)
+    return None if norm is None else f"{next(iter(_node(gm, use.node).users)).target}.running_mean"
 
 
 def add_to_bias(gm: fx.GraphModule, uses: Sequence[Consumer], shift: torch.Tensor) -> None:

@@ -1,0 +1,87 @@
+"""ReconstructSequentially: layers refitted in order, each on what it reads in the network as pruned and repaired so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from torch import fx
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.plan import PrunePlan
+from stp_fx.analysis.sites import find_sites
+from stp_fx.checks import check_flag, check_whole
+from stp_fx.measure.calibration import reiterable
+from stp_fx.passes.artifacts import Artifacts, Outcome
+from stp_fx.passes.base import GraphPass
+from stp_fx.passes.reporting import with_compensation
+from stp_fx.rewrite.sequential import reconstruct
+
+__all__ = ["ReconstructSequentially"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructSequentially(GraphPass):
+    """Refits the kept weights of linear layers and convolutions, layer after layer, on ``calibration``.
+
+    A layer's weight becomes the one nearest to the present whose output, for what the layer reads in the network *as pruned and
+    repaired so far*, is closest to that of the original layer: ``W' = W + Cov(r, x) (Cov(x) + ridge D)^-1`` with r what the
+    output lacks and D the variances of x. So damage does not add up along the depth. Where the output goes into a sum with an
+    earlier value (a residual stream), r is what the sum lacks, if ``residuals``. The ridge is chosen for each layer, by
+    observations held out, and a layer that would gain nothing keeps its weight.
+
+    For linear layers, attention projections, and convolutions of 1 to 3 dimensions: grouped, depthwise, strided, dilated,
+    transposed. The mean goes into the bias, or into the running mean of the BatchNorm after it; a layer with neither is fitted
+    without intercept, so that no parameter is added. Weights that are computed from others or read by several calls stay, and
+    are named in the log. BatchNorm needs no recalibration afterwards: what it reads is what it read before.
+
+    Every batch runs through both networks about once. Values in between are kept, ``memory`` bytes of them in memory (None: half
+    of what is free), the others in temporary files. ``plan`` defaults to the one of :class:`SelectUnits` in the same pipeline.
+
+    Raises:
+        PassError: no plan.
+        PlanError: the plan does not fit.
+        InputError: no batch, one that does not fit, or values that are not finite.
+
+    Source: asymmetric layer-wise reconstruction as in GPTAQ (arXiv 2504.02692), for whole channels; ridge regression (Hoerl and
+    Kennard 1970).
+    """
+
+    repairs: ClassVar[bool] = True
+    calibration: Iterable[Any] = dataclasses.field(repr=False)
+    residuals: bool = True
+    memory: int | None = None
+    plan: PrunePlan | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_flag("residuals", self.residuals)
+        if self.memory is not None:
+            check_whole("memory", self.memory, 0)
+
+    def requires(self, gm: fx.GraphModule) -> None:
+        super().requires(gm)
+        reiterable(self.calibration)
+
+    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
+        plan = artifacts.planned(type(self).__name__) if self.plan is None else self.plan
+        done = reconstruct(gm, plan, self.calibration, residuals=self.residuals, memory=self.memory)
+        for node, reason in done.left_alone.items():
+            _log.info("%s is not refitted: %s", node, reason)
+        if done.graph_module is gm:
+            return Outcome(gm, False, artifacts)
+        report = artifacts.report and with_compensation(artifacts.report, "sequential", _by_group(gm, frozenset(done.layers)))
+        return Outcome(done.graph_module, True, artifacts.carried_to(done.graph_module).with_(plan=plan, report=report))
+
+
+def _by_group(gm: fx.GraphModule, layers: frozenset[str]) -> dict[str, str]:
+    """The groups whose readers have been refitted."""
+    found: dict[str, str] = {}
+    for group in analyze(gm).groups:
+        readers = [member.site.reader in layers for member in find_sites(gm).of(group) if member.site.weights]
+        if any(readers):
+            found[group.name] = "sequential" if all(readers) else "sequential (in part)"
+    return found

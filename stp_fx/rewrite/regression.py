@@ -1,0 +1,288 @@
+"""Ridge regression of what an output lacks on what its layer reads, with the ridge chosen on observations held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from stp_fx.measure.distributed import several_processes, summed
+
+__all__ = ["Fit", "Regression"]
+
+_RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Relative to the variance of each input."""
+_WITHOUT_CHECK = 1e-1
+"""The ridge where there is a single observation, and none to hold out."""
+_WIDEST = 6144
+"""Inputs up to which their second moments are kept, 300 MB in float64; for more, as many observations are."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """``change`` of the weight, [groups, out, in], and the ``shift`` of the bias, [groups, out], None without intercept; float64.
+
+    ``explained``: the part of the residuals' square that goes, in [0, 1].
+    """
+
+    change: torch.Tensor
+    shift: torch.Tensor | None
+    explained: float
+
+
+class Regression:
+    """Residuals ``r`` [groups, n, out] on inputs ``x`` [groups, n, in], shrunk towards no change.
+
+    ``change = Cov(r, x) (Cov(x) + ridge D)^-1`` with D the variances of the inputs: the weight nearest to the present one that
+    takes up the residuals (ridge regression, Hoerl and Kennard 1970). Without ``intercept``, moments about zero.
+    """
+
+    def __init__(self, inputs: int, intercept: bool) -> None:
+        self._intercept = intercept
+        kind = _Products if inputs <= _WIDEST else _Observations
+        self._halves: tuple[_Half, _Half] = (kind(), kind())
+        self.count: int = 0
+        self._square: float = 0.0
+
+    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        """Observations of one batch; their first half is fitted while the ridge is chosen, the other is held out."""
+        n = x.shape[1]
+        cut = (n + 1) // 2 if self.count else n // 2
+        self.count += n
+        self._square += float(r.double().square().sum())
+        for half, part in zip(self._halves, (slice(None, cut), slice(cut, None)), strict=True):
+            if x[:, part].shape[1]:
+                half.add(x[:, part], r[:, part])
+
+    def reduce(self) -> None:
+        """Merges over all processes of the default group."""
+        if several_processes():
+            total = torch.tensor([self._square], dtype=torch.float64)
+            self.count = summed(self.count, [total])
+            self._square = float(total)
+            for half in self._halves:
+                half.reduce()
+
+    @property
+    def residual(self) -> float:
+        """The mean square of the residuals."""
+        return self._square / max(self.count, 1)
+
+    def fit(self) -> Fit | None:
+        """The change; None where no system can be solved, or the residuals held out would only grow."""
+        first, second = self._halves
+        both = first.merged(second)
+        scale = both.scale(self._intercept)
+        ridge = _WITHOUT_CHECK
+        if first.count and second.count:
+            tried = first.solutions(scale, self._intercept, _RIDGES)
+            losses = {r: second.loss(change, self._intercept) for r, change in tried if change is not None}
+            ridge, gain = min(losses.items(), key=lambda item: item[1], default=(0.0, 0.0))
+            if not gain < 0:
+                return self._mean_alone(both)
+        for _, change in both.solutions(scale, self._intercept, (ridge,)):
+            if change is not None:
+                shift = both.shift(change) if self._intercept else None
+                explained = -both.loss(change, self._intercept) / max(self._square, 1e-300)
+                return Fit(change, shift, explained)
+        return self._mean_alone(both)
+
+    def _mean_alone(self, both: _Half) -> Fit | None:
+        if not self._intercept:
+            return None
+        change = torch.zeros(both.groups, both.outputs, both.inputs, dtype=torch.float64, device=both.mean_x.device)
+        return Fit(change, both.shift(change), 0.0)
+
+
+class _Half:
+    """Observations with their means, float64 [groups, in] and [groups, out]."""
+
+    def __init__(self) -> None:
+        self.count: int = 0
+        self.mean_x = torch.empty(0)
+        self.mean_r = torch.empty(0)
+
+    @property
+    def groups(self) -> int:
+        return len(self.mean_x)
+
+    @property
+    def inputs(self) -> int:
+        return self.mean_x.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        return self.mean_r.shape[1]
+
+    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def reduce(self) -> None:
+        raise NotImplementedError
+
+    def merged(self, other: _Half) -> _Half:
+        raise NotImplementedError
+
+    def scale(self, centred: bool) -> torch.Tensor:
+        """One over the standard deviation of each input, 0 for one that is constant."""
+        raise NotImplementedError
+
+    def solutions(
+        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
+    ) -> Iterator[tuple[float, torch.Tensor | None]]:
+        """The change for each ridge; None where the system cannot be solved."""
+        raise NotImplementedError
+
+    def loss(self, change: torch.Tensor, centred: bool) -> float:
+        """By how much a change moves the sum of the residuals' squares."""
+        raise NotImplementedError
+
+    def shift(self, change: torch.Tensor) -> torch.Tensor:
+        """The intercept that goes with a change: [groups, out]."""
+        return self.mean_r - torch.einsum("goi,gi->go", change, self.mean_x)
+
+
+class _Products(_Half):
+    """Sums of products about the means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.xx = torch.empty(0)
+        self.rx = torch.empty(0)
+
+    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
+        x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
+        self._merge(x.shape[1], mean_x, mean_r, (x.mT @ x).double(), (r.mT @ x).double())
+
+    def _merge(self, n: int, mean_x: torch.Tensor, mean_r: torch.Tensor, xx: torch.Tensor, rx: torch.Tensor) -> None:
+        if not self.count:
+            self.count, self.mean_x, self.mean_r, self.xx, self.rx = n, mean_x, mean_r, xx, rx
+            return
+        total = self.count + n
+        dx, dr = mean_x - self.mean_x, mean_r - self.mean_r
+        weight = self.count * n / total
+        self.xx = self.xx + xx + _outer(dx, dx) * weight
+        self.rx = self.rx + rx + _outer(dr, dx) * weight
+        self.mean_x, self.mean_r = self.mean_x + dx * (n / total), self.mean_r + dr * (n / total)
+        self.count = total
+
+    def reduce(self) -> None:
+        sums = [self.mean_x * self.count, self.mean_r * self.count]
+        xx, rx = self._about_zero()
+        self.count = summed(self.count, [*sums, xx, rx])
+        self.mean_x, self.mean_r = (s / self.count for s in sums)
+        self.xx = xx - _outer(self.mean_x, self.mean_x) * self.count
+        self.rx = rx - _outer(self.mean_r, self.mean_x) * self.count
+
+    def merged(self, other: _Half) -> _Half:
+        assert isinstance(other, _Products)
+        result = _Products()
+        for each in (self, other):
+            if each.count:
+                result._merge(each.count, each.mean_x, each.mean_r, each.xx, each.rx)
+        return result
+
+    def scale(self, centred: bool) -> torch.Tensor:
+        return _inverse_root((self.xx if centred else self._about_zero()[0]).diagonal(dim1=1, dim2=2) / self.count)
+
+    def solutions(
+        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
+    ) -> Iterator[tuple[float, torch.Tensor | None]]:
+        xx, rx = (self.xx, self.rx) if centred else self._about_zero()
+        matrix = xx / self.count * scale[:, :, None] * scale[:, None, :]
+        right = (rx / self.count * scale[:, None, :]).mT
+        for ridge in ridges:
+            yield ridge, _scaled(_solved(matrix, ridge, right), scale)
+
+    def loss(self, change: torch.Tensor, centred: bool) -> float:
+        xx, rx = (self.xx, self.rx) if centred else self._about_zero()
+        return float(((change @ xx - 2 * rx) * change).sum())
+
+    def _about_zero(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            self.xx + _outer(self.mean_x, self.mean_x) * self.count,
+            self.rx + _outer(self.mean_r, self.mean_x) * self.count,
+        )
+
+
+class _Observations(_Half):
+    """The observations themselves, for more inputs than second moments are kept of; the dual problem is solved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = torch.empty(0)
+        self.r = torch.empty(0)
+
+    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        room = _WIDEST // 2 - self.count
+        if room > 0:
+            x, r = x[:, :room], r[:, :room]
+            self._set(x if not self.count else torch.cat([self.x, x], 1), r if not self.count else torch.cat([self.r, r], 1))
+
+    def _set(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        self.x, self.r, self.count = x, r, x.shape[1]
+        self.mean_x, self.mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
+
+    def reduce(self) -> None:
+        import torch.distributed as dist
+
+        for each in (self.x, self.r):  # every process ends with the fit of rank 0's observations
+            dist.broadcast(each, src=0)
+        self._set(self.x, self.r)
+
+    def merged(self, other: _Half) -> _Half:
+        assert isinstance(other, _Observations)
+        result, given = _Observations(), [each for each in (self, other) if each.count]
+        result._set(torch.cat([each.x for each in given], 1), torch.cat([each.r for each in given], 1))
+        return result
+
+    def scale(self, centred: bool) -> torch.Tensor:
+        x = self.x - self.mean_x[:, None].to(self.x.dtype) if centred else self.x
+        return _inverse_root(x.square().mean(1, dtype=torch.float64))
+
+    def solutions(
+        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
+    ) -> Iterator[tuple[float, torch.Tensor | None]]:
+        x, r = self._about(centred)
+        x = x * scale[:, None].to(x.dtype)
+        matrix = (x @ x.mT).double() / self.count
+        for ridge in ridges:
+            dual = _solved(matrix, ridge, r.double() / self.count)
+            yield ridge, None if dual is None else _scaled((dual.mT.to(x.dtype) @ x).double().mT, scale)
+
+    def loss(self, change: torch.Tensor, centred: bool) -> float:
+        x, r = self._about(centred)
+        gain = x @ change.to(x.dtype).mT
+        return float((gain.square() - 2 * gain * r).sum(dtype=torch.float64))
+
+    def _about(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        if not centred:
+            return self.x, self.r
+        return self.x - self.mean_x[:, None].to(self.x.dtype), self.r - self.mean_r[:, None].to(self.r.dtype)
+
+
+def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a[:, :, None] * b[:, None, :]
+
+
+def _inverse_root(variance: torch.Tensor) -> torch.Tensor:
+    least = variance.amax(1, keepdim=True) * 1e-12
+    return torch.where(variance > least, variance, torch.inf).rsqrt()
+
+
+def _solved(matrix: torch.Tensor, ridge: float, right: torch.Tensor) -> torch.Tensor | None:
+    """``(matrix + ridge) x = right`` for each group; None if one cannot be solved."""
+    regular = matrix.clone()
+    regular.diagonal(dim1=1, dim2=2).add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(regular)
+    if bool(info.any()):
+        return None
+    solved = torch.cholesky_solve(right, factor)
+    return solved if bool(torch.isfinite(solved).all()) else None
+
+
+def _scaled(solved: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor | None:
+    """The change [groups, out, in] from the solution [groups, in, out] for scaled inputs."""
+    return None if solved is None else solved.mT * scale[:, None, :]

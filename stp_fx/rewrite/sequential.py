@@ -1,0 +1,283 @@
+"""Layers refitted one after the other, each on what it reads in the network as pruned and repaired so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from stp_fx.analysis.build import analyze
+from stp_fx.analysis.consumers import Consumer, linear_calls
+from stp_fx.analysis.graph import ChannelGraph
+from stp_fx.analysis.plan import PrunePlan
+from stp_fx.analysis.survivors import Survivors
+from stp_fx.errors import InputError
+from stp_fx.ir.shapes import fetch
+from stp_fx.measure.calibration import arguments_of, batches
+from stp_fx.rewrite.bias import add_to_bias, bias_place
+from stp_fx.rewrite.observations import observations
+from stp_fx.rewrite.regression import Fit, Regression
+from stp_fx.rewrite.removal import is_partial, remove
+from stp_fx.rewrite.residuals import ResidualPath, pulled_back, residual_path
+from stp_fx.rewrite.scores import Fold, Folding, find_folds
+from stp_fx.rewrite.side_by_side import BatchState, Network, States, in_place, memory_limit
+from stp_fx.rewrite.slicing import copied
+from stp_fx.rules import TensorDims
+
+__all__ = ["Repaired", "reconstruct"]
+
+_SAME = 1e-9
+"""Residuals smaller than this part of the output's variance are rounding: the layer is left as it is."""
+_ROWS = 1 << 16
+"""Observations of a layer from all batches together, beside 64 for each of its inputs; of more, so many are drawn at random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Repaired:
+    """The repaired graph, the nodes of the layers that were refitted, and why others could not be."""
+
+    graph_module: fx.GraphModule
+    layers: tuple[str, ...]
+    left_alone: dict[str, str]
+
+
+def reconstruct(
+    gm: fx.GraphModule, plan: PrunePlan, calibration: Iterable[Any], *, residuals: bool = True, memory: int | None = None
+) -> Repaired:
+    """A copy of ``gm`` whose kept weights make up for the inputs that ``plan`` removes, layer after layer; see
+    :class:`stp_fx.passes.ReconstructSequentially`.
+
+    Raises:
+        PlanError: the plan does not fit.
+        InputError: no batch, or one that does not fit.
+    """
+    graph = analyze(gm)
+    survivors = graph.survivors(plan, partial=is_partial(gm))
+    if plan.is_empty:
+        return Repaired(gm, (), {})
+    with torch.no_grad():
+        run = _Sequence(gm, remove(gm, plan), graph, survivors, residuals)
+        states = [run.start(arguments_of(gm, b)) for b in batches(gm, calibration, "sequential repair")]
+        with States(states, (run.original, run.pruned), memory_limit() if memory is None else memory) as kept:
+            run.through(kept)
+        result = copied(gm)
+        _take_over(result, run.small, survivors, run.changed)
+    return Repaired(result, tuple(run.layers), run.left_alone)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stop:
+    """Layers that read one value, and are refitted together; one with a ``path`` or with ``folds`` stands alone."""
+
+    layers: tuple[Consumer, ...]
+    path: ResidualPath | None = None
+    folds: tuple[Fold, ...] = ()
+
+    @property
+    def held(self) -> list[str]:
+        """The values of the original network that are asked for here."""
+        asked = [layer.node for layer in self.layers]
+        for fold in self.folds:
+            asked += [fold.value, *(name for name, _ in fold.product)]
+        return asked if self.path is None else [*asked, self.path.total]
+
+
+class _Sequence:
+    """``original`` and ``pruned`` network, and what happens between them."""
+
+    def __init__(
+        self, gm: fx.GraphModule, small: fx.GraphModule, graph: ChannelGraph, survivors: Survivors, residuals: bool
+    ) -> None:
+        self.small = small
+        self._graph, self._survivors = graph, survivors
+        self._kept: dict[str, dict[int, torch.Tensor]] = {}
+        self.layers: list[str] = []
+        self.changed: set[str] = set()
+        self.left_alone: dict[str, str] = {}
+        calls = linear_calls(small)
+        names = {call.node for call in calls}
+        self.pruned = Network(small)
+        self._places = {call.node: bias_place(small, call) for call in calls}
+        possible = [call for call in calls if self._may_change(call)]
+        paths = {c.node: residual_path(self.pruned, c.node, names) if residuals else None for c in possible}
+        self._folds = find_folds(self.pruned, survivors, names)
+        self._stops = self._grouped(possible, paths)
+        self.original = Network(gm, {name for stop in self._stops for name in stop.held})
+
+    def _may_change(self, call: Consumer) -> bool:
+        if self.pruned.by_name[call.node] in self.pruned.left_out:
+            return False
+        reason = _why_not(self.small, call)
+        if reason is not None:
+            self.left_alone[call.node] = reason
+        return reason is None
+
+    def _grouped(self, calls: Sequence[Consumer], paths: Mapping[str, ResidualPath | None]) -> list[_Stop]:
+        """Linear layers without a path that read one value stand together, at the first one's place."""
+        found: dict[object, list[Consumer]] = {}
+        for call in calls:
+            alone = paths[call.node] is not None or call.windows is not None or call.node in self._folds
+            alone = alone or self._is_written(call.site.source)
+            key = call.node if alone else (call.site.source, self._places[call.node] is not None)
+            found.setdefault(key, []).append(call)
+        return [
+            _Stop(tuple(layers), paths[layers[0].node], tuple(self._folds.get(layers[0].node, ()))) for layers in found.values()
+        ]
+
+    def _is_written(self, source: str) -> bool:
+        return any(in_place(user, self.pruned.module) for user in self.pruned.by_name[source].users)
+
+    def start(self, arguments: tuple[Any, ...]) -> BatchState:
+        return BatchState((self.original.start(arguments), self.pruned.start(arguments)))
+
+    def through(self, states: States) -> None:
+        """Refits all layers in order."""
+        self._parts = len(states)
+        for stop in self._stops:
+            inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
+            regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
+            foldings = self._foldings(states, stop)
+            power = [self._observe(state, stop, foldings, regression, number) for number, state in enumerate(states)]
+            self.original.release(stop.held)
+            regression.reduce()
+            if regression.residual > _SAME * sum(power) / len(power):
+                self._refit(stop, regression.fit())
+
+    def _foldings(self, states: States, stop: _Stop) -> list[Folding]:
+        """What the queries and keys of a stop's layer should be."""
+        foldings = [Folding(fold) for fold in stop.folds]
+        for state in states if foldings else ():
+            for folding in foldings:
+                folding.add(functools.partial(self._original, state))
+        return foldings
+
+    def _observe(self, state: BatchState, stop: _Stop, foldings: Sequence[Folding], regression: Regression, number: int) -> float:
+        """One batch's observations for the layers of a stop; the mean square of what they give, summed over channels."""
+        original, pruned = state.values
+        state.advance(1, self.pruned, self.pruned.at[stop.layers[0].node])
+        given = [self.pruned.run(pruned, self.pruned.by_name[layer.node]) for layer in stop.layers]
+        lacking = [self._lacking(state, stop, layer, each) for layer, each in zip(stop.layers, given, strict=True)]
+        for fold, folding in zip(stop.folds, foldings, strict=True):
+            lacking[0] = self._with_fold(state, fold, folding, stop.layers[0], given[0], lacking[0])
+        self.original.drop(original, stop.held, state.place[0])
+        first = stop.layers[0]
+        source = pruned[self.pruned.by_name[first.site.source]]
+        x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
+        if not bool(torch.isfinite(r).all() and torch.isfinite(x).all()):
+            raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
+        regression.add(x, r)
+        channel = first.channel
+        return sum(float(each.double().square().mean()) * each.shape[channel] for each in given)
+
+    def _lacking(self, state: BatchState, stop: _Stop, layer: Consumer, given: torch.Tensor) -> torch.Tensor:
+        """What the output of a layer lacks: to that of the original layer, or to what the sum after it should be."""
+        if stop.path is not None:
+            total, path = self._original(state, stop.path.total), stop.path
+            other = state.values[1][self.pruned.by_name[path.other]]
+
+            def in_sum(last: torch.Tensor) -> torch.Tensor | None:
+                if not isinstance(other, torch.Tensor) or not other.shape == total.shape == last.shape:
+                    return None
+                return total - (last + other)
+
+            along = self._along(state, layer, path.nodes, path.last)
+            found = pulled_back(along, given, in_sum)
+            if found is not None:
+                return found[0]
+        return self._original(state, layer.node) - given
+
+    def _with_fold(
+        self, state: BatchState, fold: Fold, folding: Folding, layer: Consumer, given: torch.Tensor, lacking: torch.Tensor
+    ) -> torch.Tensor:
+        """``lacking`` with what the queries or keys among the output should be."""
+        goal = folding.goal(functools.partial(self._original, state))
+        if goal is None:
+            return lacking
+
+        def in_product(value: torch.Tensor) -> torch.Tensor | None:
+            return goal - value if goal.shape == value.shape else None
+
+        found = pulled_back(self._along(state, layer, fold.nodes, fold.value), given, in_product)
+        return lacking if found is None else torch.where(found[1], found[0], lacking)
+
+    def _along(self, state: BatchState, layer: Consumer, names: Sequence[str], last: str) -> Callable[[torch.Tensor], Any]:
+        """What the pruned network makes of a layer's output, up to the value ``last``."""
+        nodes = [self.pruned.by_name[name] for name in names]
+
+        def along(value: torch.Tensor) -> Any:
+            local: dict[fx.Node, Any] = {self.pruned.by_name[layer.node]: value}
+            for node in nodes:
+                local[node] = self.pruned.run(state.values[1], node, local)
+            return local[self.pruned.by_name[last]]
+
+        return along
+
+    def _original(self, state: BatchState, node: str, whole: int | None = None) -> torch.Tensor:
+        """What the plan leaves of a value of the original network; of dimension ``whole``, everything."""
+        state.advance(0, self.original, self.original.at[node] + 1)
+        value = state.values[0][self.original.by_name[node]]
+        if node not in self._kept:
+            dims = self._graph.value(node)
+            flags = [self._survivors.flags(dim) for dim in dims.dims] if isinstance(dims, TensorDims) else []
+            self._kept[node] = {k: torch.from_numpy(np.flatnonzero(f)) for k, f in enumerate(flags) if not f.all()}
+        for k, index in self._kept[node].items():
+            if k != whole:
+                value = value.index_select(k, index.to(value.device))
+        return value
+
+    def _refit(self, stop: _Stop, fit: Fit | None) -> None:
+        if fit is None:
+            return
+        at = 0
+        for layer in stop.layers:
+            current = layer.current(self.small)
+            matrix = layer.matrix(current.detach())
+            groups, out = matrix.shape[:2]
+            change = fit.change[:, at : at + out]
+            new = matrix.double() + change.reshape(groups, out, *matrix.shape[2:]).to(matrix.device)
+            assert layer.weight is not None
+            self.small.get_parameter(layer.weight).copy_(layer.like(new, current))
+            self.changed.add(layer.weight)
+            place = self._places[layer.node]
+            if place is not None and fit.shift is not None:
+                add_to_bias(self.small, [layer], fit.shift[:, at : at + out].reshape(-1))
+                self.changed.add(place)
+            self.layers.append(layer.node)
+            at += out
+
+
+def _why_not(gm: fx.GraphModule, call: Consumer) -> str | None:
+    """Why the weight of a layer cannot be refitted."""
+    if call.weight is None:
+        return "its weight is computed from others"
+    parameter = gm.get_parameter(call.weight)
+    if not parameter.is_floating_point():
+        return "its weight does not hold floating point numbers"
+    if parameter.dim() > 2 and call.windows is None:
+        return "an option of the convolution is computed"
+    readers = _readers(gm, parameter)
+    return None if readers == [call.node] else f"its weight is read by several calls: {', '.join(readers[:4])}"
+
+
+def _readers(gm: fx.GraphModule, parameter: nn.Parameter) -> list[str]:
+    """The calls that read a parameter, under any of its names."""
+    found: list[str] = []
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and any(p is parameter for p in fetch(gm, str(node.target)).parameters()):
+            found.append(node.name)
+        elif node.op == "get_attr" and fetch(gm, str(node.target)) is parameter:
+            found += [user.name for user in node.users]
+    return found
+
+
+def _take_over(result: fx.GraphModule, small: fx.GraphModule, survivors: Survivors, changed: Iterable[str]) -> None:
+    """The kept positions of ``result``'s tensors get the numbers of the small network."""
+    for name in changed:
+        whole, part = fetch(result, name), fetch(small, name).detach()
+        index = [torch.from_numpy(survivors.kept(name, dim)).to(whole.device) for dim in range(whole.dim())]
+        whole[torch.meshgrid(*index, indexing="ij")] = part.to(whole)

@@ -1,0 +1,171 @@
+"""Networks run over all batches at once, step by step: values are kept between steps and none is computed twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
+
+from stp_fx.ir.modes import OneMode
+from stp_fx.ir.runner import run_node
+from stp_fx.measure.calibration import eval_twin
+
+__all__ = ["BatchState", "Network", "States", "in_place", "memory_limit"]
+
+
+class Network:
+    """One graph in evaluation. ``at``: the place of each node. Values are dropped after their last use, those in ``held`` not
+    before they are released."""
+
+    def __init__(self, gm: fx.GraphModule, held: Collection[str] = ()) -> None:
+        self._graph = gm.graph
+        self._run = OneMode(eval_twin(gm), gm.graph)
+        self.module: nn.Module = self._run.module
+        self.left_out = self._run.left_out
+        self.nodes: list[fx.Node] = list(gm.graph.nodes)
+        self.at: dict[str, int] = {node.name: k for k, node in enumerate(self.nodes)}
+        self.by_name: dict[str, fx.Node] = {node.name: node for node in self.nodes}
+        self._held = set(held)
+        self._last = {node: k for k, node in enumerate(self.nodes)}
+        self._last.update({used: k for k, node in enumerate(self.nodes) for used in node.all_input_nodes})
+        self._dropped: list[list[fx.Node]] = [[] for _ in self.nodes]
+        for node, k in self._last.items():
+            self._dropped[k].append(node)
+        self._cloned = {self.by_name[name] for name in held if any(in_place(u, self.module) for u in self.by_name[name].users)}
+
+    def start(self, arguments: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        """Values of the placeholders."""
+        self._run.args_iter, self._run.env = iter(self._graph.process_inputs(*arguments)), {}
+        for node in self.nodes:
+            if node.op == "placeholder":
+                self._run.env[node] = self._run.run_node(node)
+        return self._run.env
+
+    def advance(self, env: dict[fx.Node, Any], start: int, stop: int) -> None:
+        """Runs the nodes from place ``start`` up to ``stop``."""
+        self._run.env = env
+        for k in range(start, stop):
+            node = self.nodes[k]
+            if node.op != "placeholder":
+                value = self._run.run_node(node)
+                env[node] = value
+                if node in self._cloned and isinstance(value, torch.Tensor):
+                    env[node] = value.clone()
+            for dropped in self._dropped[k]:
+                if dropped.name not in self._held:
+                    env.pop(dropped, None)
+
+    def run(self, env: Mapping[fx.Node, Any], node: fx.Node, own: Mapping[fx.Node, Any] | None = None) -> Any:
+        """The value of one node, which is not kept; ``own`` values stand before those of ``env``. Stored tensors are fetched."""
+        own = own or {}
+
+        def value_of(used: fx.Node) -> Any:
+            if used in own:
+                return own[used]
+            return env[used] if used in env else run_node(used, value_of, self.module)
+
+        return run_node(node, value_of, self.module)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Values that need no longer be held."""
+        self._held.difference_update(names)
+
+    def drop(self, env: dict[fx.Node, Any], names: Iterable[str], place: int) -> None:
+        """Drops those of the named values that nothing from ``place`` on reads."""
+        for name in names:
+            if self._last[self.by_name[name]] < place:
+                env.pop(self.by_name[name], None)
+
+
+def in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node may write to what it is given."""
+    if node.op == "call_module":
+        return any(getattr(m, "inplace", False) for m in root.get_submodule(str(node.target)).modules())
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return bool(node.kwargs.get("inplace")) or name in _AUGMENTED or (name.endswith("_") and not name.endswith("__"))
+
+
+_AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem", "__setitem__"})
+
+
+class BatchState:
+    """One batch in two networks: the values that are still needed, and how far each has come."""
+
+    def __init__(self, values: tuple[dict[fx.Node, Any], dict[fx.Node, Any]]) -> None:
+        self.values = values
+        self.place = [0, 0]
+
+    def advance(self, which: int, network: Network, stop: int) -> None:
+        """Runs the nodes of network ``which`` that come before place ``stop``."""
+        if stop > self.place[which]:
+            network.advance(self.values[which], self.place[which], stop)
+            self.place[which] = stop
+
+    def bytes(self) -> int:
+        """Memory of the kept values."""
+        storages = {}
+        for leaf in tree_leaves([list(v.values()) for v in self.values]):
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+                storage = leaf.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        return sum(storages.values())
+
+
+class States:
+    """The states of all batches; what exceeds ``limit`` bytes lies in files of a temporary folder, removed at :meth:`close`."""
+
+    def __init__(self, states: Sequence[BatchState], networks: tuple[Network, Network], limit: int) -> None:
+        self._states: list[BatchState | pathlib.Path] = list(states)
+        self._networks, self._limit = networks, limit
+        self._bytes = [state.bytes() for state in states]
+        self._stack = contextlib.ExitStack()
+        self._folder: pathlib.Path | None = None
+
+    def __enter__(self) -> States:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __iter__(self) -> Iterator[BatchState]:
+        """Each state in turn; what the caller changes in it is kept."""
+        for k, held in enumerate(self._states):
+            state = self._read(held) if isinstance(held, pathlib.Path) else held
+            yield state
+            self._bytes[k] = 0
+            size = state.bytes()
+            fits = sum(self._bytes) + size <= self._limit
+            self._bytes[k] = size if fits else 0
+            self._states[k] = state if fits else self._write(k, state)
+
+    def _write(self, k: int, state: BatchState) -> pathlib.Path:
+        if self._folder is None:
+            self._folder = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stp_fx_")))
+        path = self._folder / f"{k}.pt"
+        torch.save(([{n.name: value for n, value in v.items()} for v in state.values], state.place), path)
+        return path
+
+    def _read(self, path: pathlib.Path) -> BatchState:
+        values, place = torch.load(path, weights_only=False)
+        named = [{net.by_name[name]: value for name, value in v.items()} for net, v in zip(self._networks, values, strict=True)]
+        state = BatchState((named[0], named[1]))
+        state.place = place
+        return state
+
+
+def memory_limit() -> int:
+    """Bytes of values that are kept in memory by default: half of what the machine has free."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError):
+        return 1 << 32

@@ -1,0 +1,323 @@
+"""ReconstructSequentially: what it repairs, against the original eager network, and what it leaves alone."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stp_fx
+from stp_fx.analysis import build
+from stp_fx.errors import InputError, PassError
+from stp_fx.passes import (
+    CollectStatistics,
+    CompensateLeastSquares,
+    MaskChannels,
+    Pipeline,
+    ReconstructSequentially,
+    RemoveChannels,
+)
+from stp_fx.rewrite import sequential, side_by_side
+from stp_fx.rewrite.sequential import reconstruct
+
+
+class Called(nn.Module):
+    """Convolutions and a linear layer as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(12, 3, 3, 3))
+        self.second = nn.Parameter(torch.randn(8, 12, 3, 3))
+        self.bias = nn.Parameter(torch.randn(8))
+        self.last = nn.Parameter(torch.randn(5, 8))
+        self.last_bias = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        y = F.conv2d(F.conv2d(x, self.first, padding="same").relu(), self.second, self.bias, stride=2, padding=1, dilation=(1, 2))
+        return F.linear(y.relu().mean((2, 3)), self.last, self.last_bias)
+
+
+class Residual(nn.Module):
+    """Blocks on a stream, with norms, dropout and a layer scale on the way into the sum."""
+
+    def __init__(self, blocks: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, 24, 3, padding=1, bias=False),
+                nn.BatchNorm2d(24),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(24, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.Dropout(0.1),
+            )
+            for _ in range(blocks)
+        )
+        self.scale = nn.Parameter(torch.rand(blocks, width, 1, 1) + 0.5)
+        self.head = nn.Linear(width, 7)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block, scale in zip(self.blocks, self.scale, strict=True):
+            x = x + block(x) * scale
+        return self.head(x.relu().mean((2, 3)))
+
+
+def _chain(*layers: nn.Module) -> nn.Module:
+    """The layers with activations in between."""
+    between = [each for layer in layers for each in (layer, nn.ReLU(inplace=True))]
+    return nn.Sequential(*between[:-1])
+
+
+def _images(second: nn.Module, width: int = 12) -> nn.Module:
+    return _chain(nn.Conv2d(3, width, 3), second, nn.LazyConv2d(4, 1))
+
+
+def _norms() -> nn.Module:
+    first, second = (nn.Sequential(nn.Conv2d(n, m, 3, bias=False), nn.BatchNorm2d(m)) for n, m in ((3, 12), (12, 8)))
+    return _chain(first, second, nn.Conv2d(8, 4, 1))
+
+
+IMAGES, LINES, VOLUMES = (16, 3, 10, 10), (32, 3, 24), (8, 3, 6, 6, 6)
+NETWORKS = {
+    "linear": (lambda: _chain(nn.Linear(6, 20), nn.Linear(20, 10), nn.Linear(10, 4)), (256, 6)),
+    "tokens": (lambda: _chain(nn.Linear(6, 20), nn.Linear(20, 4)), (32, 9, 6)),
+    "strided": (lambda: _images(nn.Conv2d(12, 8, 3, 2, 1)), IMAGES),
+    "reflected": (lambda: _images(nn.Conv2d(12, 8, 3, padding=2, dilation=2, padding_mode="reflect")), IMAGES),
+    "grouped": (lambda: _images(nn.Conv2d(16, 16, 3, groups=4), 16), IMAGES),
+    "depthwise": (lambda: _images(nn.Conv2d(16, 16, 3, groups=16, padding=1), 16), IMAGES),
+    "one dimension": (lambda: _chain(nn.Conv1d(3, 12, 3), nn.Conv1d(12, 8, 5, 2), nn.Conv1d(8, 4, 1)), LINES),
+    "three dimensions": (lambda: _chain(nn.Conv3d(3, 12, 2), nn.Conv3d(12, 6, (1, 3, 2)), nn.Conv3d(6, 4, 1)), VOLUMES),
+    "transposed": (lambda: _images(nn.ConvTranspose2d(12, 8, 3, 2, 1, 1, dilation=2)), IMAGES),
+    "transposed in groups": (
+        lambda: _chain(nn.Conv1d(3, 12, 3), nn.ConvTranspose1d(12, 8, 4, 3, groups=2), nn.Conv1d(8, 4, 1)),
+        LINES,
+    ),
+    "norms": (_norms, IMAGES),
+    "functions": (Called, IMAGES),
+    "residual": (Residual, (96, 3, 10, 10)),
+}
+
+
+def _made(name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(seed)
+    make, shape = NETWORKS[name]
+    model = make()
+    model(torch.zeros(shape))  # shapes of lazy layers
+    model = model.double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+    return model, torch.randn(shape, dtype=torch.float64)
+
+
+def _plan(gm, ratio: float = 0.4):
+    return stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", ratio))
+
+
+def _error(model: nn.Module, gm, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((gm(x) - model(x)).square().mean())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_output_is_as_near_to_the_original_as_by_least_squares_or_nearer(name):
+    model, x = _made(name)
+    gm = stp_fx.trace(model, x)
+    plan, new = _plan(gm), torch.randn_like(x)
+    by_squares = Pipeline(
+        CollectStatistics([x], covariance=True, maps=True, patches=400), CompensateLeastSquares(plan), RemoveChannels(plan)
+    )
+    repaired = Pipeline(ReconstructSequentially([x], plan=plan), RemoveChannels(plan))(gm).graph_module
+    assert _error(model, repaired, new) <= 1.05 * _error(model, by_squares(gm).graph_module, new)
+    assert _error(model, repaired, new) < 0.8 * _error(model, stp_fx.apply_plan(gm, plan), new)
+    assert dict(repaired.named_parameters()).keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masked_is_removed_after_the_repair(name):
+    model, x = _made(name, 1)
+    gm = stp_fx.trace(model, x)
+    plan = _plan(gm)
+    repair = ReconstructSequentially([x], plan=plan)
+    masked = Pipeline(repair, MaskChannels(plan))(gm).graph_module
+    removed = Pipeline(repair, RemoveChannels(plan))(gm).graph_module
+    assert torch.allclose(masked(x), removed(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "strided", "transposed", "one dimension", "three dimensions"])
+def test_channels_that_others_determine_are_removed_for_free(name):
+    """The removed channels of the first layer are sums of kept ones, and there is no nonlinearity in between."""
+    model, x = _made(name)
+    model[1] = nn.Identity()
+    gm = stp_fx.trace(model, x)
+    count = model[0].weight.shape[0]
+    gone = [1, count - 1]
+    with torch.no_grad():
+        for index in gone:
+            model[0].weight[index] = model[0].weight[0] + 0.5 * model[0].weight[2]
+            model[0].bias[index] = model[0].bias[0] + 0.5 * model[0].bias[2]  # at the border, too
+    plan = build.analyze(gm).plan_for({"0": gone})
+    repaired = reconstruct(gm, plan, [x] * 2).graph_module
+    assert _error(model, stp_fx.apply_plan(repaired, plan), x) < 1e-6 * float(model(x).detach().var())
+
+
+def test_a_layer_behind_the_damage_is_refitted_although_it_loses_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 10), nn.Linear(10, 4)).double()
+    x = torch.randn(512, 6, dtype=torch.float64)
+    gm = stp_fx.trace(model, x)
+    plan = build.analyze(gm).plan_for({"0": list(range(20))})
+    done = reconstruct(gm, plan, [x])
+    assert done.layers == ("_2", "_3")
+
+
+def test_layers_before_the_damage_keep_their_numbers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
+    x = torch.randn(256, 6)
+    gm = stp_fx.trace(model, x)
+    done = reconstruct(gm, build.analyze(gm).plan_for({"2": [0, 3, 5]}), [x])
+    assert done.layers == ("_4",)
+    for name in ("0.weight", "2.weight"):
+        assert torch.equal(done.graph_module.get_parameter(name), gm.get_parameter(name))
+
+
+def test_what_a_sum_lacks_is_the_target():
+    """The stream is the output, so that nothing after the sums can make up for it."""
+    model, x = _made("residual")
+    model.forward = lambda x: _stream(model, x)
+    gm = stp_fx.trace(model, x)
+    plan = _plan(gm, 0.5)
+    with_sums = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    without = stp_fx.apply_plan(reconstruct(gm, plan, [x], residuals=False).graph_module, plan)
+    assert _error(model, with_sums, x) < 0.97 * _error(model, without, x)
+
+
+def _stream(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    x = model.stem(x)
+    for block, scale in zip(model.blocks, model.scale, strict=True):
+        x = x + block(x) * scale
+    return x
+
+
+class Attention(nn.Module):
+    """Three heads of eight dimensions."""
+
+    def __init__(self, fused: bool, product: str) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(24, 72) if fused else nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
+        self.project = nn.Linear(24, 24)
+        self.fused, self.product = fused, product
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        parts = self.qkv(x).chunk(3, -1) if self.fused else [layer(x) for layer in self.qkv]
+        q, k, v = (part.view(b, n, 3, 8).transpose(1, 2) for part in parts)
+        if self.product == "matmul":
+            y = torch.softmax(q @ k.transpose(-2, -1) / 8**0.5, -1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        return self.project(y.transpose(1, 2).reshape(b, n, 24))
+
+
+@pytest.mark.parametrize("product", ["matmul", "fused kernel"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_lost_head_dimensions_are_folded_into_the_scores(fused, product, monkeypatch):
+    torch.manual_seed(0)
+    model = Attention(fused, product).double()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "qkv" in name and weight.dim() == 2:
+                weight *= 3  # scores that matter
+    x, new = torch.randn(128, 6, 24, dtype=torch.float64), torch.randn(64, 6, 24, dtype=torch.float64)
+    gm = stp_fx.trace(model, x)
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.25, products="inner"))
+    folded = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    monkeypatch.setattr(sequential, "find_folds", lambda *_: {})
+    plain = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    assert _error(model, folded, new) < 0.8 * _error(model, plain, new)
+
+
+def test_queries_that_are_rotated_by_position_stay_as_they_are():
+    class Rotary(Attention):
+        def forward(self, x):
+            b, n, _ = x.shape
+            q, k, v = (part.view(b, n, 3, 8).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            angle = torch.arange(6.0, dtype=x.dtype)[:, None] * 0.5 ** torch.arange(4)
+            q, k = (torch.cat([t[..., :4] * angle.cos() - t[..., 4:] * angle.sin(),
+                               t[..., 4:] * angle.cos() + t[..., :4] * angle.sin()], -1) for t in (q, k))  # fmt: skip
+            return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 24))
+
+    torch.manual_seed(0)
+    model = Rotary(True, "").double()
+    x = torch.randn(64, 6, 24, dtype=torch.float64)
+    gm = stp_fx.trace(model, x)
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
+    repaired = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    assert _error(model, repaired, x) < _error(model, stp_fx.apply_plan(gm, plan), x)
+
+
+def test_values_in_files_give_the_same_numbers(monkeypatch):
+    model, x = _made("residual")
+    gm = stp_fx.trace(model, x)
+    plan = _plan(gm)
+    written = []
+    save = torch.save
+    monkeypatch.setattr(side_by_side.torch, "save", lambda *args, **kw: (written.append(args[1]), save(*args, **kw)))
+    spilled = reconstruct(gm, plan, [x, x + 1, x - 1], memory=0).graph_module
+    held = reconstruct(gm, plan, [x, x + 1, x - 1]).graph_module
+    assert written
+    assert not any(path.exists() for path in written)
+    for (name, a), (_, b) in zip(spilled.state_dict().items(), held.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_weight_that_several_calls_read_stays_and_is_named(caplog):
+    torch.manual_seed(0)
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(64, 4)
+    gm = stp_fx.trace(model, x)
+    with caplog.at_level(logging.INFO, logger="stp_fx"):
+        result = Pipeline(ReconstructSequentially([x], plan=_plan(gm)))(gm).graph_module
+    assert torch.equal(result.get_parameter("2.weight"), shared.weight)
+    assert "read by several calls" in caplog.text
+
+
+def test_what_a_user_calls():
+    model, x = _made("norms")
+    report = stp_fx.report_of(
+        stp_fx.prune_graph(model, "variance", 0.5, example_inputs=x, calibration=iter([x, x]), compensation="sequential")
+    )
+    assert report is not None
+    assert report.compensation == "sequential"
+    assert {group.compensation for group in report.groups} == {"sequential"}
+
+
+def test_an_empty_plan_changes_nothing():
+    model, x = _made("linear")
+    gm = stp_fx.trace(model, x)
+    assert Pipeline(ReconstructSequentially([x], plan=stp_fx.plan_of(gm)))(gm).graph_module is gm
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"memory": -1}, "memory"), ({"residuals": 1}, "residuals")])
+def test_bad_arguments(arguments, words):
+    with pytest.raises(InputError, match=words):
+        ReconstructSequentially([torch.zeros(1)], **arguments)
+
+
+def test_bad_data_is_named():
+    model, x = _made("linear")
+    gm = stp_fx.trace(model, x)
+    with pytest.raises(PassError, match="plan"):
+        ReconstructSequentially([x])(gm)
+    with pytest.raises(InputError, match="no batch"):
+        ReconstructSequentially([], plan=_plan(gm))(gm)
+    with pytest.raises(InputError, match="not finite"):
+        ReconstructSequentially([x, x * float("nan")], plan=_plan(gm))(gm)
