@@ -9,11 +9,13 @@ from stp_fx.passes.collect_gradients import CollectGradients
 from stp_fx.passes.collect_statistics import CollectStatistics
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
+from stp_fx.passes.layer_norm_to_rms_norm import LayerNormToRMSNorm
 from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
 from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
+from stp_fx.passes.rotate_residual import RotateResidual
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
 from stp_fx.passes.unmask import UnmaskChannels
@@ -33,6 +35,7 @@ __all__ = [
     "CompensateMean",
     "GraphPass",
     "LatencyModel",
+    "LayerNormToRMSNorm",
     "MaskChannels",
     "MeanCheck",
     "Outcome",
@@ -40,6 +43,7 @@ __all__ = [
     "RecalibrateBatchNorm",
     "ReconstructSequentially",
     "RemoveChannels",
+    "RotateResidual",
     "ScoreUnits",
     "SelectUnits",
     "UnmaskChannels",
