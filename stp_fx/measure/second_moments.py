@@ -60,6 +60,8 @@ class _Reader(OneMode):
     def _add(self, name: str, value: torch.Tensor, carrier: Carrier) -> None:
         index = torch.from_numpy(carrier.positions).to(value.device)
         rows = value.detach().movedim(carrier.dim, -1)[..., index].reshape(-1, index.shape[1]).double()
-        known = self.totals.setdefault(name, torch.zeros(index.shape[1], index.shape[1], dtype=torch.float64, device=value.device))
+        known = self.totals.setdefault(
+            name, torch.zeros(index.shape[1], index.shape[1], dtype=torch.float64, device=value.device)
+        )
         known += rows.T @ rows
         self.counts[name] = self.counts.get(name, 0) + len(rows)

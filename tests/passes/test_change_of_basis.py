@@ -66,14 +66,14 @@ def test_layer_norms_become_rms_norms(seed: int) -> None:
 
 
 def test_principal_components_come_first() -> None:
-    model, gm = captured(0)
+    model, gm = captured(next(seed for seed in SEEDS if PreNorm(seed).kind == "layer"))
     data = [model.example(64, 1)]
     rotated = RotateResidual(data)(gm).graph_module
     (stream,) = find_streams(rotated)
     energy = []
     for norm in stream.norms:
         seen: list[torch.Tensor] = []
-        rotated.get_submodule(str(norm.node.target)).register_forward_hook(lambda m, i, out, seen=seen: seen.append(out))
+        rotated.get_submodule(str(norm.node.target)).register_forward_hook(lambda m, i, out, seen=seen: seen.append(out.detach()))
         rotated(*data)
         energy.append(seen[0].reshape(-1, stream.size).square().mean(0))
     mean = torch.stack(energy).mean(0)
@@ -88,7 +88,12 @@ def test_a_stream_in_few_dimensions_loses_the_others_for_nothing() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.into, self.up, self.down = nn.Linear(3, 12, bias=False), nn.Linear(12, 20), nn.Linear(20, 3)
-            self.back, self.norm, self.last, self.head = nn.Linear(3, 12, bias=False), nn.LayerNorm(12), nn.LayerNorm(12), nn.Linear(12, 5)
+            self.back, self.norm, self.last, self.head = (
+                nn.Linear(3, 12, bias=False),
+                nn.LayerNorm(12),
+                nn.LayerNorm(12),
+                nn.Linear(12, 5),
+            )
             self.back.weight = self.into.weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -154,11 +159,13 @@ def test_copies_exports_and_trains() -> None:
     torch.testing.assert_close(torch.load(buffer, weights_only=False)(x), pruned(x), rtol=0, atol=0)
     exported = torch.export.export(pruned, (x,)).module()
     torch.testing.assert_close(exported(x), pruned(x), **CLOSE)
-    optimizer = torch.optim.SGD(pruned.parameters(), 1e-2)
-    loss = pruned.train()(x).square().mean()
+    optimizer = torch.optim.SGD(pruned.parameters(), 1e-4)
+    pruned.train()(x).square().mean().backward()
+    optimizer.zero_grad()
+    loss = pruned.eval()(x).square().mean()
     loss.backward()
     optimizer.step()
-    assert pruned.eval()(x).square().mean() < loss
+    assert pruned(x).square().mean() < loss
 
 
 def test_exported_to_onnx(tmp_path: Path) -> None:
@@ -187,9 +194,9 @@ def test_not_written_back_where_the_class_has_layer_norms() -> None:
     seed = next(s for s in SEEDS if PreNorm(s).kind == "layer")
     model, gm = captured(seed)
     pruned = stp_fx.prune_graph(gm, ratio=0.3, basis="rotate", validate=False)
-    with pytest.raises(WriteBackError, match="a LayerNorm that is an RMSNorm now") as caught:
+    with pytest.raises(WriteBackError, match="cannot express a change of basis") as caught:
         stp_fx.write_back(pruned, model)
-    assert any(constant.startswith("norm") for constant in caught.value.constants)
+    assert "norm: a LayerNorm that is an RMSNorm now" in caught.value.constants
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------
@@ -219,7 +226,9 @@ REFUSED = {
     "post-norm": (lambda net, x: net.norm(x + net.down(F.gelu(net.up(x)))), "stands between the norm"),
     "an activation on the stream": (lambda net, x: F.gelu(x), "as no linear layer or LayerNorm does"),
     "a depthwise convolution": (lambda net, x: net.depthwise(x.transpose(1, 2)).transpose(1, 2), "as no linear layer"),
-    "a direct reader of the mean": (lambda net, x: x + net.down(F.gelu(net.up(x))), "as no linear layer or LayerNorm does"),
+    "a direct reader of the mean": (
+        lambda net, x: x + net.conv(x.transpose(1, 2)).transpose(1, 2), "as no linear layer or LayerNorm does"
+    ),
     "a padded convolution reads a norm": (
         lambda net, x: x + net.conv(net.norm(x).transpose(1, 2)).transpose(1, 2), "pads what it reads"
     ),
@@ -251,7 +260,9 @@ def test_pinned_streams_say_why() -> None:
 
 def test_a_graph_without_norms_says_so() -> None:
     with pytest.raises(NothingToRotateError, match="no norm over channels"):
-        stp_fx.prune_graph(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), example_inputs=torch.randn(2, 4), basis="rotate")
+        stp_fx.prune_graph(
+            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), example_inputs=torch.randn(2, 4), basis="rotate"
+        )
 
 
 def test_meta_graphs_are_refused() -> None:
@@ -272,7 +283,13 @@ def test_a_class_token_beside_a_pinned_stream_is_no_reason_to_stop() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.na, self.b, self.nb, self.out = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 2)
+            self.a, self.na, self.b, self.nb, self.out = (
+                nn.Linear(4, 8),
+                nn.LayerNorm(8),
+                nn.Linear(8, 6),
+                nn.LayerNorm(6),
+                nn.Linear(6, 2),
+            )
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             y = self.na(self.a(x))

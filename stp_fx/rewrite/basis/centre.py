@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from stp_fx.analysis.carriers import Carrier
 from stp_fx.analysis.norm_calls import NormCall
+from stp_fx.ir.memo import forget
 from stp_fx.ir.shapes import fetch
 from stp_fx.rewrite.basis.probe import Change, Probe, applied, same
 from stp_fx.rewrite.basis.streams import Stream, Touched
@@ -37,7 +38,9 @@ def centre(gm: fx.GraphModule, stream: Stream, probe: Probe) -> list[str]:
     centred: set[fx.Node] = set()
     for node in touched.nodes():
         if not _survives(touched, node, change, centred, layer_norms.get(node)):
-            raise touched.refused(node, "writes into or reads the channels as no linear layer or LayerNorm does, so their mean cannot be taken away")
+            raise touched.refused(
+                node, "writes into or reads the channels as no linear layer or LayerNorm does, so their mean cannot be taken away"
+            )
     write_tensors(gm, touched, change)
     for norm in layer_norms.values():
         to_rms_norm(gm, norm)
@@ -77,6 +80,7 @@ def to_rms_norm(gm: fx.GraphModule, norm: NormCall) -> None:
         if old.weight is not None:
             new.weight = old.weight
         gm.set_submodule(str(node.target), new)
+        forget(gm)
         return
     weight = (
         None if norm.weight is None else next(n for n in node.all_input_nodes if n.op == "get_attr" and n.target == norm.weight)

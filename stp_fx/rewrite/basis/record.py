@@ -43,7 +43,9 @@ def replay(gm: fx.GraphModule, records: Sequence[str]) -> None:
         try:
             _repeat(gm, json.loads(text))
         except (AttributeError, KeyError, StopIteration, TypeError, ValueError, NothingToRotateError) as error:
-            raise FileError(f"damaged, or of another network: a change of basis does not fit it: {text[:120]} ({error})") from error
+            raise FileError(
+                f"damaged, or of another network: a change of basis does not fit it: {text[:120]} ({error})"
+            ) from error
     if records:
         gm.recompile()
         with_provenance(gm, basis=tuple(records))

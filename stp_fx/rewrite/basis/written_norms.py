@@ -58,27 +58,29 @@ def fuse_norm(gm: fx.GraphModule, norm: FusedNorm) -> None:
 
 
 def written_norms(probe: Probe) -> list[FusedNorm]:
-    """The norms over a last dimension that a graph has written out, in graph order."""
-    found = []
+    """The norms over a last dimension that a graph has written out, the last first: one may read what another gives, by name."""
+    found: list[FusedNorm] = []
     for node in probe.values:
-        if node.op in ("call_function", "call_method") and (node.target in _ROOTS or getattr(node.target, "__name__", "") == "pow"):
+        if node.op in ("call_function", "call_method") and (
+            node.target in _ROOTS or getattr(node.target, "__name__", "") == "pow"
+        ):
             made = _around(probe, node)
             if made is not None:
                 found.append(made)
-    return found
+    return found[::-1]
 
 
 def _around(probe: Probe, root: fx.Node) -> FusedNorm | None:
     """The norm of which ``root`` is the root of the mean square: of the value that is farthest back."""
     best = None
     for value in _before(probe, root):
-        inner = _between(probe, value, root)
-        if inner is None:
+        if _between(probe, value, root) is None:
             continue
-        for end in _ends(probe, root, {value, *inner}):
-            kind_eps = _compared(probe, value, [*inner, root, *end])
+        for end in _ends(probe, root):
+            whole = _between(probe, value, end)
+            kind_eps = None if whole is None else _compared(probe, value, [*whole, end])
             if kind_eps is not None:
-                best = _with_affine(probe, value, end[-1], *kind_eps)
+                best = _with_affine(probe, value, end, *kind_eps)
     return best
 
 
@@ -112,19 +114,13 @@ def _between(probe: Probe, value: fx.Node, root: fx.Node) -> list[fx.Node] | Non
     return [node for node in probe.values if node in inner]
 
 
-def _ends(probe: Probe, root: fx.Node, known: set[fx.Node]) -> Iterator[list[fx.Node]]:
-    """Chains from the root to a product or quotient with one of ``known``; a cast or a reciprocal may stand between."""
+def _ends(probe: Probe, root: fx.Node) -> Iterator[fx.Node]:
+    """Products and quotients with the root; a cast or a reciprocal may stand between."""
     for user in root.users:
-        if user.op not in ("call_function", "call_method") or user not in probe.values:
-            continue
-        others = [n for n in user.all_input_nodes if n is not root and _is_activation(probe, n)]
-        if others and all(n in known for n in others):
-            yield [user]
-        elif not others and _is_activation(probe, user):
-            for last in user.users:
-                rest = [n for n in last.all_input_nodes if n is not user and _is_activation(probe, n)]
-                if last in probe.values and rest and all(n in known for n in rest):
-                    yield [user, last]
+        others = [n for n in user.all_input_nodes if n is not root]
+        for end in (user,) if others else user.users:
+            if end in probe.values and end.op in ("call_function", "call_method") and _is_activation(probe, end):
+                yield end
 
 
 def _compared(probe: Probe, value: fx.Node, nodes: list[fx.Node]) -> tuple[str, float] | None:
