@@ -28,10 +28,10 @@ def rms_scale_factors(gm: fx.GraphModule, graph: ChannelGraph, survivors: Surviv
 
 
 def rescale_rms_norms(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
-    """Renews scales and epsilons in ``gm``, whose tensors have been shortened, in place; ``graph`` is the analysis of the original.
+    """Renews scales and epsilons in ``gm``, whose tensors have been shortened, in place.
 
-    An epsilon of None, the smallest step of the dtype, stays: it is rounding. A norm without a scale of its own, or with one that
-    others read as well, is multiplied by a number.
+    ``graph`` is the analysis of the original. An epsilon of None, the smallest step of the dtype, stays: it is rounding. A norm
+    without a scale of its own, or with one that others read as well, is multiplied by a number.
     """
     ratios = _ratios(gm, graph, survivors)
     if not ratios:

@@ -109,8 +109,8 @@ class AbsentNorms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in (torch.rms_norm, F.rms_norm):
             return func(*args, **kwargs)
-        x, shape, weight, eps = (*args, *[None] * (4 - len(args)))
-        shape, weight, eps = kwargs.get("normalized_shape", shape), kwargs.get("weight", weight), kwargs.get("eps", eps)
+        given: dict[str, Any] = {**dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)), **kwargs}
+        x, shape, weight, eps = given["input"], given["normalized_shape"], given.get("weight"), given.get("eps")
         if len(shape) != 1:
             return func(*args, **kwargs)
         square = (x * x).sum(-1, keepdim=True) / shape[0]  # absent terms are left out of the sum

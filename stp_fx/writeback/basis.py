@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from stp_fx.errors import WriteBackError
 from stp_fx.ir.provenance import provenance_of
+from stp_fx.text import listed
 
 __all__ = ["check_basis"]
 
@@ -27,8 +28,7 @@ def check_basis(pruned: fx.GraphModule, model: nn.Module) -> None:
             constants.append(f"{record['untied']}: tied in the class, and two tensors now")
     if constants:
         raise WriteBackError(
-            f"{type(model).__name__} cannot express a change of basis: {constants[0]}"
-            f"{f', and {len(constants) - 1} more' if len(constants) > 1 else ''}. Go on with the GraphModule, which trains, saves and "
-            "exports as any other, or prune without `basis`",
+            f"{type(model).__name__} cannot express a change of basis: {listed(constants, 3)}. Go on with the GraphModule, which "
+            "trains, saves and exports as any other, or prune without `basis`",
             tuple(constants),
         )

@@ -1,7 +1,7 @@
 """A norm's scale and shift, moved into the contractions that read it; a layer scale, moved into the contraction before it.
 
-``W (g x + s) + b = (W diag(g)) x + (W s + b)``. Between the norm and its consumers may stand what treats all channels alike and keeps
-a constant (a mean over tokens, a view, the choice of a token), which the nodes are asked themselves. Padding does not keep one.
+``W (g x + s) + b = (W diag(g)) x + (W s + b)``. Between the norm and its consumers may stand what treats all channels
+alike and keeps a constant: a mean over tokens, a view, the choice of a token. Each node is run to find out. Padding keeps none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LayerNorm as RMSNorm: everything that writes into a stream is centred, so that there is no mean left to subtract.
 
-``P = I - 1 1^T / C`` takes the mean over channels away. LayerNorm of x is RMSNorm of P x, and what writes into a stream is linear in
-stored tensors, so P moves into them (Ashkboos et al., "SliceGPT", arXiv 2401.15024, section 3.1).
+``P = I - 1 1^T / C`` takes the mean over channels away. LayerNorm of x is RMSNorm of P x, and what writes into a stream is
+linear in stored tensors, so P moves into them (Ashkboos et al., "SliceGPT", arXiv 2401.15024, section 3.1).
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def centre(gm: fx.GraphModule, stream: Stream, probe: Probe) -> list[str]:
 
 
 def _survives(touched: Touched, node: fx.Node, change: Change, centred: set[fx.Node], norm: NormCall | None) -> bool:
-    """Whether a node gives centred channels for centred ones, or what it gave before where it has none. ``centred`` are the nodes whose
-    values have no mean in the original either."""
+    """Whether a node gives centred channels for centred ones, or what it gave before where it has none.
+
+    ``centred`` are the nodes whose values have no mean in the original either; the node is added if it is one.
+    """
     probe = touched.probe
     old = {n: touched.drawn(n) for n in node.all_input_nodes}
     old = {n: touched.changed(n, v, change) if n in centred else v for n, v in old.items()}

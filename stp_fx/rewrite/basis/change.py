@@ -17,9 +17,9 @@ from stp_fx.rewrite.basis.centre import centre
 from stp_fx.rewrite.basis.layer_scale import fold_layer_scales
 from stp_fx.rewrite.basis.principal import principal_basis
 from stp_fx.rewrite.basis.probe import Probe, same
+from stp_fx.rewrite.basis.record import record_of
 from stp_fx.rewrite.basis.rotate import check_rotation, rotate
 from stp_fx.rewrite.basis.streams import Stream, find_streams, pinned_streams
-from stp_fx.rewrite.basis.record import record_of
 from stp_fx.rewrite.basis.written_norms import fuse_norm, written_norms
 from stp_fx.rewrite.slicing import copied
 from stp_fx.text import listed

@@ -61,7 +61,7 @@ class _Fold:
         self._write(value)
 
     def _only_sizes(self, value: fx.Node, user: fx.Node) -> bool:
-        return all(each is user or not self.touched.has(each) and each.op != "call_module" for each in value.users)
+        return all(each is user or (not self.touched.has(each) and each.op != "call_module") for each in value.users)
 
     def change(self, tensor: torch.Tensor, carriers: tuple[Carrier, ...]) -> torch.Tensor:
         """``tensor`` with its channels scaled."""

@@ -96,7 +96,7 @@ class Touched:
         return described(self.graph, node.name, self.graph.value(node.name), self.units, value, change)
 
     def drawn(self, node: fx.Node) -> Any:
-        """Random numbers in place of a value that has channels of the stream; flags are random too, other values the example's."""
+        """Random numbers in place of a value with channels of the stream, and random flags; other values are the example's."""
         value = self.probe.values[node]
         if node.op == "get_attr":
             return value

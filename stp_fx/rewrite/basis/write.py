@@ -12,7 +12,7 @@ __all__ = ["write_tensors"]
 
 
 def write_tensors(gm: fx.GraphModule, touched: Touched, change: Change) -> None:
-    """Replaces the values of all stored tensors that carry the stream, in place; their gradients, of other channels, are dropped."""
+    """Replaces the values of all stored tensors that carry the stream, in place; their gradients are dropped."""
     named = dict(gm.named_parameters()) | dict(gm.named_buffers())
     with torch.no_grad():
         for name, carriers in touched.axes.items():

@@ -1,7 +1,7 @@
 """Norms that are written out, as calls: ``x * rsqrt(mean(x^2) + eps) * weight`` becomes ``F.rms_norm(x, [C], weight, eps)``.
 
-What stands around a square root is compared with torch's own norm on random numbers, small ones among them, so that epsilon shows;
-how it is spelled, and which casts stand between, does not matter.
+What stands around a square root is compared with torch's own norm on random numbers, small ones among them, so that epsilon
+shows. How it is spelled, and which casts stand between, does not matter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
-
 
 from stp_fx.ir.runner import call, operands
 from stp_fx.rewrite.basis.probe import Probe, same
@@ -172,5 +171,5 @@ def _with_affine(probe: Probe, value: fx.Node, end: fx.Node, kind: str, eps: flo
             bias, result = stored[0], user
         else:
             break
-    names = [None if node is None else node.name for node in (weight, bias)]
-    return FusedNorm(kind, value.name, result.name, *names, size, eps)
+    scale, shift = (None if node is None else node.name for node in (weight, bias))
+    return FusedNorm(kind, value.name, result.name, scale, shift, size, eps)
