@@ -1,7 +1,7 @@
 """What a change of basis does to the structure of a graph, as plain data, so that another process can repeat it.
 
-Values are not recorded: a file holds those. A record is a JSON text: a norm that was written out and is a call now, a LayerNorm that
-is an RMSNorm, a tied parameter that is two.
+Values are not recorded: a file holds those. A record is a JSON text: a norm that was written out and is a call now, a LayerNorm
+that is an RMSNorm, a tied parameter that is two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["record_of", "replay"]
 
 
 def record_of(change: FusedNorm | str | tuple[str, Collection[str]]) -> str:
-    """``change``: a fused norm, the node of a norm that became an RMSNorm, or a tied parameter and the calls that got their own."""
+    """``change``: a fused norm, the node of a norm that became an RMSNorm, or a tied parameter and calls that got their own."""
     if isinstance(change, FusedNorm):
         return json.dumps({"fused": dataclasses.asdict(change)})
     if isinstance(change, str):
