@@ -34,6 +34,7 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
+from stp_fx.passes.bases import BasisName, basis_named
 from stp_fx.passes.compensations import CompensationName, compensation_named
 from stp_fx.passes.measure_damage import damage_for
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
@@ -87,6 +88,7 @@ def prune_graph(
     loss: Loss | None = None,
     seed: int = 0,
     validate: Validate = "auto",
+    basis: BasisName | None = None,
     **options: Unpack[SelectionOptions],
 ) -> fx.GraphModule:
     """Removes the least important units; returns a new, smaller GraphModule, and changes nothing in ``gm``.
@@ -97,12 +99,13 @@ def prune_graph(
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
-        compensation: None, "mean" (of removed inputs, into consumers' biases), "least_squares" (kept weights absorb what
-            they can), "sequential" (each layer is refitted on what it reads in the network as pruned so far: the strongest).
+        compensation: None, "mean", "least_squares" (kept weights absorb what they can), "sequential" (each layer is refitted on
+            what it reads in the network as pruned so far: the strongest).
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
+        basis: "rotate" puts residual streams into the basis of their principal components first, on ``calibration`` if given.
         options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
             ("channels", "macs", "params", "latency", "memory") and ``allocation`` ("scope", or "optimal": by measured damage).
 
@@ -113,6 +116,7 @@ def prune_graph(
         TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
         FunctionChangedError: removing groups that `ratios` names changes the function.
+        NothingToRotateError: no residual stream allows another basis; the message says why.
 
     Example:
         >>> from torch import nn, randn
@@ -121,17 +125,14 @@ def prune_graph(
         torch.Size([4, 3, 3, 3])
     """
     selection, remove = Selection(ratio, **options), RemoveChannels(validate=validate)
+    data = None if calibration is None else reiterable(calibration)
     pipeline = pruning_pipeline(
-        criterion,
-        selection,
-        calibration=calibration,
-        compensation=compensation,
-        recalibrate=recalibrate,
-        loss=loss,
-        seed=seed,
+        criterion, selection, calibration=data, compensation=compensation, recalibrate=recalibrate, loss=loss, seed=seed,
         rewrite=remove,
-    )
-    return _without_guilty(pipeline, selection, _captured(gm, example_inputs, kwargs, frontend, validate, outputs))
+    )  # fmt: skip
+    change = basis_named(basis, data)
+    captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
+    return _without_guilty(pipeline, selection, captured if change is None else change(captured).graph_module)
 
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:

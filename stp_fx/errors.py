@@ -12,6 +12,7 @@ __all__ = [
     "FunctionChangedError",
     "InputError",
     "NothingToPruneError",
+    "NothingToRotateError",
     "PassError",
     "PlanError",
     "RewriteError",
@@ -51,6 +52,10 @@ class FileError(StpFxError, ValueError):
 
 class NothingToPruneError(StpFxError):
     """The graph has no unit that the request allows to remove; the message says why."""
+
+
+class NothingToRotateError(StpFxError):
+    """A change of basis was asked for, and no set of channels allows one; the message says why."""
 
 
 class CriterionError(StpFxError, ValueError):

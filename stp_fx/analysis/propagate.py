@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stp_fx.analysis.choices import choose
 from stp_fx.analysis.elements import Elements
 from stp_fx.analysis.flow import flow_of
+from stp_fx.analysis.norm_calls import norm_calls
 from stp_fx.analysis.propagated import AxisRecord, Contraction, Propagated
 from stp_fx.errors import InputError, TraceError
 from stp_fx.ir.meta_run import run_for_shape
@@ -87,6 +88,7 @@ class _Propagation(TorchDispatchMode):
         self._node: fx.Node | None = None
         self._policy = Policy.STRICT
         self._unread = unread(gm.graph)
+        self._rescaled = {norm.node for norm in norm_calls(gm) if norm.kind == "rms" and not norm.hooked}
         self._hidden = False
         self._trains_only = False
         self._given: Any = ()
@@ -239,7 +241,10 @@ class _Propagation(TorchDispatchMode):
         self.elements.pin(dim, reason)
 
     def inexact(self, dim: Dim, reason: str) -> None:
-        self.elements.inexact(dim, reason)
+        if self._node in self._rescaled:  # its mean of squares is a sum, and removal puts the number of positions right
+            self.result.contractions.append(Contraction(self.elements.node, (), (dim,), 0))
+        else:
+            self.elements.inexact(dim, reason)
 
     def several(self, dim: Dim, least: int) -> None:
         self.elements.several(dim, least)

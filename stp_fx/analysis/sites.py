@@ -16,6 +16,7 @@ from torch import fx
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
+from stp_fx.analysis.norm_calls import norm_calls
 from stp_fx.analysis.solved import Solved
 from stp_fx.ir.memo import Same, remembered
 from stp_fx.rules import TensorDims, dim_size
@@ -90,12 +91,13 @@ def _sites(gm: fx.GraphModule, graph: ChannelGraph) -> Iterator[Site]:
     solved = graph._solved
     weights = _weight_inputs(solved)
     stored: set[fx.Node] = set()
+    norms = {norm.node for norm in norm_calls(gm)}  # they sum squares, and no weight reads them
     summed = np.zeros(graph.units, dtype=bool)
     for node in gm.graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr" or (inputs and node.op != "output" and all(n in stored for n in inputs)):
             stored.add(node)
-        if node.name not in solved.contracted:
+        if node.name not in solved.contracted or node in norms:
             continue
         _, units = solved.touched.of(solved.label[solved.contracted[node.name]])
         summed[units] = True

@@ -15,6 +15,7 @@ from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
 from stp_fx.ir import has_provenance, provenance_of, retrace
 from stp_fx.ir.provenance import floating_dtype
 from stp_fx.paths import path_of
+from stp_fx.rewrite.basis.record import replay
 from stp_fx.rewrite.bias import restore_biases
 from stp_fx.rewrite.removal import mask, remove
 from stp_fx.rewrite.slicing import copied
@@ -72,8 +73,10 @@ def _rebuilt(contents: Contents, model: nn.Module, dtype: torch.dtype | None) ->
     """
     with translated(FileError, "no description of a network that can be built: {}".format):  # absurd sizes, deep inside of torch
         graph = _graph_of(contents, model, dtype)
+        graph = copied(graph) if contents.added or contents.basis else graph
+        if provenance_of(graph).basis != contents.basis:
+            replay(graph, contents.basis)
         _check_same(contents, stored_tensors(graph), graph)
-        graph = copied(graph) if contents.added else graph
         restore_biases(graph, contents.added)
         original = {(name, dim): size for name, sizes in contents.original.items() for dim, size in enumerate(sizes)}
         result = remove(graph, _plan(contents.plan, original))

@@ -21,7 +21,8 @@ from stp_fx.checks import is_whole, shown
 from stp_fx.errors import FileError, InputError, translated
 from stp_fx.io.sources import opened, sources_of
 from stp_fx.paths import path_of
-from stp_fx.rewrite.removal import remove
+from stp_fx.rewrite.removal import is_partial, remove
+from stp_fx.rewrite.rms_norm import rms_scale_factors
 from stp_fx.rewrite.slicing import take
 from stp_fx.selection import PrunePlan
 
@@ -60,12 +61,14 @@ def prune_shards(gm: fx.GraphModule, plan: PrunePlan, source: Any, target: Any, 
         raise FileError(f"{str(folder)!r} exists; give a folder that does not")
     files = sources_of(Path(path_of(source)))
     cuts = _cuts(gm, plan, files)
+    graph = analyze(gm)
+    factors = rms_scale_factors(gm, graph, graph.survivors(plan, partial=is_partial(gm)))
     partial = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}.tmp")
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
         with translated(FileError, lambda said: f"{str(folder)!r} cannot be written: {said}"):
             partial.mkdir(parents=True)
-            _write(partial, _cut_tensors(files, cuts), max_shard_bytes)
+            _write(partial, _cut_tensors(files, cuts, factors), max_shard_bytes)
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -113,7 +116,9 @@ def _all_there(gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor], names: s
             raise FileError(f"the files do not hold {name!r}")
 
 
-def _cut_tensors(files: Files, cuts: Mapping[str, dict[int, np.ndarray]]) -> Iterator[tuple[str, torch.Tensor]]:
+def _cut_tensors(
+    files: Files, cuts: Mapping[str, dict[int, np.ndarray]], factors: Mapping[str, float]
+) -> Iterator[tuple[str, torch.Tensor]]:
     for path, names in files.items():
         with opened(path) as file:
             for name in names:
@@ -121,7 +126,8 @@ def _cut_tensors(files: Files, cuts: Mapping[str, dict[int, np.ndarray]]) -> Ite
                     tensor = file.get_tensor(name)
                 except Exception as error:  # whatever the parser says
                     raise FileError(f"{name!r} cannot be read from {str(path)!r}: {error}") from error
-                yield name, take(tensor, cuts[name])
+                cut = take(tensor, cuts[name])
+                yield name, cut.mul_(factors[name]) if name in factors else cut
 
 
 def _write(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], limit: int) -> None:

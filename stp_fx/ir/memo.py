@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import fx
 
-__all__ = ["Same", "remembered"]
+__all__ = ["Same", "forget", "remembered"]
 
 T = TypeVar("T")
 
@@ -44,3 +44,9 @@ def remembered(gm: fx.GraphModule, kind: str, key: Hashable, compute: Callable[[
     with _LOCK:
         _KNOWN.setdefault(gm, {})[kind] = (key, value)
     return value
+
+
+def forget(gm: fx.GraphModule) -> None:
+    """Drops what is remembered of a graph: one of its modules is of another class now, which no key tells."""
+    with _LOCK:
+        _KNOWN.pop(gm, None)

@@ -47,7 +47,8 @@ class Provenance:
     in its order: tensors as in ``inputs``, plain values as they were; what is neither is left out and named in ``lost``.
     ``validation`` is what was checked at capture, None if nothing was. ``held`` names the modules that the model's own ``train``
     keeps in the other mode, by the mode that it is called with. ``read`` holds the whole numbers of those inputs, by position,
-    whose numbers the forward read.
+    whose numbers the forward read. ``basis`` are the changes of structure that a change of basis has made, as JSON
+    (:mod:`stp_fx.rewrite.basis.record`).
     """
 
     inputs: tuple[Any, ...]
@@ -64,6 +65,7 @@ class Provenance:
     validation: Validation | None = None
     held: Mapping[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     read: Mapping[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    basis: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Provenance:
         return self

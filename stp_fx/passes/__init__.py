@@ -9,12 +9,14 @@ from stp_fx.passes.collect_gradients import CollectGradients
 from stp_fx.passes.collect_statistics import CollectStatistics
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
+from stp_fx.passes.layer_norm_to_rms_norm import LayerNormToRMSNorm
 from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.measure_damage import MeasureDamage
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
 from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
+from stp_fx.passes.rotate_residual import RotateResidual
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
 from stp_fx.passes.unmask import UnmaskChannels
@@ -35,6 +37,7 @@ __all__ = [
     "CompensateMean",
     "GraphPass",
     "LatencyModel",
+    "LayerNormToRMSNorm",
     "MaskChannels",
     "MeanCheck",
     "MeasureDamage",
@@ -44,6 +47,7 @@ __all__ = [
     "RecalibrateBatchNorm",
     "ReconstructSequentially",
     "RemoveChannels",
+    "RotateResidual",
     "ScoreUnits",
     "SelectUnits",
     "UnmaskChannels",

@@ -13,6 +13,7 @@ from stp_fx.errors import InputError, RewriteError
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.rewrite.masks import add_masks, drop_masks
 from stp_fx.rewrite.refit import refit
+from stp_fx.rewrite.rms_norm import rescale_rms_norms
 from stp_fx.rewrite.slicing import copied, shortened_copy
 
 __all__ = ["is_partial", "mask", "remove", "unmask"]
@@ -34,6 +35,7 @@ def remove(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
     result = shortened_copy(gm, graph, survivors)
     if not plan.is_empty:
         refit(result, graph, survivors)
+        rescale_rms_norms(result, graph, survivors)
         drop_masks(result, idle=True)
     known = provenance_of(result)
     own = _of_original(plan, known.added)

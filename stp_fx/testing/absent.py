@@ -17,14 +17,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.ir._torch_compat import is_pointwise
 from stp_fx.testing.absent_ops import CARRIES, LIKE, NAN, POINTWISE, SEMANTICS, is_inexact, marked, pointwise, tensors_in
 
-__all__ = ["Absent", "OracleError", "absent_copy", "run_absent"]
+__all__ = ["Absent", "AbsentNorms", "OracleError", "absent_copy", "run_absent"]
 
 _MADE = ("lifted_tensor_", "_tensor_constant")
 """How the front ends name such tensors."""
@@ -44,7 +46,7 @@ def run_absent(module: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> Any
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), Absent():
+        with torch.no_grad(), Absent(), AbsentNorms():
             out = poisoned(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -95,3 +97,22 @@ class Absent(TorchDispatchMode):
         if is_pointwise(func) or name in POINTWISE:
             return pointwise(func, args, kwargs, floats)
         raise OracleError(f"the oracle has no semantics for {func}: add one to stp_fx.testing.absent_ops")
+
+
+class AbsentNorms(TorchFunctionMode):
+    """RMSNorm over a last dimension counts absent positions as zeros: the mean of squares is over as many positions as before.
+
+    On its way to ATen the call falls apart, so it is caught as it is written.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (torch.rms_norm, F.rms_norm):
+            return func(*args, **kwargs)
+        given: dict[str, Any] = {**dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)), **kwargs}
+        x, shape, weight, eps = given["input"], given["normalized_shape"], given.get("weight"), given.get("eps")
+        if len(shape) != 1:
+            return func(*args, **kwargs)
+        square = (x * x).sum(-1, keepdim=True) / shape[0]  # absent terms are left out of the sum
+        result = x / (square + (torch.finfo(x.dtype).eps if eps is None else eps)).sqrt()
+        return result if weight is None else result * weight

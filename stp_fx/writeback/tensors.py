@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from stp_fx.analysis.norm_calls import norm_calls
 from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.rewrite.slicing import copied
@@ -41,6 +42,7 @@ def smaller_copy(pruned: fx.GraphModule, model: nn.Module) -> tuple[nn.Module, s
             memo[id(tensor)] = _like(given[name], tensor)
     result = copied(model, memo)
     _add_missing(pruned, result)
+    _renew_epsilons(pruned, result)
     leaves = dict(pruned.named_modules(remove_duplicate=False))
     called = {str(node.target) for node in pruned.graph.nodes if node.op == "call_module"}
     settled: set[tuple[str, str]] = set()
@@ -52,6 +54,16 @@ def smaller_copy(pruned: fx.GraphModule, model: nn.Module) -> tuple[nn.Module, s
                     module.__dict__[attribute] = value
                     settled.add((name, attribute))
     return result, settled
+
+
+def _renew_epsilons(pruned: fx.GraphModule, copy: nn.Module) -> None:
+    """Epsilons of RMSNorms, which removal renews (:mod:`stp_fx.rewrite.rms_norm`)."""
+    modules = dict(copy.named_modules(remove_duplicate=False))
+    for norm in norm_calls(pruned):
+        owner = str(norm.node.target) if norm.node.op == "call_module" else str(norm.weight).rpartition(".")[0]
+        module = modules.get(owner)
+        if norm.kind == "rms" and isinstance(module, nn.RMSNorm):
+            module.eps = norm.eps
 
 
 def numbers_in(thing: Any) -> Iterator[tuple[str, Any]]:

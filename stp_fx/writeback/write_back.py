@@ -16,6 +16,7 @@ from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
 from stp_fx.rewrite.slicing import copied
+from stp_fx.writeback.basis import check_basis
 from stp_fx.writeback.calls import mapped, recorded
 from stp_fx.writeback.check import Check, stress
 from stp_fx.writeback.config import fit_config
@@ -101,6 +102,7 @@ def _check_arguments(pruned: Any, model: Any) -> None:
         raise InputError("`model` is a GraphModule: give the module that was traced")
     if provenance_of(pruned).masked is not None:
         raise InputError("`pruned` is masked: its tensors are as large as before. Remove what the masks cover first")
+    check_basis(pruned, model)
 
 
 def _arguments(pruned: fx.GraphModule, model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> Any:

@@ -185,6 +185,17 @@ def test_a_call_that_fails_touches_nothing(name: str, setting: Setting) -> None:
     assert_untouched(before)
 
 
+class Normed(nn.Module):
+    """What a change of basis needs, for inputs like those of :class:`Net`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.into(x).flatten(2).transpose(1, 2)))
+
+
 def _instances(setting: Setting) -> list[GraphPass]:
     """One of every pass of the library."""
     given: dict[str, Any] = {"calibration": setting.batches, "plan": setting.plan}
@@ -203,10 +214,12 @@ def _instances(setting: Setting) -> list[GraphPass]:
 def test_every_pass_touches_nothing_and_keeps_to_its_kind(setting: Setting) -> None:
     needs = ("covariance", "maps", "patches", "gradients")
     artifacts = Artifacts(measure(setting.gm, needs, setting.batches), score(setting.gm, "magnitude"), setting.plan)
+    normed = stp_fx.trace(Normed(), torch.randn(2, 3, 6, 6))
     seen = []
     for each in _instances(setting):
         graph = setting.masked if type(each).__name__ == "UnmaskChannels" else setting.gm
-        before = snapshot(*_held(setting))
+        graph = normed if type(each).__name__ in ("LayerNormToRMSNorm", "RotateResidual") else graph
+        before = snapshot(*_held(setting), normed)
         outcome = each(graph, artifacts)
         assert_untouched(before)
         assert (outcome.graph_module is graph) == (each.kind == "analysis"), each

@@ -175,6 +175,7 @@ class LayerNorm(Block):
     def __init__(self, at: Shape, how: str) -> None:
         super().__init__(at)
         self.functional = how == "functional"
+        self.columns_suffice = how != "rms"  # its mean of squares reads what no column does
         if self.functional:
             self.weight, self.bias = nn.Parameter(torch.ones(at.channels)), nn.Parameter(torch.zeros(at.channels))
         else:

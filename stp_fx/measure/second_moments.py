@@ -1,0 +1,67 @@
+"""Second moments of chosen values, over calibration data: what principal components are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from stp_fx.analysis.carriers import Carrier
+from stp_fx.errors import InputError
+from stp_fx.ir.modes import OneMode
+from stp_fx.measure.calibration import arguments_of, batches, eval_twin
+from stp_fx.measure.distributed import several_processes, summed
+
+__all__ = ["second_moments"]
+
+
+def second_moments(
+    gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor, wanted: Mapping[str, tuple[Carrier, ...]], what: str
+) -> dict[str, torch.Tensor]:
+    """The mean of x x^T, uncentred, over all positions of the values of the nodes ``wanted``: float64 [channels, channels] each.
+
+    The graph runs in eval mode, without gradients. Blocks of a carrier are observations of the same channels. Under
+    ``torch.distributed`` every rank gives its own batches and gets the moments of all.
+
+    Raises:
+        InputError: no batch, one that does not fit, or a value that is not finite.
+    """
+    reader = _Reader(gm, wanted)
+    with torch.no_grad():
+        for batch in batches(gm, calibration, what):
+            reader.run(*arguments_of(gm, batch))
+    result = {}
+    for name, total in reader.totals.items():
+        count = summed(reader.counts[name], [total]) if several_processes() else reader.counts[name]
+        result[name] = (total / max(count, 1)).cpu()
+        if not bool(result[name].isfinite().all()):
+            raise InputError(f"{what}: the calibration data gives values at node '{name}' that are not finite")
+    return result
+
+
+class _Reader(OneMode):
+    """Runs evaluation's nodes and sums outer products of the wanted values."""
+
+    def __init__(self, gm: fx.GraphModule, wanted: Mapping[str, tuple[Carrier, ...]]) -> None:
+        super().__init__(eval_twin(gm), gm.graph)
+        self._wanted = wanted
+        self.totals: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n not in self.left_out:
+            for carrier in self._wanted.get(n.name, ()):
+                self._add(n.name, value, carrier)
+        return value
+
+    def _add(self, name: str, value: torch.Tensor, carrier: Carrier) -> None:
+        index = torch.from_numpy(carrier.positions).to(value.device)
+        rows = value.detach().movedim(carrier.dim, -1)[..., index].reshape(-1, index.shape[1]).double()
+        known = self.totals.setdefault(
+            name, torch.zeros(index.shape[1], index.shape[1], dtype=torch.float64, device=value.device)
+        )
+        known += rows.T @ rows
+        self.counts[name] = self.counts.get(name, 0) + len(rows)

@@ -1,0 +1,1 @@
+"""Change of basis: rewrites that keep the function and choose the channels that the removal then finds."""
