@@ -34,7 +34,7 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
-from stp_fx.passes.bases import BasisName, basis_named
+from stp_fx.passes.bases import BasisName, check_basis_name, in_basis
 from stp_fx.passes.compensations import CompensationName, compensation_named
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
 from stp_fx.report.compare import compare
@@ -104,8 +104,9 @@ def prune_graph(
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
-        basis: "rotate" puts residual streams into the basis of their principal components before anything is scored, on
-            ``calibration`` if it is given (:class:`stp_fx.passes.RotateResidual`); best with ``criterion="variance"``.
+        basis: "rotate" turns residual streams into their principal components (on ``calibration``, if it is given) and heads into
+            the singular vectors of their projections before anything is scored (:class:`stp_fx.passes.RotateResidual`,
+            :class:`stp_fx.passes.RotateHeads`); best with ``criterion="variance"``.
         options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
             "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
 
@@ -116,7 +117,7 @@ def prune_graph(
         TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
         FunctionChangedError: removing groups that `ratios` names changes the function.
-        NothingToRotateError: no residual stream allows another basis; the message says why.
+        NothingToRotateError: neither a residual stream nor a head allows another basis; the message says why.
 
     Example:
         >>> from torch import nn, randn
@@ -136,9 +137,9 @@ def prune_graph(
         seed=seed,
         rewrite=remove,
     )
-    change = basis_named(basis, calibration)
+    check_basis_name(basis)
     captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
-    return _without_guilty(pipeline, selection, captured if change is None else change(captured).graph_module)
+    return _without_guilty(pipeline, selection, in_basis(captured, basis, calibration))
 
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
