@@ -38,10 +38,7 @@ class Attention(nn.Module):
         if self.rotary:
             q, k = self.turned(q), self.turned(k)
         k, v = (y.repeat_interleave(4 // self.shared, 1) for y in (k, v))
-        if self.plain:
-            y = (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v)
+        y = (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v if self.plain else F.scaled_dot_product_attention(q, k, v)
         return self.out(y.transpose(1, 2).reshape(b, t, 24))
 
 
@@ -69,7 +66,7 @@ def test_the_function_is_kept(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["heads of their own", "grouped queries", "written out"])
 def test_the_first_positions_are_the_best_approximation_of_a_head(name: str) -> None:
-    """Eckart and Young: what the last positions of head 0 add to its map from inputs to outputs are the smallest singular values."""
+    """Eckart and Young: what the last positions of head 0 add to its map are the smallest singular values."""
     _, gm, _ = made(name)
     rotated = RotateHeads()(gm).graph_module
 

@@ -1,10 +1,10 @@
 """The basis inside every attention head: what follows from ``W_o (N^-1)(N W_v)`` and ``(N^-T q)^T (N k)`` being what they were.
 
-Between the value and the output projection stands a weighted mean over tokens, which commutes with any matrix over the positions of a
-head; scores are products over these positions. So each head may have the matrix in which the first positions carry the most:
-the singular vectors of the product of its projections. Which block of a projection is a head's values, queries or keys is found by
-running the part of the graph between the projections: without its values a head gives zero, and a matrix on its keys whose inverse
-transposed is on its queries changes nothing. (Rotary positions and norms over a head's positions do not allow that.)
+Between the value and the output projection stands a weighted mean over tokens, which commutes with any matrix over the positions
+of a head; scores are products over these positions. So each head may have the matrix in which the first positions carry the most:
+the singular vectors of the product of its projections. Which block of a projection is a head's values, queries or keys is found
+by running the part of the graph between the projections: without its values a head gives zero, and a matrix on its keys whose
+inverse transposed is on its queries changes nothing. (Rotary positions and norms over a head's positions do not allow that.)
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Heads:
         self.given = {n: self._drawn(n) for node in self.projections for n in node.all_input_nodes if n.op != "get_attr"}
 
     def _end(self) -> tuple[fx.Node, Carrier | None]:
-        """What the output projection reads, and where the positions are in it; without one, the scores or what is made of them."""
+        """What the output projection reads, and where the positions are in it; without one, the scores."""
         if self.output is None:
             nodes = (n for n in self.touched.nodes() if not self.touched.has(n) and n not in self.projections)
             return next(n for n in nodes if isinstance(self.probe.values[n], torch.Tensor)), None
@@ -228,7 +228,7 @@ def _rotate_values(heads: Heads, tensors: Tensors, block: Block, served: Sequenc
 
 
 def _rotate_keys(heads: Heads, tensors: Tensors, key: Block, queries: Sequence[Block]) -> None:
-    """With ``E[q q^T] = L L^T`` and ``L^T M = U S V^T`` for keys ``E[k k^T] = M M^T``: keys ``S^-1/2 U^T L^T k``, queries alike."""
+    """With ``E[q q^T] = L L^T`` and ``L^T M = U S V^T``, where ``E[k k^T] = M M^T``: keys become ``S^-1/2 U^T L^T k``."""
     size = heads.group.size
     jitter = 1e-12 * torch.eye(size, dtype=torch.float64)
     moments = [sum(((m := heads.matrix(b)) @ m.T for b in blocks), torch.zeros(size, size)) for blocks in (queries, [key])]
@@ -247,7 +247,9 @@ def _left(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return torch.einsum("pq,q...->p...", matrix.to(rows), rows)
 
 
-def _on_block(tensor: torch.Tensor, carrier: Carrier, block: int, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _on_block(
+    tensor: torch.Tensor, carrier: Carrier, block: int, function: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     index = torch.from_numpy(carrier.positions[block]).to(tensor.device)
     first = tensor.movedim(carrier.dim, 0)
     return first.clone().index_copy_(0, index, function(first[index])).movedim(0, carrier.dim).contiguous()
