@@ -49,13 +49,20 @@ class Images:
         order = torch.randperm(len(self.train_x), generator=torch.Generator().manual_seed(seed))[:images]
         return [(self.train_x[k], self.train_y[k]) for k in order.split(size)]
 
+    def held_out(self, images: int, after: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Training images that are not among the first ``after`` of :meth:`calibration`: methods are chosen on them."""
+        order = torch.randperm(len(self.train_x), generator=torch.Generator().manual_seed(seed))[after : after + images]
+        return self.train_x[order], self.train_y[order]
+
     @torch.no_grad()
-    def accuracy(self, model: nn.Module) -> float:
+    def accuracy(self, model: nn.Module, images: tuple[Tensor, Tensor] | None = None) -> float:
+        """Of the test images, or of those given."""
         was = model.training
         model.eval()
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(self.test_x.split(500), self.test_y.split(500)))
+        all_x, all_y = (self.test_x, self.test_y) if images is None else images
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(all_x.split(500), all_y.split(500)))
         model.train(was)
-        return right / len(self.test_x)
+        return right / len(all_x)
 
 
 class Fashion(Images):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import stp_fx
 
@@ -64,6 +64,25 @@ def prune_once(
     for key, parameter in model.named_parameters():
         parameter.grad = None if gradients is None else gradients[key].clone()
     step(pruner, model)
+
+
+def plan_of_slices(gm: fx.GraphModule, original: nn.Module, pruned: nn.Module) -> stp_fx.PrunePlan | None:
+    """Its choice as a plan for our graph: which slices of the weights it has kept is found by their values. None where it keeps
+    other dimensions in each head of an attention, which is no choice of units."""
+    removed, now = {}, dict(pruned.named_parameters())
+    for name, whole in original.named_parameters():
+        if whole.dim() < 2 or whole.shape == now[name].shape:
+            continue
+        values, order = whole.detach().flatten().sort()
+        places = order[torch.searchsorted(values, now[name].detach().flatten())]
+        kept = [set(indices.tolist()) for indices in torch.unravel_index(places, whole.shape)]
+        for dim, size in enumerate(whole.shape):
+            if len(kept[dim]) < size:
+                removed[f"{name}:{dim}"] = sorted(set(range(size)) - kept[dim])
+    try:
+        return stp_fx.analyze(gm).plan_for(removed)
+    except stp_fx.errors.InputError:
+        return None
 
 
 def runs(model: nn.Module, example: Tensor) -> bool:

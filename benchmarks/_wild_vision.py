@@ -198,10 +198,9 @@ def _depth_anything() -> nn.Module:
 
 
 DEPTH: dict[str, Network] = {
-    # At a width of 32 the random weights of this seed leave nothing after the last ReLU.
     "dpt": of_class(
         "DPTForDepthEstimation", pixels(32), **_DEEPER, backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=24, is_hybrid=False,
+        neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=32, is_hybrid=False,
     ),
     "depth_anything": lazily(_depth_anything, pixels(28)),
     "glpn": of_class(

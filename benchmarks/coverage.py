@@ -31,12 +31,15 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from _common import RESULTS, machine, markdown_machine, markdown_table, run_child, wide_console, write
 from _coverage_networks import COLLECTIONS
 from rich.table import Table
+
+from stp_fx.ir.train_eval import ALONE
 
 CHECKS = ("output", "shapes", "batch", "step", "law", "cost", "validated")
 LEAST = 0.3
@@ -92,7 +95,7 @@ def _cells(name: str, result: dict[str, Any]) -> list[str]:
 
     return [
         name,
-        result["status"],
+        _outcome(result),
         get("frontend"),
         get("groups"),
         get("exact_groups"),
@@ -110,6 +113,12 @@ def _cells(name: str, result: dict[str, Any]) -> list[str]:
         get("seconds", "{:.0f}"),
         f"{result['peak_bytes'] / 1e9:.1f}",
     ]
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    """In a word or two; the reasons have a table of their own."""
+    failed = [check for check, passed in result["checks"].items() if not passed] or [*result["errors"]]
+    return "announced" if _is_announced(result) else "ok" if result["status"] == "ok" else f"failed: {', '.join(failed)}"
 
 
 def _millions(count: int | None) -> str:
@@ -130,14 +139,17 @@ def _report(stem: Path, results: dict[str, dict[str, Any]], total: int) -> None:
     passed = sum(result["status"] == "ok" for result in results.values())
     earlier = sum("validation" not in result and "groups" in result for result in results.values())
     older = f" {earlier} rows, those without `validated`, are of an earlier run." if earlier else ""
+    announced = [name for name, result in results.items() if _is_announced(result)]
+    told = f" Of the others {len(announced)} are refused with the library's own reason, below." if announced else ""
     text = f"""# Coverage: {stem.name.removeprefix("coverage-")}
 
-{passed} of {total} networks pass every check ({len(results)} run). Magnitude, local, ratio 0.5; MACs for one image.{older}
+{passed} of {total} networks pass every check ({len(results)} run).{told} Magnitude, local, ratio 0.5; MACs for one image.{older}
 
 {markdown_machine(machine())}
 
 {markdown_table(HEADER, [_cells(name, result) for name, result in results.items()], left=3)}
 
+{_not_passed(results)}{_longest(results)}\
 Why axes are pinned, over all of these networks (an axis with several reasons counts for the first):
 
 {markdown_table(("reason", "axes", "networks"), _reasons(results), left=1)}
@@ -148,6 +160,55 @@ the law is checked on. `pinned`: axes of parameters that cannot lose a single in
 and `peak GB`: the whole process with all checks, double precision included.
 """
     write(stem, text, {"machine": machine(), "networks": results})
+
+
+def _is_announced(result: dict[str, Any]) -> bool:
+    """Whether the library says itself, before anything is pruned, what it does not take, and nothing else fails."""
+    failed = [check for check, passed in result["checks"].items() if not passed]
+    in_one_mode = failed == ["validated"] and bool(_alone(result))
+    return in_one_mode or (bool(failed) and "cannot be captured" in result["errors"].get("prune", ""))
+
+
+def _alone(result: dict[str, Any]) -> list[str]:
+    """What the library says of a mode that it leaves out."""
+    return [note for note in result.get("notes", ()) if note.startswith(ALONE)]
+
+
+def _not_passed(results: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [name, "announced", "; ".join(_alone(result)) or result["errors"]["prune"]]
+        if _is_announced(result)
+        else [name, "failed", result["status"]]
+        for name, result in results.items()
+        if result["status"] != "ok"
+    ]
+    if not rows:
+        return ""
+    text = "Not passed, with the reason. Announced: an error or a warning of `trace` says so, and what to do."
+    return f"{text}\n\n{markdown_table(('network', 'how', 'reason'), rows, left=3)}\n\n"
+
+
+def _longest(results: dict[str, dict[str, Any]]) -> str:
+    """Those that take longest to trace and prune, and how many take longer than 10 s and 20 of their own forward passes."""
+    known = {name: result for name, result in results.items() if "prune_seconds" in result}
+    if not any("forward_cpu_seconds" in result for result in known.values()):
+        return ""
+    seconds = {name: result.get("prune_cpu_seconds", result["prune_seconds"]) for name, result in known.items()}
+    allowed = {name: 10 + 20 * result.get("forward_cpu_seconds", 0.0) for name, result in known.items()}
+    over = [name for name in known if seconds[name] > allowed[name]]
+    rows = [
+        [name, f"{seconds[name]:.2f}", f"{known[name].get('forward_cpu_seconds', math.nan):.2f}", f"{allowed[name]:.1f}"]
+        for name in sorted(known, key=seconds.__getitem__, reverse=True)[:10]
+    ]
+    wall = sum("prune_cpu_seconds" not in result for result in known.values())
+    header = ("network", "trace and prune s", "forward s", "10 + 20 forwards")
+    older = f" ({wall} networks of an earlier run: by the clock, with no forward measured)" if wall else ""
+    return f"""Over 10 s + 20 forward passes to trace and prune: {", ".join(over) or "none"}.
+The longest, in seconds of a processor{older}:
+
+{markdown_table(header, rows, left=1)}
+
+"""
 
 
 def _reasons(results: dict[str, dict[str, Any]]) -> list[list[str]]:

@@ -27,7 +27,7 @@ import torch
 from _common import RESULTS, machine, markdown_machine, markdown_table, timed, wide_console, write
 from _opponent import has_batchnorm, recalibrated
 from _pretrained import NETWORKS, Network, Scores
-from retention import COMPENSATIONS
+from retention import compensations
 from rich.table import Table
 from torch import Tensor, fx, nn
 
@@ -99,7 +99,7 @@ def ours(
                 continue
             select = SelectUnits(target, scope=scope, target="macs", products=options.get("products", "auto"))
             selected = Pipeline(ScoreUnits(criterion, options.get("ignore", ())), select)(gm, measured).artifacts
-            for how, (compensate, recalibrate) in COMPENSATIONS.items():
+            for how, (compensate, recalibrate) in compensations(network.calibration).items():
                 if recalibrate and not has_batchnorm(gm):
                     continue
                 repair = () if compensate is None else (compensate,)

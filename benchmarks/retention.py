@@ -1,11 +1,13 @@
 """Accuracy right after one-shot pruning, without any training.
 
-    python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--out benchmarks/results/retention]
+    python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--criteria variance,reconstruction]
+        [--scopes isomorphic,optimal] [--repairs "least squares,sequential"] [--out benchmarks/results/retention]
 
 Networks trained on Fashion-MNIST (``_fashion.py``), pruned to 70, 50 and 30 % of their MACs by several criteria, each with
-every compensation, on the same calibration images; accuracy on the 10,000 test images. torch-pruning 1.6.1 prunes the same
-checkpoints to the same MACs or just above, by magnitude and by Taylor scores, as it comes and with its BatchNorms
-recalibrated by a plain loop.
+every repair, on the same calibration images. Methods are compared on 3,000 *training* images that are not among these; the
+best one of each kind of repair is then tried on the 10,000 test images. torch-pruning 1.6.1 prunes the same checkpoints to the
+same MACs or just above, by magnitude and by Taylor scores, as it comes, with its BatchNorms recalibrated by a plain loop, and
+with our sequential repair of what it has chosen.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from _common import RESULTS, machine, markdown_machine, markdown_table, wide_console, write
 from _fashion import Fashion, load
-from _opponent import has_batchnorm, prune_once, ratio_for, recalibrated
+from _opponent import has_batchnorm, plan_of_slices, prune_once, ratio_for, recalibrated
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import stp_fx
 from stp_fx.passes import (
@@ -32,56 +34,100 @@ from stp_fx.passes import (
     CompensateLeastSquares,
     CompensateMean,
     GraphPass,
+    MeasureDamage,
     Pipeline,
     RecalibrateBatchNorm,
+    ReconstructSequentially,
     RemoveChannels,
+    RotateResidual,
     ScoreUnits,
     SelectUnits,
 )
 
-CRITERIA = ("magnitude", "variance", "taylor", "reconstruction")
-SCOPES = ("local", "isomorphic")
-COMPENSATIONS: dict[str, tuple[GraphPass | None, bool]] = {
-    "none": (None, False),
-    "none + BN": (None, True),
-    "mean": (CompensateMean(), False),
-    "mean + BN": (CompensateMean(), True),
-    "least squares": (CompensateLeastSquares(), False),
-    "least squares + BN": (CompensateLeastSquares(), True),
-}
+ROTATED = ("vit",)
+"""Networks with a residual stream that can be rotated: by ``basis="rotate"`` as well."""
 CALIBRATION = 2048
+HELD_OUT = 3000
+Accuracy = dict[str, float]
+"""On held-out training images and, of what is best on these, on test images: "chosen on" and "test"."""
 
 
-def ours(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
-    """Accuracy by "criterion, scope, compensation"."""
-    batches = data.calibration(CALIBRATION)
+def compensations(batches: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[GraphPass | None, bool]]:
+    """Name to the pass, and whether BatchNorm is recalibrated after the removal."""
+    return {
+        "none": (None, False),
+        "none + BN": (None, True),
+        "mean": (CompensateMean(), False),
+        "mean + BN": (CompensateMean(), True),
+        "least squares": (CompensateLeastSquares(), False),
+        "least squares + BN": (CompensateLeastSquares(), True),
+        "sequential": (ReconstructSequentially(batches), False),
+    }
+
+
+class Tried:
+    """Accuracies of networks on held-out images, and the best network of each kind, which :meth:`finish` tests."""
+
+    def __init__(self, data: Fashion) -> None:
+        self._data, self._best = data, dict[str, tuple[str, nn.Module]]()
+        self.found: dict[str, Accuracy] = {}
+
+    def add(self, kind: str, name: str, model: nn.Module) -> None:
+        accuracy = self._data.accuracy(model, self._data.held_out(HELD_OUT, CALIBRATION))
+        self.found[name] = {"chosen on": accuracy}
+        if kind not in self._best or accuracy > self.found[self._best[kind][0]]["chosen on"]:
+            self._best[kind] = name, model
+
+    def finish(self) -> dict[str, Accuracy]:
+        for name, model in self._best.values():
+            self.found[name]["test"] = self._data.accuracy(model)
+        return self.found
+
+
+def ours(name: str, model: nn.Module, data: Fashion, target: float, options: argparse.Namespace) -> dict[str, Accuracy]:
+    """Accuracy by "criterion, scope, repair"."""
+    batches, tried = data.calibration(CALIBRATION), Tried(data)
     gm = stp_fx.trace(model, data.test_x[:1])
-    collect = Pipeline(CollectStatistics(batches, covariance=True, maps=True, patches=1200), CollectGradients(batches))
-    measured = collect(gm).artifacts
-    found = {}
-    for criterion in CRITERIA:
+    in_basis(gm, data, target, options, "", tried)
+    if name in ROTATED:
+        in_basis(RotateResidual(batches)(gm).graph_module, data, target, options, "rotated, ", tried)
+    return tried.finish()
+
+
+def in_basis(gm: fx.GraphModule, data: Fashion, target: float, options: argparse.Namespace, basis: str, tried: Tried) -> None:
+    batches = data.calibration(CALIBRATION)
+    wanted = options.repairs.split(",")
+    repairs = {
+        name: each
+        for name, each in compensations(batches).items()
+        if name.removesuffix(" + BN") in wanted and (has_batchnorm(gm) or not each[1])
+    }
+    collect = [CollectStatistics(batches, covariance=True, maps=True, patches=1200)]
+    if "taylor" in options.criteria:
+        collect.append(CollectGradients(batches))
+    measured = Pipeline(*collect)(gm).artifacts
+    for criterion in options.criteria.split(","):
         scored = ScoreUnits(criterion)(gm, measured).artifacts
-        for scope in SCOPES:
-            selected = SelectUnits(target, scope=scope, target="macs")(gm, scored).artifacts
-            for name, (compensate, recalibrate) in COMPENSATIONS.items():
-                if recalibrate and not has_batchnorm(model):
-                    continue
+        for scope in options.scopes.split(","):
+            select = SelectUnits(target, target="macs", scope=scope) if scope != "optimal" else None
+            select = select or Pipeline(MeasureDamage(batches), SelectUnits(target, target="macs", allocation="optimal"))
+            selected = select(gm, scored).artifacts
+            for name, (compensate, recalibrate) in repairs.items():
                 repair = () if compensate is None else (compensate,)
                 pruned = Pipeline(*repair, RemoveChannels())(gm, selected).graph_module
                 if recalibrate:
                     pruned = RecalibrateBatchNorm(batches)(pruned).graph_module
-                found[f"{criterion}, {scope}, {name}"] = data.accuracy(pruned)
-    return found
+                tried.add(f"{basis}{name}", f"{basis}{criterion}, {scope}, {name}", pruned)
 
 
-def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
+def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, Accuracy]:
     """The same for torch-pruning, whose ratio is raised until its MACs are at most those asked for."""
     import torch_pruning as tp
 
     batches, example = data.calibration(CALIBRATION), data.test_x[:1]
-    gradients = _gradients(model, batches)
+    gradients, gm = _gradients(model, batches), stp_fx.trace(model, example)
     scores = {"magnitude": tp.importance.GroupMagnitudeImportance(p=2), "taylor": tp.importance.GroupTaylorImportance()}
-    found = {}
+    tried = Tried(data)
     for criterion, importance in scores.items():
         for scope in ("local", "global"):
             options = {"importance": importance, "global_pruning": scope == "global"}
@@ -91,10 +137,14 @@ def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, float]:
                 continue
             pruned = copy.deepcopy(model)
             prune(pruned, example, ratio)
-            found[f"{criterion}, {scope}"] = data.accuracy(pruned)
+            tried.add("as it comes", f"{criterion}, {scope}", pruned)
             if has_batchnorm(pruned):
-                found[f"{criterion}, {scope}, + BN"] = data.accuracy(recalibrated(pruned, batches))
-    return found
+                tried.add("+ BN", f"{criterion}, {scope}, + BN", recalibrated(pruned, batches))
+            plan = plan_of_slices(gm, model, pruned)
+            if plan is not None:
+                repaired = Pipeline(ReconstructSequentially(batches, plan=plan), RemoveChannels(plan))(gm).graph_module
+                tried.add("+ ours", f"{criterion}, {scope}, + our sequential repair", repaired)
+    return tried.finish()
 
 
 def _gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -105,14 +155,26 @@ def _gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[s
     return {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def best(found: dict[str, float]) -> tuple[str, float]:
-    return max(found.items(), key=lambda item: item[1])
+def best(found: dict[str, Accuracy], without: str = "?") -> tuple[str, float]:
+    """The method that is best on held-out training images, and its accuracy on the test images."""
+    methods = {name: each for name, each in found.items() if without not in name}
+    name = max(methods, key=lambda each: methods[each]["chosen on"])
+    return name, methods[name]["test"]
+
+
+def _cell(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "-"
+    return f"{accuracy['chosen on']:.2%}" + (f" / **{accuracy['test']:.2%}**" if "test" in accuracy else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet,mobilenet,vit")
     parser.add_argument("--targets", default="0.3,0.5,0.7", help="fractions of the MACs to remove")
+    parser.add_argument("--criteria", default="magnitude,variance,taylor,reconstruction")
+    parser.add_argument("--scopes", default="local,isomorphic,optimal", help='of selection, or "optimal" allocation')
+    parser.add_argument("--repairs", default="none,mean,least squares,sequential")
     parser.add_argument("--out", type=Path, default=RESULTS / "retention")
     parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     arguments = parser.parse_args()
@@ -126,7 +188,7 @@ def main() -> None:
         for target in map(float, arguments.targets.split(",")):
             if f"{name} {target:g}" in results:
                 continue
-            mine, theirs = ours(model, data, target), peer(model, data, target)
+            mine, theirs = ours(name, model, data, target, arguments), peer(model, data, target)
             results[f"{name} {target:g}"] = {"unpruned": whole, "ours": mine, "peer": theirs}
             (how, top), (their_how, their_top) = best(mine), best(theirs)
             report(arguments.out, results)
@@ -141,11 +203,20 @@ def report(out: Path, results: dict[str, Any]) -> Table:
     """Written after every cell; gives the summary as a table."""
     summary = []
     for cell, found in results.items():
-        (how, top), (their_how, their_top) = best(found["ours"]), best(found["peer"])
-        summary.append(
-            [cell, f"{found['unpruned']:.2%}", f"{top:.2%}", f"{top / found['unpruned']:.1%}", how, f"{their_top:.2%}", their_how]
-        )
-    header = ("network, MACs removed", "unpruned", "ours", "kept", "how", "torch-pruning", "how")
+        (how, top), (their_how, their_top) = best(found["ours"]), best(found["peer"], without="our sequential")
+        repaired = {name: each for name, each in found["peer"].items() if "our sequential" in name}
+        row = [cell, f"{found['unpruned']:.2%}", f"{top:.2%}", f"{top / found['unpruned']:.1%}", how]
+        summary.append([*row, f"{their_top:.2%}", their_how, f"{best(repaired)[1]:.2%}" if repaired else "-"])
+    header = (
+        "network, MACs removed",
+        "unpruned",
+        "ours",
+        "kept",
+        "how",
+        "torch-pruning",
+        "how",
+        "and with our sequential repair",
+    )
     table = Table(*header, title="best right after pruning")
     for row in summary:
         table.add_row(*row)
@@ -153,17 +224,19 @@ def report(out: Path, results: dict[str, Any]) -> Table:
     columns = {cell: {**{f"stp_fx: {k}": v for k, v in results[cell]["ours"].items()},
                       **{f"torch-pruning: {k}": v for k, v in results[cell]["peer"].items()}} for cell in cells}  # fmt: skip
     methods = list(dict.fromkeys(method for column in columns.values() for method in column))
-    grid = [[m, *(f"{columns[c][m]:.2%}" if m in columns[c] else "-" for c in cells)] for m in methods]
+    grid = [[m, *(_cell(columns[c].get(m)) for c in cells)] for m in methods]
     text = f"""# Retention: accuracy right after one-shot pruning
 
 {markdown_machine(machine())}
 
-Fashion-MNIST, 10,000 test images, no training; {CALIBRATION} training images for calibration. Columns: network, and the
-fraction of its MACs that is removed. BN: with BatchNorm recalibrated.
+Fashion-MNIST, 10,000 test images, no training; {CALIBRATION} training images for calibration, {HELD_OUT} others on which the best
+method of a cell is chosen. Columns: network, and the fraction of its MACs that is removed. BN: with BatchNorm recalibrated.
 
 {markdown_table(header, summary)}
 
 ## Every method
+
+On held-out training images; of the best of each kind also / **on test images**.
 
 {markdown_table(("method", *cells), grid)}
 """

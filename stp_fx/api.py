@@ -34,8 +34,9 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
-from stp_fx.passes.bases import BasisName, check_basis_name, in_basis
+from stp_fx.passes.bases import BasisName, in_basis
 from stp_fx.passes.compensations import CompensationName, compensation_named
+from stp_fx.passes.measure_damage import damage_for
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
 from stp_fx.report.compare import compare
 from stp_fx.report.report import Report
@@ -98,17 +99,16 @@ def prune_graph(
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
-        compensation: None, "mean" (of removed inputs, into consumers' biases), "least_squares" (kept weights absorb what
-            they can), "sequential" (each layer is refitted on what it reads in the network as pruned so far: the strongest).
+        compensation: None, "mean", "least_squares" (kept weights absorb what they can), "sequential" (each layer is refitted on
+            what it reads in the network as pruned so far: the strongest).
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
-        basis: "rotate" turns residual streams into their principal components (on ``calibration``, if it is given) and heads into
-            the singular vectors of their projections before anything is scored (:class:`stp_fx.passes.RotateResidual`,
-            :class:`stp_fx.passes.RotateHeads`); best with ``criterion="variance"``.
-        options: the other fields of :class:`Selection`: ``scope`` ("local", "global", "isomorphic"), ``target`` ("channels",
-            "macs", "params", "latency"), ``ratios``, ``ignore``, ``round_to``, ``max_ratio``, ``products``.
+        basis: "rotate" first turns residual streams into their principal components (on ``calibration`` if given) and heads
+            into the singular vectors of their projections.
+        options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
+            ("channels", "macs", "params", "latency", "memory") and ``allocation`` ("scope", or "optimal": by measured damage).
 
     Raises:
         InputError: an argument out of range or a name that matches nothing; found before any batch is read.
@@ -126,20 +126,13 @@ def prune_graph(
         torch.Size([4, 3, 3, 3])
     """
     selection, remove = Selection(ratio, **options), RemoveChannels(validate=validate)
-    calibration = calibration if calibration is None else reiterable(calibration)
+    data = None if calibration is None else reiterable(calibration)
     pipeline = pruning_pipeline(
-        criterion,
-        selection,
-        calibration=calibration,
-        compensation=compensation,
-        recalibrate=recalibrate,
-        loss=loss,
-        seed=seed,
+        criterion, selection, calibration=data, compensation=compensation, recalibrate=recalibrate, loss=loss, seed=seed,
         rewrite=remove,
-    )
-    check_basis_name(basis)
+    )  # fmt: skip
     captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
-    return _without_guilty(pipeline, selection, in_basis(captured, basis, calibration))
+    return _without_guilty(pipeline, selection, in_basis(captured, basis, data))
 
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
@@ -189,8 +182,9 @@ def pruning_pipeline(
     check_callable("loss", loss, "(graph, batch) -> scalar")
     data = None if calibration is None else reiterable(calibration)
     repair = compensation_named(compensation, data)
+    damage = damage_for(selection, compensation, data)
     needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
-    reading = reading_for((*needs, *repair.needs), data)
+    reading = reading_for((*needs, *damage.needs, *repair.needs), data)
     collect: list[GraphPass] = []
     if data is not None and reading.statistics is not None:
         collect.append(CollectStatistics(data, **reading.statistics))
@@ -199,7 +193,8 @@ def pruning_pipeline(
     last = [RemoveChannels() if rewrite is None else rewrite]
     if recalibrate is not None and recalibrate is not False:
         last.append(_recalibration(data, recalibrate))
-    return Pipeline(*collect, ScoreUnits(chosen, selection.ignore, seed), SelectUnits(selection), *repair.passes, *last)
+    score_units = ScoreUnits(chosen, selection.ignore, seed)
+    return Pipeline(*collect, score_units, *damage.passes, SelectUnits(selection), *repair.passes, *last)
 
 
 def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> GraphPass:

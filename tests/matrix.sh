@@ -51,7 +51,7 @@ run_pair() {
     rm -rf "$folder"
     "$(interpreter "$python")" -m venv "$folder"
     constraints "$torch" "${lowest:-}" >"$folder/constraints.txt"
-    "$folder/bin/python" -m pip install -q "torch==$torch.*" torchvision -c "$folder/constraints.txt" -e ".[test]"
+    "$folder/bin/python" -m pip install -q --no-compile "torch==$torch.*" torchvision -c "$folder/constraints.txt" -e ".[test]"
     started=$SECONDS
     # shellcheck disable=SC2086
     PYTHONPATH=$PWD "$folder/bin/python" -m pytest -n "$JOBS" -m "not slow" -q -p no:cacheprovider --show-capture=no ${ARGS:-} $selected \

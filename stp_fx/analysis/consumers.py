@@ -109,8 +109,8 @@ def linear_calls(gm: fx.GraphModule) -> list[Consumer]:
     know the reader, the source and the dimension, no shape and no units."""
     found, nothing = [], np.empty(0, dtype=np.int64)
     for node in gm.graph.nodes:
-        source = node.args[0] if node.op in ("call_module", "call_function") and node.args else None
-        if not isinstance(source, fx.Node):
+        source = _read_by(node)
+        if source is None:
             continue
         consumer = _consumer(gm, Site(node.name, source.name, -1, (), nothing, nothing, ()), node, source)
         if consumer is not None:
@@ -121,16 +121,21 @@ def linear_calls(gm: fx.GraphModule) -> list[Consumer]:
 def _consumer(gm: fx.GraphModule, site: Site, node: fx.Node, source: fx.Node) -> Consumer | None:
     if node.op == "call_module":
         return _of_module(site, node, source, fetch(gm, str(node.target)))
-    if node.op == "call_function" and node.target is torch.addmm and len(node.args) > 2 and node.args[1] is source:
-        return _of_product(gm, site, node, node.args[2], node.args[0]) if not node.kwargs else None
-    if node.op == "call_function" and node.args and node.args[0] is source:
+    if node.op == "call_function" and _read_by(node) is source:
         if node.target is F.linear:
             return _of_call(gm, site, node, -1)
         if node.target in _CONVOLUTIONS:
             return _of_call(gm, site, node, 1)
-        if node.target in _PRODUCTS:
-            return _of_product(gm, site, node, node.args[1])
+        if node.target in _PRODUCTS or node.target is torch.addmm:
+            return _of_product(gm, site, node)
     return None
+
+
+def _read_by(node: fx.Node) -> fx.Node | None:
+    """The value that a call multiplies with its weight, if it is a linear layer or a convolution."""
+    place = 1 if node.target is torch.addmm else 0
+    source = node.args[place] if node.op in ("call_module", "call_function") and len(node.args) > place else None
+    return source if isinstance(source, fx.Node) else None
 
 
 def _of_module(site: Site, node: fx.Node, source: fx.Node, module: nn.Module) -> Consumer | None:
@@ -193,19 +198,14 @@ def _of_call(gm: fx.GraphModule, site: Site, node: fx.Node, channel: int) -> Con
     )
 
 
-def _of_product(gm: fx.GraphModule, site: Site, node: fx.Node, other: Any, bias: Any = None) -> Consumer | None:
+def _of_product(gm: fx.GraphModule, site: Site, node: fx.Node) -> Consumer | None:
+    """``x @ weight``, and ``addmm(bias, x, weight)`` as GPT-2 has it."""
+    added = node.target is torch.addmm
+    other = node.args[1 + added] if len(node.args) == 2 + added and not node.kwargs else None
     if not isinstance(other, fx.Node) or not _is_stored(other) or _value(gm, other).dim() != 2:
         return None
-    return Consumer(
-        site,
-        node.name,
-        lambda x, w: x @ w,
-        lambda gm: _value(gm, other),
-        _parameter(gm, other),
-        _parameter(gm, bias),
-        -1,
-        across=True,
-    )
+    weight, bias = _parameter(gm, other), _parameter(gm, node.args[0]) if added else None
+    return Consumer(site, node.name, lambda x, w: x @ w, lambda gm: _value(gm, other), weight, bias, -1, across=True)
 
 
 def _parameter(gm: fx.GraphModule, node: Any) -> str | None:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import fx
@@ -23,7 +23,17 @@ from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import limited
 from stp_fx.selection.selection import Selection, default_of
 
-__all__ = ["VALIDATE", "add_command", "add_data", "add_selection", "captured", "data_of", "loss_of", "selection_of"]
+__all__ = [
+    "VALIDATE",
+    "add_command",
+    "add_data",
+    "add_selection",
+    "captured",
+    "data_of",
+    "loss_of",
+    "needs_data",
+    "selection_of",
+]
 
 _IMAGE = (1, 3, 224, 224)
 VALIDATE: dict[str, Validate] = {"auto": "auto", "yes": True, "no": False}
@@ -103,7 +113,7 @@ def add_selection(parser: argparse.ArgumentParser, group: Any = None, *, without
 
 
 _SHORT = {"ratio": ("-r",), "target": ("-t",)}
-_METAVARS = {"round_to": "N"}
+_METAVARS = {"round_to": "N", "target": "COST"}
 _HINTS = get_type_hints(Selection)
 
 
@@ -114,13 +124,19 @@ def _parsed(option: dataclasses.Field[Any]) -> dict[str, Any]:
         return {"action": "append", "type": named_ratio, "default": [], "metavar": "NAME=RATIO"}
     if option.metadata["form"]:
         return {"action": "append", "default": [], "metavar": option.metadata["form"]}
-    if get_args(kind):
-        return {"choices": get_args(kind), "default": default}
+    if _texts(kind):
+        return {"choices": _texts(kind), "default": default, "metavar": _METAVARS.get(option.name)}
     return {
         "type": kind,
         "default": default,
         "metavar": _METAVARS.get(option.name, "R" if kind is float else kind.__name__.upper()),
     }
+
+
+def _texts(kind: Any) -> tuple[str, ...]:
+    """The texts that a type allows: those of a ``Literal``, also as one of several alternatives."""
+    kinds = [kind] if get_origin(kind) is Literal else get_args(kind)
+    return tuple(text for each in kinds if get_origin(each) is Literal for text in get_args(each))
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, help: str) -> None:
@@ -170,6 +186,12 @@ def data_of(args: argparse.Namespace, option: str) -> Iterable[Any] | None:
     if not isinstance(found, (Iterable, torch.Tensor)):
         raise InputError(f"{option}: {args.data} is a {type(found).__name__}; it has to give batches (a list, a DataLoader)")
     return found if args.batches is None else limited(found, args.batches)
+
+
+def needs_data(args: argparse.Namespace, data: object, option: str) -> None:
+    """Refuses an allocation that is measured without data to measure it on; ``option`` gives them."""
+    if args.allocation == "optimal" and data is None:
+        raise InputError(f"--allocation optimal measures damages: give {option} MODULE:NAME, an iterable of batches")
 
 
 def loss_of(args: argparse.Namespace) -> Any:

@@ -11,7 +11,17 @@ from torch import fx
 from torch.utils._pytree import tree_flatten
 
 from stp_fx.api import compare, plan_of, prune_graph
-from stp_fx.cli.arguments import VALIDATE, add_command, add_data, add_selection, captured, data_of, loss_of, selection_of
+from stp_fx.cli.arguments import (
+    VALIDATE,
+    add_command,
+    add_data,
+    add_selection,
+    captured,
+    data_of,
+    loss_of,
+    needs_data,
+    selection_of,
+)
 from stp_fx.cli.files import CheckFailed, write_plan
 from stp_fx.cli.output import Output, checked_output
 from stp_fx.errors import InputError
@@ -68,7 +78,7 @@ def add(commands: Any) -> None:
         help="the passes to run in place of the options above, as Python prints them: "
         "\"ScoreUnits('magnitude'), SelectUnits(0.5), RemoveChannels()\"",
     )  # fmt: skip
-    add_data(parser, "--calibration", "batches for criteria and compensation that read data")
+    add_data(parser, "--calibration", "batches for criteria, compensation and allocation that read data")
     files = parser.add_argument_group("output files")
     files.add_argument(
         "--output", "-o", metavar="FILE",
@@ -82,6 +92,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace, output: Output) -> int:
     target = _target(args)
     data, loss = data_of(args, "--calibration"), loss_of(args)
+    needs_data(args, data, "--calibration")
     loaded, gm, inputs = captured(args, output)
     if loaded.random and not args.weights:
         output.note(f"note: the weights of {args.model} are random; --weights FILE loads trained ones")

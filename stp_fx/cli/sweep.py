@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from stp_fx.api import sensitivity, sweep
-from stp_fx.cli.arguments import add_command, add_data, add_selection, captured, data_of, loss_of, selection_of
+from stp_fx.cli.arguments import add_command, add_data, add_selection, captured, data_of, loss_of, needs_data, selection_of
 from stp_fx.cli.inputs import ratio_list
 from stp_fx.cli.output import Output, checked_output
 from stp_fx.errors import InputError
@@ -25,12 +25,16 @@ def add(commands: Any) -> None:
         "a table of many ratios, or of how much each group matters",
         """
         Plans many ratios and reports what each would keep; nothing is removed.
+        With --allocation optimal, the table is the Pareto front of costs and
+        measured damages.
         With --sensitivity: masks each group alone, at each ratio, and measures
         the loss on --data.
         """,
         """
         stp-fx sweep resnet50 --weights resnet50.pth
         stp-fx sweep resnet50 --at 0.3,0.5,0.7 --scope global --target macs
+        stp-fx sweep net.py:make --allocation optimal --target macs \\
+            --data net.py:batches
         stp-fx sweep net.py:make --sensitivity --data net.py:batches \\
             --batches 8 --plot sensitivity.png
         """,
@@ -42,7 +46,7 @@ def add(commands: Any) -> None:
     group.add_argument("--sensitivity", "-s", action="store_true", help="the loss with one group masked alone")
     group.add_argument("--plot", metavar="FILE", help="with --sensitivity: curves as .png, .svg or .pdf (needs matplotlib)")
     add_selection(parser, without=("ratio", "ratios"))
-    add_data(parser, "--data", "batches for --sensitivity, and for criteria that read data")
+    add_data(parser, "--data", "batches for --sensitivity, --allocation optimal, and criteria that read data")
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
@@ -53,6 +57,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     data, loss = data_of(args, "--data"), loss_of(args)
     if args.sensitivity and data is None:
         raise InputError("--sensitivity measures a loss: give --data MODULE:NAME, batches of (input, target)")
+    needs_data(args, data, "--data")
     loaded, gm, inputs = captured(args, output)
     if loaded.random and not args.weights:
         output.note(f"note: the weights of {args.model} are random; --weights FILE loads trained ones")

@@ -75,10 +75,15 @@ def _positional(example_inputs: Any) -> tuple[Any, ...]:
     return () if example_inputs is None else (example_inputs,)
 
 
-def check_that_it_runs(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def check_that_it_runs(
+    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], arguments: Mapping[str, Any], *, cheaply: bool = False
+) -> None:
     """Runs a model that could not be captured as it is, to tell an example that it does not take from code that cannot be traced.
 
     First on meta tensors, and if that fails for real, where the example and the model are.
+
+    Args:
+        cheaply: nothing is run for real where meta tensors may be what fails.
 
     Raises:
         InputError: the model itself fails on the example.
@@ -87,13 +92,14 @@ def check_that_it_runs(model: nn.Module, example_inputs: Any, kwargs: Mapping[st
     failed = _failure(meta_twin(model), on_meta(args), on_meta(dict(kwargs)), model)
     if failed is None:
         return
+    of_meta = isinstance(failed, NotImplementedError) or any(word in str(failed).lower() for word in ("meta", "data-dependent"))
     tensors = [*leaves_of(torch.Tensor, (args, dict(kwargs))), *model.parameters(), *model.buffers()]
+    if of_meta and (cheaply or any(tensor.is_meta for tensor in tensors)):
+        return  # what meta tensors cannot do, others may
     if not any(tensor.is_meta for tensor in tensors):
         place = next((p.device for p in model.parameters()), None)
         moved = mapped(torch.Tensor, lambda t: t if place is None else t.to(place), (args, dict(kwargs)))
         failed = _failure(model, moved[0], moved[1], model)
-    elif isinstance(failed, NotImplementedError) or any(word in str(failed).lower() for word in ("meta", "data-dependent")):
-        return  # what meta tensors cannot do, others may
     if failed is None or isinstance(failed, (StpFxError, MemoryError, torch.OutOfMemoryError)):
         return
     line = next(iter(str(failed).strip().splitlines()), "no message")

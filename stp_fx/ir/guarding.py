@@ -61,7 +61,7 @@ class GuardingTracer(BaseTracer):
             return None
         for size in known.sizes:
             self.guard(size, size.meta["val"], truth=False)
-        if (named := buffers_read(node, OWN)) and not known.assumed:
+        if not known.assumed and (named := buffers_read(node, OWN)):
             self.remark(f"reads numbers of {', '.join(map(repr, named))}, which the graph keeps as they are now")
         if known.assumed:
             self._assert_data(node, value, f"not all numbers are finite at {user_line()}, and the graph holds if they are")

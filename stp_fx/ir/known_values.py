@@ -41,10 +41,32 @@ class Known:
     read: list[str] = dataclasses.field(default_factory=list)
     finite: bool = False
     assumed: bool = False
+    values: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
+    """By node, what was worked out; None: unknown."""
 
 
 def known_value(known: Known, node: fx.Node) -> Any:
     """What a node gives, if it follows from what is known and the forward has not written to so far; else None."""
+    waiting, values = [node], known.values
+    while waiting:
+        each = waiting[-1]
+        inputs = [] if _is_given(known, each) else each.all_input_nodes
+        if any(n in values and values[n] is None for n in inputs):
+            values[waiting.pop()] = None
+        elif missing := [n for n in inputs if n not in values]:
+            waiting.append(missing[0])
+        else:
+            values[waiting.pop()] = _from_inputs(known, each) if inputs else _given(known, each)
+    return values[node]
+
+
+def _is_given(known: Known, node: fx.Node) -> bool:
+    """Whether nothing tells a node's value but the node itself."""
+    number = isinstance(node.meta["val"], (bool, int, float))
+    return number or (known.finite and _name(node) in _FINITE) or node.op not in ("call_function", "call_method") or _writes(node)
+
+
+def _given(known: Known, node: fx.Node) -> Any:
     if isinstance(node.meta["val"], (bool, int, float)):
         known.sizes.append(node)
         return node.meta["val"]
@@ -59,12 +81,12 @@ def known_value(known: Known, node: fx.Node) -> Any:
             value = fetch(known.root, str(node.target))
             fixed = isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) and not value.is_meta
             return value.detach() if fixed and node.target not in known.assigned and not _is_written(node) else None
-    if node.op not in ("call_function", "call_method") or not node.all_input_nodes or _writes(node):
-        return None
-    values = {each: known_value(known, each) for each in node.all_input_nodes}
-    if any(value is None for value in values.values()):
-        return None
-    args, kwargs = operands(node, values.__getitem__)
+    return None
+
+
+def _from_inputs(known: Known, node: fx.Node) -> Any:
+    """What a call gives for the values of its inputs; None if it draws random numbers."""
+    args, kwargs = operands(node, known.values.__getitem__)
     before = torch.get_rng_state()
     with suspended(), torch.no_grad():
         value = _called(node, args, kwargs)
@@ -133,11 +155,16 @@ def _name(node: fx.Node) -> str:
 
 def buffers_read(node: fx.Node, ours: tuple[str, ...]) -> list[str]:
     """Names of the buffers that a node follows from; constants of a trace, whose names begin with ``ours``, are none."""
-    if node.op == "get_attr":
-        return [] if str(node.target).startswith(ours) else [str(node.target)]
-    if isinstance(node.meta["val"], (bool, int, float)):
-        return []
-    return list(dict.fromkeys(name for each in node.all_input_nodes for name in buffers_read(each, ours)))
+    waiting, seen, names = [node], {node}, {}
+    while waiting:
+        each = waiting.pop()
+        if each.op == "get_attr":
+            names[str(each.target)] = None
+        elif not isinstance(each.meta["val"], (bool, int, float)):
+            new = [n for n in each.all_input_nodes if n not in seen]
+            seen.update(new)
+            waiting += reversed(new)
+    return [name for name in names if not name.startswith(ours)]
 
 
 def _called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

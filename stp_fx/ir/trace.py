@@ -27,7 +27,7 @@ from stp_fx.ir.examples import Example, example_of_call
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
 from stp_fx.ir.kept import state_kept
-from stp_fx.ir.meta_run import MetaRun
+from stp_fx.ir.meta_run import MetaRun, import_compiler
 from stp_fx.ir.nested import holds, leaves_of
 from stp_fx.ir.outputs import Outputs, names_of_outputs, only_outputs
 from stp_fx.ir.patches import LOCK
@@ -115,15 +115,17 @@ def _traced(
     _check_tensors(model, example_inputs, given)
     if not is_choice(frontend, FRONT_ENDS):
         raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
+    import_compiler()
     with LOCK, state_kept(), without_caches(model) as cached:
         arguments = bound_arguments(model, example_inputs, given)
+        check = functools.partial(check_that_it_runs, model, example_inputs, given, arguments)
         try:
             example = example_of_call(example_inputs, given)
             gm = _first_capture(
-                model, arguments, frozenset(kwargs or ()), frontend, lambda gm: _validated(model, gm, example, budget)
+                model, arguments, frozenset(kwargs or ()), frontend, check, lambda gm: _validated(model, gm, example, budget)
             )
         except TraceError:
-            check_that_it_runs(model, example_inputs, given, arguments)
+            check()
             raise
     said = [note for note, holds_here in ((COMPILED, compiled), (NO_CACHE, cached)) if holds_here]
     gm = with_provenance(gm, notes=(*provenance_of(gm).notes, *said))
@@ -189,10 +191,11 @@ def _first_capture(
     arguments: dict[str, Any],
     named: frozenset[str],
     frontend: str,
+    check: Callable[..., None],
     checked: Callable[[fx.GraphModule], fx.GraphModule],
 ) -> fx.GraphModule:
     said: dict[str, TraceError] = {}
-    for gm in _captures(model, arguments, named, frontend, said):
+    for gm in _captures(model, arguments, named, frontend, check, said):
         try:
             return checked(gm)
         except TraceError as error:
@@ -205,11 +208,21 @@ def _first_capture(
 
 
 def _captures(
-    model: nn.Module, arguments: dict[str, Any], named: frozenset[str], frontend: str, said: dict[str, TraceError]
+    model: nn.Module,
+    arguments: dict[str, Any],
+    named: frozenset[str],
+    frontend: str,
+    check: Callable[..., None],
+    said: dict[str, TraceError],
 ) -> Iterator[fx.GraphModule]:
-    """Captures by one front end after the other, the best first; those that are not asked for are not made."""
+    """Captures by one front end after the other, the best first; those that are not asked for are not made.
+
+    An example that the model does not take is told before the next, which may take minutes to fail on it.
+    """
     bound: fx.GraphModule | None = None
     for name in _FRONT_ENDS if frontend == "auto" else [frontend]:
+        if said:
+            check(cheaply=True)
         try:
             gm = _recorded(_FRONT_ENDS[name](model, arguments, named), model, arguments)
         except TraceError as error:

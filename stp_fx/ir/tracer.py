@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import numpy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
@@ -32,7 +33,7 @@ from stp_fx.ir.nested import own_containers
 from stp_fx.ir.outputs import Rebuild, is_plain, kept_outputs
 from stp_fx.ir.patches import active, suspended
 from stp_fx.ir.proxies import ValueProxy, user_line
-from stp_fx.ir.random_ops import is_random
+from stp_fx.ir.random_ops import frozen_draws, is_random
 from stp_fx.ir.reach import reached_scopes
 from stp_fx.ir.root_hooks import with_hooks
 from stp_fx.ir.runner import call, operands
@@ -150,6 +151,9 @@ class ModuleTracer(GuardingTracer):
             return a.node
         if isinstance(a, torch.Tensor) and id(a) in self._names:
             return self.stored_proxy(self._names[id(a)]).node
+        if isinstance(a, numpy.ndarray):
+            todo = f"{frozen_draws(self.draws)[0]}: draw them with torch" if self.draws else "give it torch.from_numpy of it"
+            raise TraceError(f"takes a numpy array beside traced tensors, at {user_line()}: {todo}")
         made = super().create_arg(a)
         if isinstance(made, fx.Node) and "val" not in made.meta:
             made.meta["val"] = self._evaluate(made)

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+ALONE = "captured in"
+"""How the note begins that :func:`one_sided` gives."""
 
 
 class ModeSwitch(nn.Module):
@@ -138,7 +140,7 @@ def one_sided(gm: fx.GraphModule, model: nn.Module, reason: str) -> str:
         switch_modes(gm, names, model.training)
         gm.recompile()
     mode, other = ("train", "eval") if model.training else ("eval", "train")
-    return f"captured in {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {reason}"
+    return f"{ALONE} {mode} mode alone, where the code asks for the mode; in {other} mode it cannot be captured: {reason}"
 
 
 def attention_with_dropout(

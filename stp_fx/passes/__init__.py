@@ -11,6 +11,7 @@ from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.passes.layer_norm_to_rms_norm import LayerNormToRMSNorm
 from stp_fx.passes.mask import MaskChannels
+from stp_fx.passes.measure_damage import MeasureDamage
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
 from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
@@ -23,6 +24,7 @@ from stp_fx.passes.unmask import UnmaskChannels
 from stp_fx.passes.update_variance import UpdateBatchNormVariance
 from stp_fx.report.mean_check import MeanCheck, mean_check
 from stp_fx.selection.latency_model import LatencyModel, latency_model
+from stp_fx.selection.memory_model import MemoryModel, memory_model
 
 # A new pass is one file of this folder: it is found by being there.
 for _found in pkgutil.iter_modules(__path__):
@@ -39,6 +41,8 @@ __all__ = [
     "LayerNormToRMSNorm",
     "MaskChannels",
     "MeanCheck",
+    "MeasureDamage",
+    "MemoryModel",
     "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
@@ -53,4 +57,5 @@ __all__ = [
     "known_passes",
     "latency_model",
     "mean_check",
+    "memory_model",
 ]

@@ -17,19 +17,22 @@ from stp_fx.measure.gradients import Gradients
 from stp_fx.measure.measured import Measured
 from stp_fx.measure.statistics import Statistics
 from stp_fx.report.run_report import RunReport
+from stp_fx.selection.damage import Damages
 
 __all__ = ["Artifacts", "Outcome", "outcome_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifacts:
-    """``measured`` on calibration data, the ``scores`` of all units, the ``plan`` of a selection and its ``report``; each None
-    until a pass has made it. Measurements and scores know which graph and weights they were made from."""
+    """``measured`` on calibration data, the ``scores`` of all units, the ``damages`` of their removal, the ``plan`` of a
+    selection and its ``report``; each None until a pass has made it. Measurements, scores and damages know which graph and
+    weights they were made from."""
 
     measured: Measured = dataclasses.field(default_factory=Measured)
     scores: Scores | None = None
     plan: PrunePlan | None = None
     report: RunReport | None = None
+    damages: Damages | None = None
 
     def with_(self, **changes: Any) -> Artifacts:
         """These artifacts with fields replaced."""
@@ -43,7 +46,8 @@ class Artifacts:
         statistics = known.statistics and dataclasses.replace(known.statistics, stamp=now)
         gradients = known.gradients and dataclasses.replace(known.gradients, stamp=now)
         scores = self.scores and dataclasses.replace(self.scores, stamp=now)
-        return self.with_(measured=Measured(statistics, gradients), scores=scores)
+        damages = self.damages and dataclasses.replace(self.damages, stamp=now)
+        return self.with_(measured=Measured(statistics, gradients), scores=scores, damages=damages)
 
     def planned(self, name: str) -> PrunePlan:
         """The plan; ``name`` is the pass that needs it.

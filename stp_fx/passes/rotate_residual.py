@@ -21,8 +21,8 @@ class RotateResidual(GraphPass):
     """Rotates every residual stream that commutes with rotations into its principal components, and keeps the function.
 
     A stream is what norms normalise, together with all that writes into it and reads it. LayerNorms become RMSNorms on the way
-    (:class:`LayerNormToRMSNorm`), and layer scales move into the contractions before them. The components are of
-    what the norms give on the batches of ``calibration``, without it of the weights. The first channels have the most energy, so
+    (:class:`LayerNormToRMSNorm`), and layer scales move into the contractions before them. With ``calibration`` the components
+    are of what the norms give on these batches, without it of the weights. The first channels have the most energy, so
     the criterion "variance" takes the last ones.
 
     In training, dropout on the stream drops directions of the new basis.

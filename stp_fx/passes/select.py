@@ -70,5 +70,5 @@ class SelectUnits(GraphPass):
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         scores = artifacts.scored("SelectUnits")
-        choice = choose(gm, scores, self.selection, cost=self.cost, whole=self.whole)
+        choice = choose(gm, scores, self.selection, cost=self.cost, whole=self.whole, damages=artifacts.damages)
         return Outcome(gm, False, artifacts.with_(plan=choice.plan, report=run_report(gm, scores, choice)))

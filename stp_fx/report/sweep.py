@@ -22,9 +22,11 @@ from stp_fx.measure.gradients import Loss, call_loss, cross_entropy
 from stp_fx.measure.measured import measure
 from stp_fx.report.run_report import RunReport, run_report
 from stp_fx.report.tables import as_text, plain_table
+from stp_fx.rewrite.compensation import LeastSquares
 from stp_fx.rewrite.removal import mask
 from stp_fx.selection import PrunePlan
 from stp_fx.selection.choice import check_names, choose, latency_cost, select
+from stp_fx.selection.damage import NEEDS, measure_damages
 from stp_fx.selection.selection import Selection, SharedOptions, takes_selection
 from stp_fx.text import ROWS, html_table, listed
 from stp_fx.views import chart
@@ -40,16 +42,19 @@ _HEADS = ("ratio", "channels", "MACs", "left", "parameters", "left")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SweepEntry:
-    """One ratio: its plan, and the report of the plan; nothing has been removed."""
+    """One ratio: its plan, and the report of the plan; nothing has been removed. ``damage``: what ``allocation`` minimised, for
+    this plan; None where the scope says how much is removed."""
 
     ratio: float
     plan: PrunePlan
     report: RunReport
+    damage: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
-    """Entries in the order of the ratios given; ``str`` gives a table."""
+    """Entries in the order of the ratios given; ``str`` gives a table. With an ``allocation``, costs and damages of the entries
+    are the Pareto front that it found."""
 
     entries: tuple[SweepEntry, ...]
 
@@ -61,10 +66,13 @@ class Sweep:
         return f"Sweep({len(self.entries)} plans for the ratios {ratios})"
 
     def _repr_html_(self) -> str:
-        return html_table(repr(self), _HEADS, self._rows()[:ROWS], len(self.entries))
+        return html_table(repr(self), self._heads(), self._rows()[:ROWS], len(self.entries))
 
     def __rich__(self) -> RenderableType:
-        return plain_table(_HEADS, self._rows())
+        return plain_table(self._heads(), self._rows())
+
+    def _heads(self) -> tuple[str, ...]:
+        return (*_HEADS, "damage") if any(entry.damage is not None for entry in self.entries) else _HEADS
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
@@ -75,12 +83,17 @@ class Sweep:
                 f"{entry.ratio:g}", f"{units - removed:,}/{units:,}",
                 f"{report.macs[1]:,}", f"{report.macs[1] / max(report.macs[0], 1):.1%}",
                 f"{report.params[1]:,}", f"{report.params[1] / max(report.params[0], 1):.1%}",
+                *(() if entry.damage is None else (f"{entry.damage:.3g}",)),
             ))  # fmt: skip
         return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Ratios and the reports of their plans, as plain data for JSON."""
-        return {"entries": [{"ratio": entry.ratio, **entry.report.to_dict()} for entry in self.entries]}
+        return {"entries": [{"ratio": e.ratio, **_damage(e), **e.report.to_dict()} for e in self.entries]}
+
+
+def _damage(entry: SweepEntry) -> dict[str, float]:
+    return {} if entry.damage is None else {"damage": entry.damage}
 
 
 @takes_selection("ratio", "ratios")
@@ -106,11 +119,17 @@ def sweep(
     check_callable("loss", loss, "(graph, batch) -> scalar")
     calibration = None if calibration is None else reiterable(calibration)
     check_names(gm, selections[0])
-    measured = measure(gm, needs_of(chosen), calibration, loss)
+    optimal = selections[0].allocation == "optimal"
+    if optimal and calibration is None:
+        raise InputError("allocation='optimal' measures damages: give `calibration`, an iterable of batches")
+    measured = measure(gm, (*needs_of(chosen), *(NEEDS if optimal else ())), calibration, loss)
     scores = score(gm, chosen, measured, ignore=selections[0].ignore, seed=seed)
+    damages = None
+    if optimal and measured.statistics is not None and calibration is not None:
+        damages = measure_damages(gm, scores, measured.statistics, calibration, method=LeastSquares())
     cost = latency_cost(gm) if selections[0].target == "latency" else None
-    choices = [(each.ratio, choose(gm, scores, each, cost=cost)) for each in selections]
-    return Sweep(tuple(SweepEntry(ratio, choice.plan, run_report(gm, scores, choice)) for ratio, choice in choices))
+    choices = [(each.ratio, choose(gm, scores, each, cost=cost, damages=damages)) for each in selections]
+    return Sweep(tuple(SweepEntry(r, choice.plan, run_report(gm, scores, choice), choice.damage) for r, choice in choices))
 
 
 def _listed(ratios: object) -> list[float]:

@@ -11,7 +11,7 @@ from stp_fx.measure.distributed import several_processes, summed
 
 __all__ = ["Fit", "Regression"]
 
-_RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the variance of each input."""
 _WITHOUT_CHECK = 1e-1
 """The ridge where there is a single observation, and none to hold out."""
@@ -44,13 +44,18 @@ class Regression:
         self._halves: tuple[_Half, _Half] = (kind(), kind())
         self.count: int = 0
         self._square: float = 0.0
+        self._output: float = 0.0
+        self.unlike: int = 0
+        """Batches that could not be observed."""
 
-    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
-        """Observations of one batch; their first half is fitted while the ridge is chosen, the other is held out."""
+    def add(self, x: torch.Tensor, r: torch.Tensor, output: float) -> None:
+        """Observations of one batch; their first half is fitted while the ridge is chosen, the other is held out. ``output``:
+        the mean square of what the layer gives, summed over its channels."""
         n = x.shape[1]
         cut = (n + 1) // 2 if self.count else n // 2
         self.count += n
         self._square += float(r.double().square().sum())
+        self._output += output * n
         for half, part in zip(self._halves, (slice(None, cut), slice(cut, None)), strict=True):
             if x[:, part].shape[1]:
                 half.add(x[:, part], r[:, part])
@@ -58,16 +63,21 @@ class Regression:
     def reduce(self) -> None:
         """Merges over all processes of the default group."""
         if several_processes():
-            total = torch.tensor([self._square], dtype=torch.float64)
-            self.count = summed(self.count, [total])
-            self._square = float(total)
+            sums = torch.tensor(
+                [self._square, self._output, self.unlike], dtype=torch.float64, device=self._halves[0].mean_x.device
+            )
+            self.count = summed(self.count, [sums])
+            self._square, self._output, unlike = sums.tolist()
+            self.unlike = int(unlike)
+            if unlike:
+                return
             for half in self._halves:
                 half.reduce()
 
     @property
-    def residual(self) -> float:
-        """The mean square of the residuals."""
-        return self._square / max(self.count, 1)
+    def lacking(self) -> float:
+        """The square of the residuals, as a part of that of the outputs."""
+        return self._square / max(self._output, 1e-300)
 
     def fit(self) -> Fit | None:
         """The change; None where no system can be solved, or the residuals held out would only grow."""

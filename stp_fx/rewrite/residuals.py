@@ -12,7 +12,7 @@ from torch import fx
 
 from stp_fx.rewrite.side_by_side import Network
 
-__all__ = ["ResidualPath", "needed", "origin", "pulled_back", "residual_path"]
+__all__ = ["Change", "Lacking", "Path", "ResidualPath", "needed", "origin", "pulled_back", "residual_path"]
 
 Path = Callable[[torch.Tensor], Any]
 Lacking = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -86,13 +86,13 @@ def needed(network: Network, last: fx.Node, start: int) -> tuple[str, ...] | Non
     return tuple(names) if len(names) <= 4 * _LONGEST else None
 
 
-def pulled_back(path: Path, output: torch.Tensor, lacking: Lacking) -> Change | None:
+def pulled_back(path: Path, output: torch.Tensor, lacking: Lacking, *, known: bool = False) -> Change | None:
     """By how much ``output`` has to change for what ``path`` makes of it to change by what is ``lacking(path(output))``, and for
     which of its numbers the path has a use (bool); the others' change is zero.
 
     Paths that move numbers and scale them (dropout in evaluation, a norm with running statistics, layer scale, views, windows)
     can be gone back: their transposed Jacobian, which autograd gives, times the path itself is diagonal. Whether that is so
-    is tried on random numbers. None where it is not, or where the shapes do not fit.
+    is tried on random numbers, unless it is ``known``. None where it is not, or where the shapes do not fit.
     """
     with torch.enable_grad():
         start = output.detach().clone().requires_grad_()
@@ -111,7 +111,7 @@ def pulled_back(path: Path, output: torch.Tensor, lacking: Lacking) -> Change | 
             return torch.autograd.grad(end, start, value.to(end.dtype), retain_graph=True)[0]
 
         square = back(torch.ones_like(end)).square()
-        if not _is_diagonal(path, start.detach(), end.detach(), back, square):
+        if not known and not _is_diagonal(path, start.detach(), end.detach(), back, square):
             return None
         strong = square > _WEAKEST**2 * square.max()
         return torch.where(strong, back(lack) / torch.where(strong, square, 1.0), 0.0), strong

@@ -23,7 +23,7 @@ from stp_fx.rewrite.bias import add_to_bias, bias_place
 from stp_fx.rewrite.observations import observations
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
-from stp_fx.rewrite.residuals import ResidualPath, pulled_back, residual_path
+from stp_fx.rewrite.residuals import Change, Lacking, Path, ResidualPath, pulled_back, residual_path
 from stp_fx.rewrite.scores import Fold, Folding, find_folds
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, in_place, memory_limit
 from stp_fx.rewrite.slicing import copied
@@ -32,7 +32,7 @@ from stp_fx.rules import TensorDims
 __all__ = ["Repaired", "reconstruct"]
 
 _SAME = 1e-9
-"""Residuals smaller than this part of the output's variance are rounding: the layer is left as it is."""
+"""Residuals whose square is a smaller part of the output's are rounding: the layer is left as it is."""
 _ROWS = 1 << 16
 """Observations of a layer from all batches together, beside 64 for each of its inputs; of more, so many are drawn at random."""
 
@@ -99,15 +99,16 @@ class _Sequence:
         self.layers: list[str] = []
         self.changed: set[str] = set()
         self.left_alone: dict[str, str] = {}
+        self._ways: dict[int, bool] = {}
         calls = linear_calls(small)
         names = {call.node for call in calls}
-        self.pruned = Network(small)
+        self.pruned = Network(small, self._is_whole)
         self._places = {call.node: bias_place(small, call) for call in calls}
         possible = [call for call in calls if self._may_change(call)]
         paths = {c.node: residual_path(self.pruned, c.node, names) if residuals else None for c in possible}
         self._folds = find_folds(self.pruned, survivors, names)
         self._stops = self._grouped(possible, paths)
-        self.original = Network(gm, {name for stop in self._stops for name in stop.held})
+        self.original = Network(gm, self._is_whole, {name for stop in self._stops for name in stop.held})
 
     def _may_change(self, call: Consumer) -> bool:
         if self.pruned.by_name[call.node] in self.pruned.left_out:
@@ -132,6 +133,9 @@ class _Sequence:
     def _is_written(self, source: str) -> bool:
         return any(in_place(user, self.pruned.module) for user in self.pruned.by_name[source].users)
 
+    def _is_whole(self, node: str) -> bool:
+        return not self._cut(node)
+
     def start(self, arguments: tuple[Any, ...]) -> BatchState:
         return BatchState((self.original.start(arguments), self.pruned.start(arguments)))
 
@@ -142,11 +146,36 @@ class _Sequence:
             inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
             regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
             foldings = self._foldings(states, stop)
-            power = [self._observe(state, stop, foldings, regression, number) for number, state in enumerate(states)]
+            for number, state in enumerate(states):
+                if self._is_alike(state, stop):
+                    self._observe(state, stop, foldings, regression, number)
+                else:
+                    regression.unlike += 1
+                self.original.drop(state.values[0], stop.held, state.place[0])
             self.original.release(stop.held)
             regression.reduce()
-            if regression.residual > _SAME * sum(power) / len(power):
+            if regression.unlike:
+                self.left_alone.update(
+                    (layer.node, "what it reads goes other ways in the pruned network") for layer in stop.layers
+                )
+            elif regression.lacking > _SAME:
                 self._refit(stop, regression.fit())
+
+    def _is_alike(self, state: BatchState, stop: _Stop) -> bool:
+        """Whether a stop's layers read the same things in both networks: of the same tokens, in the same order."""
+        state.advance(1, self.pruned, self.pruned.at[stop.layers[0].node])
+        state.advance(0, self.original, max(self.original.at[name] for name in stop.held) + 1)
+        if not state.parted:
+            return True
+        found, waiting = set[str](), [self.original.by_name[name] for name in stop.held]
+        while waiting:
+            node = waiting.pop()
+            if node.name in state.parted:
+                return False
+            if node.name not in found:
+                found.add(node.name)
+                waiting += node.all_input_nodes
+        return True
 
     def _foldings(self, states: States, stop: _Stop) -> list[Folding]:
         """What the queries and keys of a stop's layer should be."""
@@ -156,23 +185,20 @@ class _Sequence:
                 folding.add(functools.partial(self._original, state))
         return foldings
 
-    def _observe(self, state: BatchState, stop: _Stop, foldings: Sequence[Folding], regression: Regression, number: int) -> float:
-        """One batch's observations for the layers of a stop; the mean square of what they give, summed over channels."""
-        original, pruned = state.values
-        state.advance(1, self.pruned, self.pruned.at[stop.layers[0].node])
+    def _observe(self, state: BatchState, stop: _Stop, foldings: Sequence[Folding], regression: Regression, number: int) -> None:
+        """One batch's observations for the layers of a stop."""
+        pruned = state.values[1]
         given = [self.pruned.run(pruned, self.pruned.by_name[layer.node]) for layer in stop.layers]
         lacking = [self._lacking(state, stop, layer, each) for layer, each in zip(stop.layers, given, strict=True)]
         for fold, folding in zip(stop.folds, foldings, strict=True):
             lacking[0] = self._with_fold(state, fold, folding, stop.layers[0], given[0], lacking[0])
-        self.original.drop(original, stop.held, state.place[0])
         first = stop.layers[0]
         source = pruned[self.pruned.by_name[first.site.source]]
         x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
-        if not bool(torch.isfinite(r).all() and torch.isfinite(x).all()):
+        if not bool(torch.isfinite(r.sum() + x.sum())):
             raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
-        regression.add(x, r)
-        channel = first.channel
-        return sum(float(each.double().square().mean()) * each.shape[channel] for each in given)
+        if r.shape[1]:
+            regression.add(x, r, sum(float(each.float().square().mean()) * each.shape[first.channel] for each in given))
 
     def _lacking(self, state: BatchState, stop: _Stop, layer: Consumer, given: torch.Tensor) -> torch.Tensor:
         """What the output of a layer lacks: to that of the original layer, or to what the sum after it should be."""
@@ -186,7 +212,7 @@ class _Sequence:
                 return total - (last + other)
 
             along = self._along(state, layer, path.nodes, path.last)
-            found = pulled_back(along, given, in_sum)
+            found = self._pulled_back(along, given, in_sum, stop.path)
             if found is not None:
                 return found[0]
         return self._original(state, layer.node) - given
@@ -202,8 +228,16 @@ class _Sequence:
         def in_product(value: torch.Tensor) -> torch.Tensor | None:
             return goal - value if goal.shape == value.shape else None
 
-        found = pulled_back(self._along(state, layer, fold.nodes, fold.value), given, in_product)
+        found = self._pulled_back(self._along(state, layer, fold.nodes, fold.value), given, in_product, fold)
         return lacking if found is None else torch.where(found[1], found[0], lacking)
+
+    def _pulled_back(self, along: Path, given: torch.Tensor, lacking: Lacking, way: object) -> Change | None:
+        """:func:`pulled_back`, with each way tried once."""
+        if self._ways.get(id(way)) is False:
+            return None
+        found = pulled_back(along, given, lacking, known=id(way) in self._ways)
+        self._ways[id(way)] = found is not None
+        return found
 
     def _along(self, state: BatchState, layer: Consumer, names: Sequence[str], last: str) -> Callable[[torch.Tensor], Any]:
         """What the pruned network makes of a layer's output, up to the value ``last``."""
@@ -221,14 +255,18 @@ class _Sequence:
         """What the plan leaves of a value of the original network; of dimension ``whole``, everything."""
         state.advance(0, self.original, self.original.at[node] + 1)
         value = state.values[0][self.original.by_name[node]]
+        for k, index in self._cut(node).items():
+            if k != whole:
+                value = value.index_select(k, index.to(value.device))
+        return value
+
+    def _cut(self, node: str) -> dict[int, torch.Tensor]:
+        """Of each dimension of a value that the plan shortens, what it leaves."""
         if node not in self._kept:
             dims = self._graph.value(node)
             flags = [self._survivors.flags(dim) for dim in dims.dims] if isinstance(dims, TensorDims) else []
             self._kept[node] = {k: torch.from_numpy(np.flatnonzero(f)) for k, f in enumerate(flags) if not f.all()}
-        for k, index in self._kept[node].items():
-            if k != whole:
-                value = value.index_select(k, index.to(value.device))
-        return value
+        return self._kept[node]
 
     def _refit(self, stop: _Stop, fit: Fit | None) -> None:
         if fit is None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,17 @@ from stp_fx.ir.modes import OneMode
 from stp_fx.ir.runner import run_node
 from stp_fx.measure.calibration import eval_twin
 
+Seen = Callable[[str, torch.Tensor], None]
+
 __all__ = ["BatchState", "Network", "States", "in_place", "memory_limit"]
 
 
 class Network:
     """One graph in evaluation. ``at``: the place of each node. Values are dropped after their last use, those in ``held`` not
-    before they are released."""
+    before they are released. ``compared`` says of a node that its whole numbers should be those of the other network."""
 
-    def __init__(self, gm: fx.GraphModule, held: Collection[str] = ()) -> None:
+    def __init__(self, gm: fx.GraphModule, compared: Callable[[str], bool], held: Collection[str] = ()) -> None:
+        self._compared = compared
         self._graph = gm.graph
         self._run = OneMode(eval_twin(gm), gm.graph)
         self.module: nn.Module = self._run.module
@@ -48,14 +51,16 @@ class Network:
                 self._run.env[node] = self._run.run_node(node)
         return self._run.env
 
-    def advance(self, env: dict[fx.Node, Any], start: int, stop: int) -> None:
-        """Runs the nodes from place ``start`` up to ``stop``."""
+    def advance(self, env: dict[fx.Node, Any], start: int, stop: int, seen: Seen) -> None:
+        """Runs the nodes from place ``start`` up to ``stop``; ``seen`` is given whole numbers and truth values."""
         self._run.env = env
         for k in range(start, stop):
             node = self.nodes[k]
             if node.op != "placeholder":
                 value = self._run.run_node(node)
                 env[node] = value
+                if node.op != "get_attr" and _counts(value) and self._compared(node.name):
+                    seen(node.name, value)
                 if node in self._cloned and isinstance(value, torch.Tensor):
                     env[node] = value.clone()
             for dropped in self._dropped[k]:
@@ -84,6 +89,11 @@ class Network:
                 env.pop(self.by_name[name], None)
 
 
+def _counts(value: Any) -> bool:
+    """Whether a value holds whole numbers or truth values, and one for each of something."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and not (value.is_floating_point() or value.is_complex())
+
+
 def in_place(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node may write to what it is given."""
     if node.op == "call_module":
@@ -96,17 +106,35 @@ _AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior
 
 
 class BatchState:
-    """One batch in two networks: the values that are still needed, and how far each has come."""
+    """One batch in two networks: the values that are still needed, and how far each has come. ``parted``: nodes that give other
+    whole numbers or truth values in one than in the other, such as the experts that tokens go to."""
 
     def __init__(self, values: tuple[dict[fx.Node, Any], dict[fx.Node, Any]]) -> None:
         self.values = values
         self.place = [0, 0]
+        self.parted: set[str] = set()
+        self._numbers: dict[str, tuple[torch.Size, float]] = {}
 
     def advance(self, which: int, network: Network, stop: int) -> None:
         """Runs the nodes of network ``which`` that come before place ``stop``."""
         if stop > self.place[which]:
-            network.advance(self.values[which], self.place[which], stop)
+            network.advance(self.values[which], self.place[which], stop, self._see)
             self.place[which] = stop
+
+    def _see(self, name: str, value: torch.Tensor) -> None:
+        flat = value.detach().reshape(-1).double()
+        digest = value.shape, float(flat @ torch.arange(len(flat), dtype=flat.dtype, device=flat.device).cos())
+        if self._numbers.setdefault(name, digest) != digest:
+            self.parted.add(name)
+
+    @property
+    def kept(self) -> tuple[Any, ...]:
+        """All but the values."""
+        return self.place, self.parted, self._numbers
+
+    @kept.setter
+    def kept(self, kept: tuple[Any, ...]) -> None:
+        self.place, self.parted, self._numbers = kept
 
     def bytes(self) -> int:
         """Memory of the kept values."""
@@ -152,14 +180,14 @@ class States:
         if self._folder is None:
             self._folder = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stp_fx_")))
         path = self._folder / f"{k}.pt"
-        torch.save(([{n.name: value for n, value in v.items()} for v in state.values], state.place), path)
+        torch.save(([{n.name: value for n, value in v.items()} for v in state.values], state.kept), path)
         return path
 
     def _read(self, path: pathlib.Path) -> BatchState:
-        values, place = torch.load(path, weights_only=False)
+        values, kept = torch.load(path, weights_only=False)
         named = [{net.by_name[name]: value for name, value in v.items()} for net, v in zip(self._networks, values, strict=True)]
         state = BatchState((named[0], named[1]))
-        state.place = place
+        state.kept = kept
         return state
 
 

@@ -25,9 +25,9 @@ __all__ = [
     "check_room",
 ]
 
-TARGETS = ("channels", "macs", "params", "latency")
+TARGETS = ("channels", "macs", "params", "latency", "memory")
 
-# The cost (MACs, parameters or seconds) of the network without the units flagged in a bool array of shape [units of the graph].
+# The cost (MACs, parameters, seconds, bytes) of the network without the units flagged in a bool array [units of the graph].
 Cost = Callable[[np.ndarray], float]
 
 

@@ -19,25 +19,29 @@ from stp_fx.analysis.plan import PrunePlan
 from stp_fx.criteria.scores import Scores
 from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.stamp import check_stamp
+from stp_fx.selection.damage import Damages
 from stp_fx.selection.latency_model import latency_model
+from stp_fx.selection.memory_model import memory_model
 from stp_fx.selection.products import carriers
 from stp_fx.selection.ratios import merge_ratios
-from stp_fx.selection.selection import Selection
+from stp_fx.selection.selection import DamageFunction, Selection
 from stp_fx.selection.target import select_units
 
 __all__ = ["Choice", "check_names", "choose", "latency_cost", "select"]
 
 CostOf = Callable[[np.ndarray], float]
-"""The cost (MACs, parameters or seconds) of the network without the units flagged in a bool array."""
+"""The cost (MACs, parameters, seconds or bytes) of the network without the units flagged in a bool array."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Choice:
-    """``removed`` (bool, one per unit of the graph) and the plan that removes them."""
+    """``removed`` (bool, one per unit of the graph) and the plan that removes them; ``damage``: the total damage that an
+    allocation foresees of it."""
 
     plan: PrunePlan
     removed: np.ndarray
     notes: tuple[str, ...] = ()
+    damage: float | None = None
 
     def __repr__(self) -> str:
         return f"Choice({int(self.removed.sum())} of {len(self.removed)} units removed; {len(self.notes)} notes)"
@@ -50,9 +54,10 @@ def select(
     *,
     cost: CostOf | None = None,
     whole: Mapping[str, int] | None = None,
+    damages: Damages | None = None,
 ) -> PrunePlan:
     """The plan that ``selection`` makes of ``scores``; ``gm`` is only read. Arguments as for :func:`choose`."""
-    return choose(gm, scores, selection, cost=cost, whole=whole).plan
+    return choose(gm, scores, selection, cost=cost, whole=whole, damages=damages).plan
 
 
 def choose(
@@ -62,6 +67,7 @@ def choose(
     *,
     cost: CostOf | None = None,
     whole: Mapping[str, int] | None = None,
+    damages: Damages | None = None,
 ) -> Choice:
     """The units that ``selection`` removes, with notes of what its constraints held back.
 
@@ -71,9 +77,11 @@ def choose(
             MACs and parameters, and latency as measured now.
         whole: by group name, the units that the group had before an earlier removal: with the target "channels" in the local
             scope, and in ``ratios``, a ratio is a fraction of those.
+        damages: for ``allocation="optimal"``, what :func:`stp_fx.selection.damage.measure_damages` gave for this graph and these
+            scores.
 
     Raises:
-        InputError: a name that matches nothing, or scores of another graph or of other weights.
+        InputError: a name that matches nothing, scores or damages of another graph or of other weights, or no damages.
         TargetError: a cost out of reach under the constraints.
         NothingToPruneError: no group is left.
     """
@@ -100,8 +108,30 @@ def choose(
         whole=None if whole is None else {g.index: whole[g.name] for g in groups if g.name in whole},
         pieces=graph.pieces(),
         uniform=selection.uniform,
+        damages=_damages(gm, groups, selection, damages),
     )
-    return Choice(graph.plan_removing(selected.removed), selected.removed, selected.notes)
+    return Choice(graph.plan_removing(selected.removed), selected.removed, selected.notes, selected.damage)
+
+
+def _damages(
+    gm: fx.GraphModule, groups: Sequence[Group], selection: Selection, measured: Damages | None
+) -> list[np.ndarray | DamageFunction] | None:
+    """One curve or function a group; None where the scope says how much is removed.
+
+    Raises:
+        InputError: curves are needed, and none were measured, or not for these groups.
+    """
+    if callable(selection.allocation):
+        return [selection.allocation for _ in groups]
+    if selection.allocation == "scope":
+        return None
+    if measured is None:
+        raise InputError("allocation='optimal' needs damages: run MeasureDamage between ScoreUnits and SelectUnits")
+    check_stamp(gm, measured.stamp, "the damages", "measure them again on this graph")
+    missing = [group.name for group in groups if group.name not in measured.curves]
+    if missing:
+        raise InputError(f"the damages have no curve for group {missing[0]!r}: measure them with these scores")
+    return [measured.curves[group.name] for group in groups]
 
 
 def check_names(gm: fx.GraphModule, selection: Selection) -> None:
@@ -130,6 +160,9 @@ def _without_ignored(
 def _cost(gm: fx.GraphModule, graph: ChannelGraph, target: str) -> CostOf | None:
     if target == "latency":
         return latency_cost(gm)
+    if target == "memory":
+        memory = memory_model(gm)
+        return lambda removed: memory.predict(graph.survivors_without(removed))
     if target not in ("macs", "params"):
         return None
     return lambda removed: float(getattr(graph.survivors_without(removed), target))

@@ -39,12 +39,14 @@ class Selected:
     """The units to remove (bool [units of the graph]), and what kept the plan from the request.
 
     ``shortfalls``: of the whole plan first, then of groups. ``notes``: the same in a few sentences, which name three groups
-    each and count the others. Both are empty where the request is met.
+    each and count the others. Both are empty where the request is met. ``damage``: of a plan of least damage, what its damages
+    add up to.
     """
 
     removed: np.ndarray
     shortfalls: tuple[Shortfall, ...] = ()
     notes: tuple[str, ...] = ()
+    damage: float | None = None
 
 
 def group_shortfalls(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast, get_args
 
@@ -20,6 +20,8 @@ from stp_fx.checks import check_flag, is_a, is_choice, is_number, is_whole, show
 from stp_fx.errors import InputError
 
 __all__ = [
+    "Allocation",
+    "DamageFunction",
     "Name",
     "ProductOption",
     "Scope",
@@ -32,8 +34,13 @@ __all__ = [
 ]
 
 Scope = Literal["local", "global", "isomorphic"]
-Target = Literal["channels", "macs", "params", "latency"]
+Target = Literal["channels", "macs", "params", "latency", "memory"]
 ProductOption = Literal["auto", "outer", "inner", "both", "none"]
+AllocationName = Literal["scope", "optimal"]
+DamageFunction: TypeAlias = Callable[[str, Sequence[float]], Sequence[float]]
+"""``(group, fractions) -> damages``: what is lost when these fractions of a group's units are removed, those of the lowest scores
+first. The damages of all groups are added up, so they are of one unit of measure."""
+Allocation: TypeAlias = AllocationName | DamageFunction
 Name: TypeAlias = str | nn.Module
 """A module, parameter, axis (``"conv1.weight:0"``) or group, by name, by glob (``"layer*.conv1"``), or a module itself."""
 
@@ -50,6 +57,7 @@ class SharedOptions(TypedDict, total=False):
     max_ratio: float
     products: ProductOption
     uniform: bool
+    allocation: Allocation
 
 
 class SelectionOptions(SharedOptions, total=False):
@@ -71,8 +79,9 @@ class Selection:
         ratio: the fraction of the target that is removed, in [0, 1).
         scope: "local" (each group loses its share), "global" (groups are compared) or "isomorphic" (groups of the same
             structure are compared, and each structure loses its share).
-        target: what ``ratio`` counts: "channels", "macs", "params" or "latency" (as :func:`stp_fx.passes.latency_model`
-            predicts it from measurements on this machine). Costs are met within one unit.
+        target: what ``ratio`` counts: "channels", "macs", "params", "latency" (as :func:`stp_fx.passes.latency_model` predicts
+            it from measurements on this machine) or "memory" (bytes of weights and of the activations that are alive at once, as
+            :func:`stp_fx.passes.memory_model` works out). Costs are met within one unit.
         ratios: a layer's own ratio, by name, glob or module.
         ignore: parameters, axes, modules or groups, by name, glob or module: the channels that they touch are kept.
         round_to: every group keeps a multiple of this many units.
@@ -81,6 +90,10 @@ class Selection:
         uniform: every group keeps the same fraction, so that layers that are alike stay alike, heads are removed whole ("auto" is
             "outer"), and widths stay multiples of what they were multiples of: what one number of a configuration can say. The
             fractions are those that divide all groups: twelfths, where 12 heads meet widths of 768 and 3072.
+        allocation: how much of each group is removed. "scope": what ``scope`` says. "optimal": of the plans that meet the target,
+            the one of least damage, by damage curves that :class:`stp_fx.passes.MeasureDamage` measures on the calibration data.
+            Or a function ``(group, fractions) -> damages`` of your own, which is asked once a group, for rising fractions. Which
+            units of a group are removed is up to their scores alone.
 
     Raises:
         InputError: a value that is out of range or of another type.
@@ -96,7 +109,10 @@ class Selection:
     )
     target: Target = field(
         default="channels",
-        metadata=_help("what a ratio counts (default: channels); latency is predicted from measurements on this machine"),
+        metadata=_help(
+            "what a ratio counts: channels (default), macs, params, latency (predicted from measurements on this machine) or "
+            "memory (weights and activations)"
+        ),
     )
     ratios: Mapping[Name, float] | None = field(
         default_factory=dict[Name, float], metadata=_help("a layer's own ratio", "NAME=RATIO")
@@ -113,6 +129,10 @@ class Selection:
     uniform: bool = field(
         default=False,
         metadata=_help("every group keeps the same fraction, and heads go whole, as a configuration can say"),
+    )
+    allocation: Allocation = field(
+        default="scope",
+        metadata=_help("how much of each group is removed: scope: as --scope says (default); optimal: by measured damage"),
     )
 
     def __post_init__(self) -> None:
@@ -134,6 +154,21 @@ class Selection:
         check_flag("uniform", self.uniform)
         if self.uniform and self.scope != "local":
             raise InputError(f"uniform=True takes the same fraction of every group: scope={self.scope!r} does not go with it")
+        self._check_allocation()
+
+    def _check_allocation(self) -> None:
+        if not callable(self.allocation) and not is_choice(self.allocation, get_args(AllocationName)):
+            raise InputError(
+                f"`allocation` is {', '.join(map(repr, get_args(AllocationName)))} or a function (group, fractions) -> damages; "
+                f"got {shown(self.allocation)}"
+            )
+        if self.allocation == "scope":
+            return
+        if self.scope != "local" or self.uniform:
+            given = "uniform=True" if self.uniform else f"scope={self.scope!r}"
+            raise InputError(
+                f"`allocation` says by itself how much of each group is removed, and so does {given}: leave one of them out"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text()})"

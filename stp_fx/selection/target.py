@@ -6,6 +6,7 @@ met by bisection over the length.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,9 +15,11 @@ import torch
 
 from stp_fx.analysis.groups import Group
 from stp_fx.errors import TargetError
+from stp_fx.selection.allocation import allocate, choices_of, curve_of
 from stp_fx.selection.arguments import Cost, check_groups, check_pieces, check_ratios, check_request
 from stp_fx.selection.result import Selected, Shortfall, group_notes, group_shortfalls, whole_note
 from stp_fx.selection.search import COUNT_SLACK, Search, Task, first_length, search_plans
+from stp_fx.selection.selection import DamageFunction
 from stp_fx.selection.uniform import select_uniformly
 
 __all__ = ["select_units"]
@@ -41,6 +44,7 @@ def select_units(
     whole: Mapping[int, int] | None = None,
     pieces: Sequence[np.ndarray] = (),
     uniform: bool = False,
+    damages: Sequence[np.ndarray | DamageFunction] | None = None,
 ) -> Selected:
     """Choose the units to remove, with notes where the constraints keep the plan from what was asked.
 
@@ -54,7 +58,8 @@ def select_units(
 
     A group keeps one unit, loses at most ``floor(max_ratio * n)``, and keeps a multiple of ``round_to`` units (rounded up; all
     of them if that is more than it has). Of each of the ``pieces`` (arrays of unit ids) one unit is kept. ``uniform``: the groups
-    without a ratio of their own lose the same fraction.
+    without a ratio of their own lose the same fraction. ``damages``: one curve (float64 [units + 1]) or function a group; of
+    the plans that meet the target, the one of least damage is then taken.
 
     Raises :class:`InputError` for arguments out of range, and constraints that let no group lose a unit where a removal is
     asked for; :class:`TargetError` for a cost out of reach, with the cost in reach and the constraints that hold it.
@@ -64,8 +69,10 @@ def select_units(
     check_groups(groups, scores, total)
     check_pieces(pieces, total)
     task = Task.of(groups, total, ratio, ratios or {}, exponents, whole, max_ratio, round_to)
-    by_group = target == "channels" and scope == "local"
+    by_group = target == "channels" and scope == "local" and damages is None
     search = search_plans(task, scores, pieces, scope=scope, classes=classes, by_group=by_group)
+    if damages is not None:
+        return _least_damage(search, target, cost, [damages[k] for k in task.carried])
     if uniform:
         return select_uniformly(search, target, cost)
     if target == "channels":
@@ -112,24 +119,86 @@ def _binding(search: Search) -> tuple[str, ...]:
 
 def _cheapest(search: Search, target: str, cost: Cost) -> Selected:
     """The plan of the shortest prefix whose cost is at most ``1 - ratio`` of the whole."""
-    task, ratio = search.task, search.task.ratio
-    baseline = float(cost(np.zeros(task.total, dtype=bool)))
-    limit = (1.0 - ratio) * baseline * (1.0 + 1e-12)
-
-    def meets(counts: np.ndarray) -> bool:
-        return float(cost(search.removed(counts))) <= limit
-
-    length = len(search.candidates)
-    if not meets(search.counts(length)):
-        raise TargetError(_out_of_reach(search, target, limit, baseline, float(cost(search.removed(search.counts(length))))))
-    found = first_length(length, lambda n: meets(search.counts(n)))
+    budget = _Budget.of(search, target, cost)
+    found = budget.shortest()
     counts = search.counts(found)
     before = search.counts(found - 1) if found else np.zeros_like(counts)
+    spare = _gives_back_a_unit(counts, before, budget.meets)
+    whole = budget.shortfall(counts, "round_to" if found else "ratios") if spare else None
+    return _selected(search, counts, search.task.fixed, whole, target)
+
+
+def _least_damage(search: Search, target: str, cost: Cost | None, damages: Sequence[np.ndarray | DamageFunction]) -> Selected:
+    """The plan of least damage whose cost is at most ``1 - ratio`` of the whole; for "channels", that removes so many units."""
+    task, limits = search.task, search.limits
+    choices = choices_of(limits, task.fixed, task.free)
+    curves = [
+        curve_of(each, group, own) if callable(each) else each
+        for each, group, own in zip(damages, task.groups, choices, strict=True)
+    ]
     whole = None
-    if ratio > 0 and baseline > 0 and _gives_back_a_unit(counts, before, meets):
-        achieved = 1.0 - float(cost(search.removed(counts))) / baseline
-        whole = Shortfall(None, ratio, achieved, 1.0, ("round_to" if found else "ratios",))
-    return _selected(search, counts, task.fixed, whole, target)
+    if target == "channels":
+        pooled = int(limits.sizes[task.free].sum())
+        wanted = int(np.floor(task.ratio * pooled + COUNT_SLACK))
+        start = search.counts(len(search.candidates))
+        most = min(wanted, int(start[task.free].sum()))
+        counts = allocate(curves, choices, lambda k: -float(k[task.free].sum()), -float(most), start)
+        if most < wanted:
+            whole = Shortfall(None, wanted, int(counts[task.free].sum()), pooled, _binding(search))
+    else:
+        assert cost is not None
+        budget = _Budget.of(search, target, cost)
+        counts = search.counts(budget.shortest())
+        counts = allocate(curves, choices, budget.cost_of, budget.limit, counts)
+        if any(budget.meets(counts - (np.arange(len(counts)) == k)) for k in np.flatnonzero(task.free & (counts > 0))):
+            whole = budget.shortfall(counts, "round_to")
+        elif not counts[task.free].any() and _gives_back_a_unit(counts, np.zeros_like(counts), budget.meets):
+            whole = budget.shortfall(counts, "ratios")
+    damage = float(sum(curve[k] for curve, k in zip(curves, counts, strict=True)))
+    selected = _selected(search, counts, task.fixed, whole, "units" if target == "channels" else target)
+    return dataclasses.replace(selected, damage=damage)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Budget:
+    """A cost target: ``limit`` is what may be left of ``baseline``."""
+
+    search: Search
+    target: str
+    cost: Cost
+    baseline: float
+    limit: float
+
+    @classmethod
+    def of(cls, search: Search, target: str, cost: Cost) -> _Budget:
+        baseline = float(cost(np.zeros(search.task.total, dtype=bool)))
+        return cls(search, target, cost, baseline, (1.0 - search.task.ratio) * baseline * (1.0 + 1e-12))
+
+    def cost_of(self, counts: np.ndarray) -> float:
+        """What is left when each group loses so many units."""
+        return float(self.cost(self.search.removed(counts)))
+
+    def meets(self, counts: np.ndarray) -> bool:
+        return self.cost_of(counts) <= self.limit
+
+    def shortest(self) -> int:
+        """The length of the shortest prefix that meets the target.
+
+        Raises:
+            TargetError: none does.
+        """
+        length = len(self.search.candidates)
+        if not self.meets(self.search.counts(length)):
+            smallest = self.cost_of(self.search.counts(length))
+            raise TargetError(_out_of_reach(self.search, self.target, self.limit, self.baseline, smallest))
+        return first_length(length, lambda n: self.meets(self.search.counts(n)))
+
+    def shortfall(self, counts: np.ndarray, why: str) -> Shortfall | None:
+        """That the plan goes beyond the target by more than a unit; None where nothing is asked for."""
+        ratio = self.search.task.ratio
+        if ratio <= 0 or self.baseline <= 0:
+            return None
+        return Shortfall(None, ratio, 1.0 - self.cost_of(counts) / self.baseline, 1.0, (why,))
 
 
 def _gives_back_a_unit(counts: np.ndarray, before: np.ndarray, meets: Callable[[np.ndarray], bool]) -> bool:

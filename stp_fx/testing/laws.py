@@ -83,6 +83,10 @@ class Case:
     def plan(self) -> PrunePlan:
         return stp_fx.plan_of(self.pruned)
 
+    @functools.cached_property
+    def masked(self) -> fx.GraphModule:
+        return stp_fx.apply_plan(self.gm, self.plan, mask=True)
+
     @property
     def simple(self) -> bool:
         """Whether the simple oracle is complete."""
@@ -146,8 +150,7 @@ def check_numbers(case: Case) -> bool:
     if all_channels_named(case.module) or (exact and case.simple):
         assert_same(removed, run_absent(case.module, case.plan, case.inputs), "removed, against absent")
     if exact:
-        masked = stp_fx.apply_plan(case.gm, case.plan, mask=True)
-        assert_same(run(masked, case.inputs), removed, "masked, against removed")
+        assert_same(run(case.masked, case.inputs), removed, "masked, against removed")
         if case.simple:
             assert_same(removed, run_silenced(case.module, case.plan, case.inputs), "removed, against silenced columns")
     return exact
@@ -213,7 +216,7 @@ def check_costs(case: Case) -> None:
     """Law 3: what the plan predicts, what the masked graph counts, what the result counts, and what torch counts are one."""
     found = stp_fx.cost(case.pruned)
     predicted = case.graph.survivors(case.plan).cost
-    masked = stp_fx.cost(stp_fx.apply_plan(case.gm, case.plan, mask=True))
+    masked = stp_fx.cost(case.masked)
     assert predicted.params == masked.params == found.params, "predicted, masked and the result's parameters"
     degenerate = _degenerate(case, predicted, found)
     for cost, what in ((predicted, "predicted"), (masked, "masked"), (found, "the result's")):

@@ -29,6 +29,7 @@ from stp_fx.ir.validation import Validate
 from stp_fx.measure.measured import measure
 from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
 from stp_fx.passes.compensations import compensation_named
+from stp_fx.passes.measure_damage import damage_for
 from stp_fx.rewrite.bias import restore_biases
 from stp_fx.rewrite.removal import mask, remove
 from stp_fx.selection import PrunePlan
@@ -135,16 +136,16 @@ class PATPassManager:
         self.ratios: tuple[float, ...] = shares.ratios(ratio, len(self.epochs))
         self.regularizer: Regularizer | None = None if regularizer is None else regularizers.resolve(regularizer)
         self.mask_until_last: bool = check_flag("mask_until_last", mask_until_last)
-        self._compensation = compensation_named(compensation, train_loader, "train_loader")
-        self._needs = (*needs_of(self.criterion), *self._compensation.needs)
         self._loader = limited_loader(train_loader, calibration_batches)
+        self._compensation = compensation_named(compensation, self._loader, "train_loader")
+        self._damage = damage_for(selection, compensation, self._loader, "train_loader")
+        self._needs = (*needs_of(self.criterion), *self._damage.needs, *self._compensation.needs)
         self._loss = check_callable("loss", loss, "(graph, batch) -> scalar")
         self._recalibrate = checked_recalibration(recalibrate)
         if train_loader is None and (self._needs or self._recalibrate):
             raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
         self._selection, self._removal = selection, RemoveChannels(validate=validate)
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = listed_optimizers(optimizer)
-        self.followers: tuple[fx.GraphModule, ...] = listed_followers(followers)
+        self.optimizers, self.followers = listed_optimizers(optimizer), listed_followers(followers)
         self.step, self.epoch, self._wrap = 0, -1, wrap
         self._whole = cost(self.model)
         self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
@@ -252,7 +253,8 @@ class PATPassManager:
         share_buffers(self.model)
         measured = measure(self.model, self._needs, self._loader if self._needs else None, self._loss)
         scores = score(self.model, self.criterion, measured, ignore=self._selection.ignore)
-        passes = Pipeline(SelectUnits(self._selection_at(step), whole=self._sizes), *self._compensation.passes)
+        select_units = SelectUnits(self._selection_at(step), whole=self._sizes)
+        passes = Pipeline(*self._damage.passes, select_units, *self._compensation.passes)
         prepared = passes.apply(self.model, Artifacts(measured, scores))
         plan = prepared.artifacts.planned("PATPassManager")
         assert_same_plan(plan)
@@ -286,7 +288,8 @@ class PATPassManager:
     def _plan_of_random_scores(self) -> None:
         """Plans once at the final ratio, so that arguments that do not fit the model are refused now; keeps no result."""
         scores = score(self.model, "random", ignore=self._selection.ignore)
-        select(self.model, scores, self._selection_at(len(self.epochs)), whole=self._sizes)
+        selection = dataclasses.replace(self._selection_at(len(self.epochs)), allocation="scope")  # no damages are known yet
+        select(self.model, scores, selection, whole=self._sizes)
 
     def _selection_at(self, step: int) -> Selection:
         """The selection of a step, for the graph as it is now: a masked one still counts all its units, a shortened one those

@@ -71,7 +71,6 @@ def write_back(
         Linear(in_features=4, out_features=4, bias=True)
     """
     _check_arguments(pruned, model)
-    check_basis(pruned, model)
     check_flag("strict_config", strict_config)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
     with torch.random.fork_rng(devices=[]):
@@ -103,6 +102,7 @@ def _check_arguments(pruned: Any, model: Any) -> None:
         raise InputError("`model` is a GraphModule: give the module that was traced")
     if provenance_of(pruned).masked is not None:
         raise InputError("`pruned` is masked: its tensors are as large as before. Remove what the masks cover first")
+    check_basis(pruned, model)
 
 
 def _arguments(pruned: fx.GraphModule, model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> Any:

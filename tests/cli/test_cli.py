@@ -405,6 +405,17 @@ def test_sweep(run: Any) -> None:
     assert found["entries"][0]["channels"]["removed"] == 12
 
 
+def test_a_sweep_of_optimal_allocations_is_a_front(run: Any) -> None:
+    options = ("--at", "0.2,0.5", "--target", "macs", "--allocation", "optimal")
+    found = from_json(run, "sweep", "net.py:make", *SHAPE, *options, "--data", "net.py:batches")
+    damages = [entry["damage"] for entry in found["entries"]]
+    assert 0 < damages[0] < damages[1]
+    assert "damage" in run("sweep", "net.py:make", *SHAPE, *options, "--data", "net.py:batches")[0].splitlines()[0]
+    assert "give --data MODULE:NAME" in run("sweep", "net.py:make", *SHAPE, *options, code=2)[1]
+    _, err = run("prune", "net.py:make", *SHAPE, "--dry-run", "--allocation", "optimal", code=2)
+    assert "--allocation optimal measures damages: give --calibration MODULE:NAME" in err
+
+
 def test_sensitivity(run: Any) -> None:
     found = from_json(run, "sweep", "net.py:make", *SHAPE, "-s", "--data", "net.py:batches", "--at", "0.5")
     assert set(found["losses"]) == {"stem.weight:0", "body.weight:0"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -118,13 +119,18 @@ def assert_unchanged(gm: torch.fx.GraphModule, before: tuple[Any, ...]) -> None:
         torch.testing.assert_close(value, before[1][name][1], rtol=0, atol=0, equal_nan=True)
 
 
+@functools.cache
+def graph_of(kind: type[nn.Module], dtype: torch.dtype) -> torch.fx.GraphModule:
+    """A graph in training mode, which every test leaves as it is."""
+    return traced(kind, dtype).train()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("kind", [ConvNet, Attention, Mlp])
 @pytest.mark.parametrize("name", known_criteria())
 def test_pruning_keeps_dtype_device_and_the_original(name: str, kind: type[nn.Module], scope: str, dtype: torch.dtype) -> None:
-    gm = traced(kind, dtype).train()
-    batches = calibration(kind, dtype)
+    gm, batches = graph_of(kind, dtype), calibration(kind, dtype)
     before = snapshot(gm)
     if name in NO_NORM and kind is not ConvNet:
         with pytest.raises(CriterionError, match="no norm scales the units of group"):
@@ -145,7 +151,7 @@ def test_pruning_keeps_dtype_device_and_the_original(name: str, kind: type[nn.Mo
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("name", CRITERIA)
 def test_every_reduction_and_normalizer_prunes(name: str, scope: str) -> None:
-    gm, batches = traced(ConvNet), calibration(ConvNet, batches=1)
+    gm, batches = graph_of(ConvNet, torch.float64), calibration(ConvNet, batches=1)
     choices = [{"reduction": r} for r in REDUCTIONS] + [{"normalizer": n} for n in NORMALIZERS]
     for choice in choices:
         pruned = stp_fx.prune_graph(gm, made(name, **choice), 0.5, scope=scope, calibration=batches)

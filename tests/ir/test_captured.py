@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 import pickle
@@ -77,13 +78,18 @@ def assert_as(gm: fx.GraphModule, first: fx.GraphModule) -> None:
     assert gm.training is first.training
 
 
+@functools.cache
+def captured(frontend: str) -> fx.GraphModule:
+    """A graph that is only copied."""
+    return stp_fx.trace(Net().eval(), torch.randn(2, 4), frontend=frontend)
+
+
 @pytest.mark.parametrize("frontend", ["fx", "export"])
 @pytest.mark.parametrize(
     "chain", [*((a,) for a in WAYS), *itertools.product(WAYS, WAYS), ("pickle", "deepcopy", "copy", "pickle")]
 )
 def test_provenance_survives(chain: tuple[str, ...], frontend: str) -> None:
-    first = stp_fx.trace(Net().eval(), torch.randn(2, 4), frontend=frontend)
-    gm = first
+    first = gm = captured(frontend)
     for way in chain:
         gm = WAYS[way](gm)
     assert_as(gm, first)

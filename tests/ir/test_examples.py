@@ -11,6 +11,7 @@ from torch import nn
 
 import stp_fx
 from stp_fx.errors import InputError, TraceError
+from stp_fx.ir.trace import _FRONT_ENDS
 from stp_fx.testing.untouched import assert_untouched, snapshot
 
 
@@ -40,6 +41,15 @@ def test_a_wrong_shape_is_a_bad_example(frontend: str, shape: tuple[int, ...], d
     assert str(shape) in str(error.value)
     assert "submodule" not in str(error.value)
     assert_untouched(before)
+
+
+def test_a_bad_example_is_told_before_the_second_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.export may take minutes to fail on it."""
+    asked = []
+    monkeypatch.setitem(_FRONT_ENDS, "export", lambda *_: asked.append("export"))
+    with pytest.raises(InputError, match="itself fails"):
+        stp_fx.trace(Net().eval(), torch.zeros(2, 1, 8, 8))
+    assert not asked
 
 
 def test_a_wrong_dtype_and_an_index_out_of_range() -> None:

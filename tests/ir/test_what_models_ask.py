@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ import stp_fx
 from stp_fx.errors import TraceError
 from stp_fx.ir import provenance_of
 from stp_fx.ir.fx_frontend import OWN_BATCH
+from stp_fx.ir.train_eval import ALONE
 
 X = torch.randn(2, 6, 8)
 Body = Callable[[Tensor], Any]
@@ -120,6 +123,20 @@ def test_numbers_that_were_taken_for_finite_have_to_be() -> None:
         gm(X * float("inf"))
 
 
+def test_what_a_number_follows_from_is_looked_at_once() -> None:
+    """After 300 residual blocks there are 2^300 ways back, and the longest is 900 nodes long."""
+
+    def residual(y: Tensor) -> Tensor:
+        for _ in range(300):
+            y = y + y.relu() * 0.001
+        return y
+
+    assert checked(Between(lambda y: clamped_if_infinite(residual(y)))).get_parameter("a.weight").shape[0] == 6
+    model = Between(lambda y: y if residual(model.steps).max() > 0 else -y)
+    model.register_buffer("steps", torch.ones(3))
+    assert checked(model).get_parameter("a.weight").shape[0] == 6
+
+
 def test_a_check_of_sizes_that_fails_is_the_models_error() -> None:
     def never(y: Tensor) -> Tensor:
         torch._check(y.shape[1] > 100, lambda: "too short")
@@ -172,6 +189,26 @@ def test_branches_on_inputs_are_refused() -> None:
 
     with pytest.raises(TraceError, match=r"bool\(\) of a tensor whose value depends on the data"):
         stp_fx.trace(Branching().eval(), (X, LENGTHS), frontend="fx")
+
+
+def test_arrays_beside_tensors_are_refused_with_what_to_do() -> None:
+    def masked(y: Tensor) -> Tensor:
+        return y * torch.tensor(numpy.ones(12, dtype=bool), device=y.device)
+
+    with pytest.raises(TraceError, match=r"takes a numpy array beside traced tensors, at .*give it torch\.from_numpy of it\."):
+        stp_fx.trace(Between(masked).eval(), X, frontend="fx")
+
+
+class MasksInTraining(Between):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y * torch.tensor(numpy.random.rand(12) > 0.3, device=y.device) if self.training else y)
+
+
+def test_masks_that_numpy_draws_leave_training_out() -> None:
+    gm = stp_fx.trace(MasksInTraining(lambda y: y).eval(), X)
+    (note,) = (n for n in provenance_of(gm).notes if n.startswith(ALONE))
+    assert re.search(r"random numbers in Python \(numpy\.random\).* one draw: draw them with torch", note), note
 
 
 class PaddedByBuffers(Between):

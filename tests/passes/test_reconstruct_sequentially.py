@@ -321,3 +321,64 @@ def test_bad_data_is_named():
         ReconstructSequentially([], plan=_plan(gm))(gm)
     with pytest.raises(InputError, match="not finite"):
         ReconstructSequentially([x, x * float("nan")], plan=_plan(gm))(gm)
+
+
+class Routed(nn.Module):
+    """A mixture of experts: each token goes to the expert that the router likes best."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router = nn.Linear(6, 24), nn.Linear(24, 3)
+        self.experts = nn.ModuleList(nn.Linear(24, 8) for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.embed(x).relu()
+        chosen = self.router(x).argmax(-1)
+        out = x.new_zeros(x.shape[0], 8)
+        for k, expert in enumerate(self.experts):
+            rows = (chosen == k).nonzero()[:, 0]
+            out = out.index_add(0, rows, expert(x[rows]))
+        return self.head(out)
+
+
+def test_layers_whose_tokens_go_other_ways_stay_and_are_named():
+    torch.manual_seed(0)
+    model, x = Routed(), torch.randn(200, 6)
+    gm = stp_fx.trace(model, x)
+    plan = build.analyze(gm).plan_for({"embed": list(range(20))})
+    done = reconstruct(gm, plan, [x])
+    assert "router" in done.layers
+    assert {"experts_0", "experts_1", "experts_2", "head"} <= done.left_alone.keys()
+    assert "other ways" in done.left_alone["head"]
+
+
+class Added(nn.Module):
+    """Layers as GPT-2 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(6, 20)), nn.Parameter(torch.randn(20, 4))
+        self.bias, self.last = nn.Parameter(torch.randn(20)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return torch.addmm(self.last, torch.addmm(self.bias, x, self.first).relu(), self.second)
+
+
+@pytest.mark.parametrize("compensation", ["least_squares", "sequential"])
+def test_a_product_with_a_bias_is_repaired(compensation):
+    torch.manual_seed(0)
+    model, x = Added(), torch.randn(256, 6)
+    before = _error(model, stp_fx.prune_graph(model, "magnitude", 0.4, example_inputs=x), x)
+    after = stp_fx.prune_graph(model, "magnitude", 0.4, example_inputs=x, calibration=[x], compensation=compensation)
+    assert _error(model, after, x) < 0.6 * before
+    assert after.get_parameter("last").shape == (4,)
+
+
+def test_an_empty_batch_among_others_changes_nothing():
+    model, x = _made("strided")
+    gm = stp_fx.trace(model, x)
+    plan = _plan(gm)
+    some, more = (reconstruct(gm, plan, data).graph_module for data in ([x], [x, x[:0]]))
+    for (name, a), (_, b) in zip(some.state_dict().items(), more.state_dict().items(), strict=True):
+        assert torch.allclose(a, b), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import shutil
 import warnings
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from torch import fx, nn
+from torchvision.models import mobilenetv3
 
 import stp_fx
 from stp_fx.testing.recipe import randomise
@@ -22,13 +24,25 @@ OTHER = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and g++ is not there")
 
 
+def _mobilenet() -> nn.Module:
+    """Depthwise convolutions, gates and both activations of MobileNetV3, in four blocks."""
+    block = functools.partial(mobilenetv3.InvertedResidualConfig, dilation=1, width_mult=1.0)
+    blocks = [
+        block(16, 3, 16, 16, True, "RE", 2),
+        block(16, 3, 48, 24, False, "RE", 2),
+        block(24, 5, 64, 40, True, "HS", 2),
+        block(40, 5, 96, 40, True, "HS", 1),
+    ]
+    return mobilenetv3.MobileNetV3(blocks, last_channel=64, num_classes=5)
+
+
 def _convnext() -> nn.Module:
     block = torchvision.models.convnext.CNBlockConfig
     return torchvision.models.ConvNeXt([block(8, 16, 2), block(16, None, 2)], num_classes=5)
 
 
 NETWORKS: dict[str, Any] = {
-    "mobilenet": lambda: torchvision.models.mobilenet_v3_small(num_classes=5),
+    "mobilenet": _mobilenet,
     "vit": lambda: torchvision.models.VisionTransformer(64, 16, 2, 4, 32, 64, num_classes=5),
     "convnext": _convnext,
 }

@@ -259,7 +259,7 @@ CALLS: dict[str, Call] = {
     "prune_submodule": Call(
         stp_fx.prune_submodule,
         lambda _: {
-            "model": nn.Sequential(network()),
+            "model": nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))),  # traced at each call
             "name": "0",
             "example_inputs": X,
             "criterion": "magnitude",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import pathlib
 import threading
@@ -64,19 +65,26 @@ class Setting:
     folder: pathlib.Path
 
 
-@pytest.fixture(params=["train", "eval"])
-def setting(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Setting:
+@functools.cache
+def _made(mode: str) -> Setting:
+    """One setting for all tests, since each of them asserts that it has left it alone."""
     torch.manual_seed(0)
-    model = Net().train(request.param == "train")
-    model.drop.train(request.param != "train")  # one module in the other mode
+    model = Net().train(mode == "train")
+    model.drop.train(mode != "train")  # one module in the other mode
     x = torch.randn(3, 3, 6, 6)
     model.head(torch.randn(2, 8)).sum().backward()  # gradients that somebody holds
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, ratio=0.5))
     masked, pruned = stp_fx.apply_plan(gm, plan, mask=True), stp_fx.apply_plan(gm, plan)
     batches = [(torch.randn(4, 3, 6, 6), torch.randint(0, 5, (4,))) for _ in range(2)]
-    stp_fx.save(pruned, tmp_path / "pruned.safetensors")
-    return Setting(model, x, gm, batches, plan, masked, pruned, tmp_path)
+    return Setting(model, x, gm, batches, plan, masked, pruned, pathlib.Path())
+
+
+@pytest.fixture(params=["train", "eval"])
+def setting(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Setting:
+    found = dataclasses.replace(_made(request.param), folder=tmp_path)
+    stp_fx.save(found.pruned, tmp_path / "pruned.safetensors")
+    return found
 
 
 def _fails(gm: fx.GraphModule, batch: Any) -> torch.Tensor:
@@ -132,7 +140,7 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
         f"prune_graph, {each}": lambda s, each=each: stp_fx.prune_graph(
             s.gm, "variance", 0.5, calibration=s.batches, compensation=each, recalibrate=True
         )
-        for each in ("mean", "least_squares")
+        for each in ("mean", "least_squares", "sequential")
     },
 }
 OTHER = nn.Linear(3, 3)

@@ -97,7 +97,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     loader = batches(rank, world)
-    for criterion, compensation in (("variance", "mean"), ("taylor", None), ("reconstruction", "least_squares")):
+    methods = (("variance", "mean"), ("taylor", None), ("reconstruction", "least_squares"), ("magnitude", "sequential"))
+    for criterion, compensation in methods:
         (folder / f"{criterion}-{rank}.json").write_text(plan(criterion, loader, compensation).to_json())
     trained(world, loader)
     refused(rank)

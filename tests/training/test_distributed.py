@@ -12,7 +12,7 @@ from distributed_worker import batches, plan
 import stp_fx
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-METHODS = (("variance", "mean"), ("taylor", None), ("reconstruction", "least_squares"))
+METHODS = (("variance", "mean"), ("taylor", None), ("reconstruction", "least_squares"), ("magnitude", "sequential"))
 
 
 @pytest.fixture(scope="module")

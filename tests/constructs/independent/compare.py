@@ -61,6 +61,40 @@ def fresh(graph):
         return graph
 
 
+class Copies:
+    """Copies of a graph to call: one and the same as long as no call leaves anything behind on it, since copies are slow."""
+
+    def __init__(self, graph):
+        self.graph, self.copy, self.state = graph, None, None
+
+    def take(self):
+        """A graph as the one given was."""
+        if self.copy is None or not self._as_it_was():
+            self.copy = fresh(self.graph)
+            self.state = _state(self.copy)
+        return self.copy
+
+    def _as_it_was(self):
+        (tensors, plain), (now, plain_now) = self.state, _state(self.copy)
+        if plain != plain_now or tensors.keys() != now.keys():
+            return False
+        return all(t.dtype == now[n].dtype and torch.equal(t, now[n]) for n, t in tensors.items())
+
+
+def _state(module):
+    """All that a module stores, tensors as copies, but its mode and gradients."""
+    stored = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tensors = {n: t.detach().clone() for n, t in stored}
+    plain = {}
+    for n, m in module.named_modules():
+        for k, v in m.__dict__.items():
+            if isinstance(v, torch.Tensor):
+                tensors[f"{n}!{k}"] = v.detach().clone()
+            elif not k.startswith("_") and k not in ("training", "meta"):
+                plain[n, k] = repr(v) if isinstance(v, (int, float, str, list, dict, tuple, set)) else id(v)
+    return tensors, plain
+
+
 def call(model, inputs, train=False, grads=False, repeat=1, aliases=True):
     """Outputs, gradients by name, buffers after, of the last of `repeat` seeded calls on copies of the inputs."""
     model.train(train)

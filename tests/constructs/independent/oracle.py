@@ -12,7 +12,7 @@ import torch
 import stp_fx
 from stp_fx.errors import NothingToPruneError, RewriteError, StpFxError, VerificationError
 
-from .compare import call, difference, fresh, leaves, snapshot, tensors_of, unchanged
+from .compare import Copies, call, difference, fresh, leaves, snapshot, tensors_of, unchanged
 
 ORDER = ["SILENT", "FOREIGN", "WRONG-LOUD", "refused", "nothing-pruned", "pruned-inexact-ok", "ok"]
 
@@ -157,11 +157,11 @@ class Check:
         if gm is None:
             self.result.base = "refused"
             return None
-        base = self.case.model
+        base, copies = self.case.model, Copies(gm)
         for which in ("example", "batch", "size"):
-            self.same("eval trace", fresh(gm), self.reference(base, which, grads=True), which=which)
+            self.same("eval trace", copies.take(), self.reference(base, which, grads=True), which=which)
             if self.case.train:
-                self.same("train trace", fresh(gm), self.reference(base, which, train=True, grads=True), which=which)
+                self.same("train trace", copies.take(), self.reference(base, which, train=True, grads=True), which=which)
         if self.case.train:
             self.same(
                 "train trace, 2nd call", fresh(gm), self.reference(base, "example", train=True, repeat=2), grads=False, repeat=2
@@ -200,14 +200,15 @@ class Check:
         tries = [("eval", "example"), ("eval", "batch"), ("eval", "size")]
         if not self.random and self.case.train:
             tries += [("train", "example"), ("train", "batch")]
+        copies = Copies(pruned)
         for mode, which in tries:
             ref = self.reference(lambda: self.oracle(plan), which, train=mode == "train", grads=which == "example")
             if ref is None:
                 continue
             if exact:
-                self.same(f"{mode} {what}", fresh(pruned), ref, index=index, which=which)
+                self.same(f"{mode} {what}", copies.take(), ref, index=index, which=which)
                 continue
-            self.runs(f"{mode} {what} inexact", fresh(pruned), ref, mode == "train", which)
+            self.runs(f"{mode} {what} inexact", copies.take(), ref, mode == "train", which)
 
     def runs(self, what, graph, ref, train, which):
         """That an inexact result runs, is finite, has its shapes."""
@@ -293,7 +294,8 @@ class Check:
                 if rest is not None:
                     self.compare_removed(f"{criterion} exact groups", rest, exact)
         blind, exact = self.prune(gm, "random", validate=False)
-        if blind is not None:
+        if blind is not None and (pruned is None or stp_fx.plan_of(blind) != stp_fx.plan_of(pruned)):
+            # Validation has pinned something. (Where it has not, this is the removal that was compared as "random".)
             mark = len(self.result.findings)
             self.compare_removed("unvalidated", blind, exact and not self.case.inexact_only)
             for i, (kind, text) in enumerate(self.result.findings[mark:], mark):
