@@ -34,7 +34,7 @@ from stp_fx.passes import (
     ScoreUnits,
     SelectUnits,
 )
-from stp_fx.passes.bases import BasisName, basis_named
+from stp_fx.passes.bases import BasisName, in_basis
 from stp_fx.passes.compensations import CompensationName, compensation_named
 from stp_fx.passes.measure_damage import damage_for
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
@@ -105,7 +105,8 @@ def prune_graph(
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
-        basis: "rotate" puts residual streams into the basis of their principal components first, on ``calibration`` if given.
+        basis: "rotate" first turns residual streams into their principal components (on ``calibration`` if given) and heads
+            into the singular vectors of their projections.
         options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
             ("channels", "macs", "params", "latency", "memory") and ``allocation`` ("scope", or "optimal": by measured damage).
 
@@ -116,7 +117,7 @@ def prune_graph(
         TargetError: a cost that cannot be met; the message names the cost in reach.
         CriterionError: weights that cannot be scored (integer, NaN).
         FunctionChangedError: removing groups that `ratios` names changes the function.
-        NothingToRotateError: no residual stream allows another basis; the message says why.
+        NothingToRotateError: neither a residual stream nor a head allows another basis; the message says why.
 
     Example:
         >>> from torch import nn, randn
@@ -130,9 +131,8 @@ def prune_graph(
         criterion, selection, calibration=data, compensation=compensation, recalibrate=recalibrate, loss=loss, seed=seed,
         rewrite=remove,
     )  # fmt: skip
-    change = basis_named(basis, data)
     captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
-    return _without_guilty(pipeline, selection, captured if change is None else change(captured).graph_module)
+    return _without_guilty(pipeline, selection, in_basis(captured, basis, data))
 
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:

@@ -16,6 +16,7 @@ from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
 from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
+from stp_fx.passes.rotate_heads import RotateHeads
 from stp_fx.passes.rotate_residual import RotateResidual
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
@@ -47,6 +48,7 @@ __all__ = [
     "RecalibrateBatchNorm",
     "ReconstructSequentially",
     "RemoveChannels",
+    "RotateHeads",
     "RotateResidual",
     "ScoreUnits",
     "SelectUnits",

@@ -344,7 +344,6 @@ CALLS |= {
     "CompensateMean": _pass(passes.CompensateMean, STATISTICS, plan=PLAN, statistics=None),
     "CompensateLeastSquares": _pass(passes.CompensateLeastSquares, STATISTICS, plan=PLAN, statistics=None, ridge=1e-4),
     "UpdateBatchNormVariance": _pass(passes.UpdateBatchNormVariance, STATISTICS, plan=PLAN, statistics=None, floor=1e-3),
-    "RotateResidual": _pass(passes.RotateResidual, calibration=BATCHES),
     "RecalibrateBatchNorm": _pass(passes.RecalibrateBatchNorm, calibration=BATCHES, limit=None),
     "Magnitude": _criterion(criteria.Magnitude, p=2.0, **SHARED),
     "lamp": _criterion(criteria.lamp, p=2.0, reduction="mean"),

@@ -14,6 +14,7 @@ from stp_fx.errors import NothingToRotateError, RewriteError
 from stp_fx.ir.provenance import floating_dtype, provenance_of, with_provenance
 from stp_fx.rewrite.basis.affine import fold_norms
 from stp_fx.rewrite.basis.centre import centre
+from stp_fx.rewrite.basis.heads import find_heads, rotate_heads
 from stp_fx.rewrite.basis.layer_scale import fold_layer_scales
 from stp_fx.rewrite.basis.principal import principal_basis
 from stp_fx.rewrite.basis.probe import Probe, same
@@ -24,7 +25,7 @@ from stp_fx.rewrite.basis.written_norms import fuse_norm, written_norms
 from stp_fx.rewrite.slicing import copied
 from stp_fx.text import listed
 
-__all__ = ["Changed", "layer_norms_to_rms_norms", "rotated_residuals"]
+__all__ = ["Changed", "layer_norms_to_rms_norms", "rotated_heads", "rotated_residuals"]
 
 _log = logging.getLogger("stp_fx.basis")
 
@@ -66,6 +67,30 @@ def rotated_residuals(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Ten
         return True
 
     return _each_stream(gm, step)
+
+
+def rotated_heads(gm: fx.GraphModule) -> Changed:
+    """Every attention and every chain of two linear layers that lets matrices pass, in singular vectors, in a copy."""
+    result = copied(gm).double()
+    probe = Probe(result)
+    done: list[str] = []
+    refused: dict[str, str] = {}
+    for heads in find_heads(result, probe):
+        try:
+            tensors = rotate_heads(heads)
+        except NothingToRotateError as error:
+            if heads.carrier is None or len(heads.carrier.positions) > 1:  # else the hidden layer of an MLP
+                refused[heads.group.name] = str(error)
+            _log.debug("%s", error)
+            continue
+        with torch.no_grad():
+            for name, value in tensors.items():
+                result.get_parameter(name).copy_(value)
+        done.append(heads.group.name)
+    if not done:
+        return Changed(gm, (), refused)
+    _check_same_function(probe.outputs, Probe(result).outputs)
+    return Changed(_as_before(result, gm), tuple(done), refused)
 
 
 def _prepare(gm: fx.GraphModule, stream: Stream) -> None:

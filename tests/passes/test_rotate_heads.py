@@ -1,0 +1,137 @@
+"""Another basis inside every head keeps the function, and the last positions are those that matter least."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from prenorm import PreNorm
+from torch import nn
+
+import stp_fx
+from stp_fx.errors import NothingToRotateError
+from stp_fx.passes import RotateHeads
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+class Attention(nn.Module):
+    """Attention of 4 heads of 6 positions, with ``shared`` heads of keys and values; ``rotary`` positions, or none."""
+
+    def __init__(self, shared: int = 4, *, bias: bool = True, rotary: bool = False, plain: bool = False) -> None:
+        super().__init__()
+        self.shared, self.rotary, self.plain = shared, rotary, plain
+        self.q, self.k, self.v = nn.Linear(10, 24, bias), nn.Linear(10, 6 * shared, bias), nn.Linear(10, 6 * shared, bias)
+        self.out = nn.Linear(24, 10, bias)
+        angles = torch.outer(torch.arange(5.0), torch.rand(3) + 0.5)
+        self.register_buffer("cos", torch.cat([angles.cos()] * 2, 1))
+        self.register_buffer("sin", torch.cat([angles.sin()] * 2, 1))
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-second, first], -1) * self.sin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, 4, 6).transpose(1, 2)
+        k, v = (p(x).view(b, t, self.shared, 6).transpose(1, 2) for p in (self.k, self.v))
+        if self.rotary:
+            q, k = self.turned(q), self.turned(k)
+        k, v = (y.repeat_interleave(4 // self.shared, 1) for y in (k, v))
+        y = (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v if self.plain else F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(b, t, 24))
+
+
+OPTIONS = {
+    "heads of their own": {}, "grouped queries": {"shared": 2}, "one head of keys": {"shared": 1}, "no bias": {"bias": False},
+    "written out": {"plain": True}, "rotary": {"rotary": True}, "rotary, grouped": {"rotary": True, "shared": 2},
+}  # fmt: skip
+
+
+def made(name: str) -> tuple[Attention, torch.fx.GraphModule, torch.Tensor]:
+    torch.manual_seed(0)
+    model, x = Attention(**OPTIONS[name]).double().eval(), torch.randn(3, 5, 10, dtype=torch.float64)
+    return model, stp_fx.trace(model, x), x
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_function_is_kept(name: str) -> None:
+    model, gm, x = made(name)
+    rotated = RotateHeads()(gm).graph_module
+    torch.testing.assert_close(rotated(x), model(x), **CLOSE)
+    moved = {key for key, value in rotated.state_dict().items() if not torch.equal(value, gm.state_dict()[key])}
+    weights = {"v.weight", "out.weight"} if "rotary" in name else {"q.weight", "k.weight", "v.weight", "out.weight"}
+    assert {key for key in moved if key.endswith("weight")} == weights
+
+
+@pytest.mark.parametrize("name", ["heads of their own", "grouped queries", "written out"])
+def test_the_first_positions_are_the_best_approximation_of_a_head(name: str) -> None:
+    """Eckart and Young: what the last positions of head 0 add to its map are the smallest singular values."""
+    _, gm, _ = made(name)
+    rotated = RotateHeads()(gm).graph_module
+
+    def product(graph: torch.fx.GraphModule, positions: slice) -> torch.Tensor:
+        served = range(24 // len(graph.get_parameter("v.weight")))
+        out = torch.cat([graph.get_parameter("out.weight")[:, 6 * h : 6 * h + 6] for h in served])
+        into = torch.cat([graph.get_parameter("v.weight"), graph.get_parameter("v.bias")[:, None]], 1)[:6]
+        return out[:, positions] @ into[positions]
+
+    whole = product(gm, slice(0, 6))
+    torch.testing.assert_close(product(rotated, slice(0, 6)), whole, **CLOSE)
+    singular = torch.linalg.svdvals(whole)
+    for kept in range(1, 6):
+        lost = torch.linalg.matrix_norm(product(rotated, slice(kept, 6)))
+        torch.testing.assert_close(lost, singular[kept:].square().sum().sqrt(), rtol=1e-8, atol=1e-8)
+
+
+def test_cutting_head_positions_costs_less() -> None:
+    _, gm, x = made("heads of their own")
+    rotated = RotateHeads()(gm).graph_module
+
+    def error(graph: torch.fx.GraphModule, positions: list[int]) -> float:
+        plan = stp_fx.analyze(graph).plan_for({"v": [6 * head + p for head in range(4) for p in positions]})
+        with torch.no_grad():
+            return float((stp_fx.apply_plan(graph, plan, validate=False)(x) - gm(x)).square().mean())
+
+    assert error(rotated, [4, 5]) < 0.5 * min(error(gm, [a, b]) for a in range(6) for b in range(a))
+
+
+@pytest.mark.parametrize("seed", range(0, 24, 2))
+def test_random_networks_with_fused_projections(seed: int) -> None:
+    model = PreNorm(seed)
+    rotated = RotateHeads()(stp_fx.trace(model, model.example(), validate=False)).graph_module
+    x = model.example(3, 1)
+    torch.testing.assert_close(rotated(x), model(x), **CLOSE)
+
+
+def test_networks_without_attention_say_so() -> None:
+    with pytest.raises(NothingToRotateError, match="no attention between stored projections"):
+        RotateHeads()(stp_fx.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)))
+
+
+CHAINS = {
+    "linear layers": (nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 5)), (3, 6)),
+    "a view in between": (nn.Sequential(nn.Linear(6, 5), nn.Dropout(), nn.Flatten(0, 1), nn.Linear(5, 5, bias=False)), (3, 2, 6)),
+    "convolutions": (nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.AvgPool2d(2), nn.Conv2d(6, 7, 1)), (2, 3, 12, 12)),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_of_linear_layers_are_cut_where_it_costs_least(name: str) -> None:
+    torch.manual_seed(0)
+    model, shape = CHAINS[name]
+    model, x = model.double().eval(), torch.randn(*shape, dtype=torch.float64)
+    rotated = RotateHeads()(stp_fx.trace(model, x)).graph_module
+    torch.testing.assert_close(rotated(x), model(x), **CLOSE)
+    (first, last) = rotated.get_parameter("0.weight"), [p for k, p in rotated.named_parameters() if k.endswith("weight")][-1]
+    columns = last.detach().flatten(1).square().sum(0)
+    torch.testing.assert_close(columns, torch.ones_like(columns), **CLOSE)
+    energy = torch.cat([first.flatten(1), rotated.get_parameter("0.bias")[:, None]], 1).detach().square().sum(1)
+    assert bool((energy[:-1] >= energy[1:] - 1e-12).all())
+    assert first.shape == model.get_parameter("0.weight").shape
+
+
+def test_an_activation_in_between_is_no_chain() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4))
+    with pytest.raises(NothingToRotateError, match="no head can be turned"):
+        RotateHeads()(stp_fx.trace(model, torch.randn(3, 6)))
