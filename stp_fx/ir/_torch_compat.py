@@ -34,6 +34,7 @@ __all__ = [
     "guards_of",
     "import_block",
     "is_pointwise",
+    "joins_to_patch",
     "meta_kernels",
     "module_patches",
     "set_versions",
@@ -138,6 +139,20 @@ def module_patches() -> list[tuple[str, Callable[[Callable[..., Any]], Callable[
     except TypeError:
         return [("__setattr__", _assigning)]
     return []
+
+
+def joins_to_patch() -> list[str]:
+    """Functions of ``torch`` that take a sequence of tensors, and refuse a proxy in its place. (Older versions do.)"""
+    names = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack", "column_stack")
+    return [name for name in names if _refuses(getattr(torch, name))]
+
+
+def _refuses(function: Callable[..., Any]) -> bool:
+    try:
+        function(_Anything())
+    except TypeError:
+        return True
+    return False
 
 
 def import_block(names: Mapping[str, Any], importer: Importer) -> str:

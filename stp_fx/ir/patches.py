@@ -31,7 +31,7 @@ import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
-from stp_fx.ir._torch_compat import as_written, fx_tracing, module_patches
+from stp_fx.ir._torch_compat import as_written, fx_tracing, joins_to_patch, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, as_tensor, is_tensor, scripted_isinstance
 from stp_fx.ir.checked import CHECKS
@@ -120,12 +120,8 @@ def _install(undo: ExitStack) -> None:
         _set(nn.Module, name, _ForThread(method, patch(method)), undo)
     _set(nn.Module, "training", _Training(), undo)
     scripted = _inherited(torch.jit.ScriptFunction, "__call__")
-    _set(
-        torch.jit.ScriptFunction,
-        "__call__",
-        as_written(scripted, lambda *given: active() is not None and holds_proxy(given)),
-        undo,
-    )
+    takes = as_written(scripted, lambda *given: active() is not None and holds_proxy(given))
+    _set(torch.jit.ScriptFunction, "__call__", takes, undo)
     if "torch._dynamo" in sys.modules:  # what torch.compile has compiled is called as it was before
         settings: Any = sys.modules["torch._dynamo"].config
         undo.callback(setattr, settings, "error_on_nested_fx_trace", settings.error_on_nested_fx_trace)
@@ -231,6 +227,18 @@ def _taking_proxies(original: Any, kind: str, target: Any) -> Callable[..., Any]
     return call
 
 
+def _joining(original: Any) -> Callable[..., Any]:
+    """Of a function that takes a sequence of tensors: also one that is a node, as what ``meshgrid`` gives and slices of it."""
+    taking = _taking_proxies(original, "call_function", original)
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        node = isinstance(args[0] if args else kwargs.get("tensors"), ValueProxy)
+        return (taking if node else original)(*args, **kwargs)
+
+    return call
+
+
 def _drawing(original: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -276,6 +284,7 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     """What a thread that traces reads from these modules instead of what they hold."""
     calls: dict[str, Any] = {name: _taking_proxies(f := vars(torch)[name], "call_function", f) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
+    calls |= {name: _joining(vars(torch)[name]) for name in joins_to_patch()}
     calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, "istft": istft, **CHECKS}
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     casts = {"autocast": _Autocasts("autocast", (), {"original": torch.autocast})}

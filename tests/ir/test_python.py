@@ -196,6 +196,24 @@ def test_what_nobody_sees_stays_a_plain_operator() -> None:
     assert torch.equal(x, torch.ones(2, 4))
 
 
+JOINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cat": lambda y: torch.cat(y.chunk(2, 1)[::-1], 1),
+    "named": lambda y: torch.cat(tensors=y.split(4, 1), dim=1),
+    "stack": lambda y: torch.stack(y.chunk(2, 1), 2).flatten(1, 2),
+    "hstack": lambda y: torch.hstack(y.chunk(2, 1)[::-1]),
+    "grid": lambda y: (
+        y * torch.stack(torch.meshgrid(*(torch.arange(n).type_as(y) for n in y.shape[2:]), indexing="ij")[::-1]).sum(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_what_is_joined_may_be_a_node(name: str) -> None:
+    net = Net(JOINS[name]).double()
+    gm = stp_fx.trace(net, X, frontend="fx")
+    assert torch.equal(gm(X), net(X))
+
+
 class Masked(nn.Conv2d):
     """PixelCNN's convolution: what the mask forbids is set to zero in the weight itself, at each call."""
 
