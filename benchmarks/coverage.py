@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -190,23 +189,25 @@ def _not_passed(results: dict[str, dict[str, Any]]) -> str:
 
 def _longest(results: dict[str, dict[str, Any]]) -> str:
     """Those that take longest to trace and prune, and how many take longer than 10 s and 20 of their own forward passes."""
-    known = {name: result for name, result in results.items() if "prune_seconds" in result}
-    if not any("forward_cpu_seconds" in result for result in known.values()):
+    clocked = {name: result for name, result in results.items() if "prune_seconds" in result}
+    measured = {name: result for name, result in clocked.items() if "prune_cpu_seconds" in result}
+    if not measured:
         return ""
-    seconds = {name: result.get("prune_cpu_seconds", result["prune_seconds"]) for name, result in known.items()}
-    allowed = {name: 10 + 20 * result.get("forward_cpu_seconds", 0.0) for name, result in known.items()}
-    over = [name for name in known if seconds[name] > allowed[name]]
+    seconds = {name: result["prune_cpu_seconds"] for name, result in measured.items()}
+    allowed = {name: 10 + 20 * result["forward_cpu_seconds"] for name, result in measured.items()}
+    over = [name for name in measured if seconds[name] > allowed[name]]
+    others = {name: result["prune_seconds"] for name, result in clocked.items() if name not in measured}
+    rest = f" The other {len(others)}, by the clock: {max(others.values()):.1f} s at most." if others else ""
     rows = [
-        [name, f"{seconds[name]:.2f}", f"{known[name].get('forward_cpu_seconds', math.nan):.2f}", f"{allowed[name]:.1f}"]
-        for name in sorted(known, key=seconds.__getitem__, reverse=True)[:10]
+        [name, f"{seconds[name]:.2f}", f"{measured[name]['forward_cpu_seconds']:.2f}", f"{allowed[name]:.1f}"]
+        for name in sorted(measured, key=seconds.__getitem__, reverse=True)[:10]
     ]
-    wall = sum("prune_cpu_seconds" not in result for result in known.values())
-    header = ("network", "trace and prune s", "forward s", "10 + 20 forwards")
-    older = f" ({wall} networks of an earlier run: by the clock, with no forward measured)" if wall else ""
-    return f"""Over 10 s + 20 forward passes to trace and prune: {", ".join(over) or "none"}.
-The longest, in seconds of a processor{older}:
+    table = markdown_table(("network", "trace and prune s", "forward s", "10 + 20 forwards"), rows, left=1)
+    named = ", ".join(over) or "none"
+    return f"""Over 10 s + 20 forward passes to trace and prune: {named}, of {len(measured)} measured in seconds of a
+processor, torch's own imports included.{rest} The longest of those measured:
 
-{markdown_table(header, rows, left=1)}
+{table}
 
 """
 
