@@ -83,7 +83,7 @@ class _Stop:
         """The values of the original network that are asked for here."""
         asked = [layer.node for layer in self.layers]
         for fold in self.folds:
-            asked += [fold.value, *(name for name, _ in fold.product)]
+            asked += [fold.query, fold.key[0]]
         return asked if self.path is None else [*asked, self.path.total]
 
 
@@ -178,7 +178,7 @@ class _Sequence:
         return True
 
     def _foldings(self, states: States, stop: _Stop) -> list[Folding]:
-        """What the queries and keys of a stop's layer should be."""
+        """What the queries of a stop's layer should be."""
         foldings = [Folding(fold) for fold in stop.folds]
         for state in states if foldings else ():
             for folding in foldings:
@@ -189,6 +189,8 @@ class _Sequence:
         """One batch's observations for the layers of a stop."""
         pruned = state.values[1]
         given = [self.pruned.run(pruned, self.pruned.by_name[layer.node]) for layer in stop.layers]
+        if not given[0].numel():
+            return
         lacking = [self._lacking(state, stop, layer, each) for layer, each in zip(stop.layers, given, strict=True)]
         for fold, folding in zip(stop.folds, foldings, strict=True):
             lacking[0] = self._with_fold(state, fold, folding, stop.layers[0], given[0], lacking[0])
@@ -197,8 +199,7 @@ class _Sequence:
         x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
         if not bool(torch.isfinite(r.sum() + x.sum())):
             raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
-        if r.shape[1]:
-            regression.add(x, r, sum(float(each.float().square().mean()) * each.shape[first.channel] for each in given))
+        regression.add(x, r, sum(float(each.float().square().mean()) * each.shape[first.channel] for each in given))
 
     def _lacking(self, state: BatchState, stop: _Stop, layer: Consumer, given: torch.Tensor) -> torch.Tensor:
         """What the output of a layer lacks: to that of the original layer, or to what the sum after it should be."""
@@ -220,7 +221,7 @@ class _Sequence:
     def _with_fold(
         self, state: BatchState, fold: Fold, folding: Folding, layer: Consumer, given: torch.Tensor, lacking: torch.Tensor
     ) -> torch.Tensor:
-        """``lacking`` with what the queries or keys among the output should be."""
+        """``lacking`` with what the queries among the output should be."""
         goal = folding.goal(functools.partial(self._original, state))
         if goal is None:
             return lacking
@@ -228,7 +229,7 @@ class _Sequence:
         def in_product(value: torch.Tensor) -> torch.Tensor | None:
             return goal - value if goal.shape == value.shape else None
 
-        found = self._pulled_back(self._along(state, layer, fold.nodes, fold.value), given, in_product, fold)
+        found = self._pulled_back(self._along(state, layer, fold.nodes, fold.query), given, in_product, fold)
         return lacking if found is None else torch.where(found[1], found[0], lacking)
 
     def _pulled_back(self, along: Path, given: torch.Tensor, lacking: Lacking, way: object) -> Change | None:

@@ -78,6 +78,12 @@ class Network:
 
         return run_node(node, value_of, self.module)
 
+    def fetch_stored(self, env: dict[fx.Node, Any], place: int) -> None:
+        """Puts the stored tensors that are read from ``place`` on into ``env``, as they are now."""
+        for node in self.nodes[:place]:
+            if node.op == "get_attr" and self._last[node] >= place:
+                env[node] = run_node(node, env.__getitem__, self.module)
+
     def release(self, names: Iterable[str]) -> None:
         """Values that need no longer be held."""
         self._held.difference_update(names)
@@ -180,7 +186,8 @@ class States:
         if self._folder is None:
             self._folder = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stp_fx_")))
         path = self._folder / f"{k}.pt"
-        torch.save(([{n.name: value for n, value in v.items()} for v in state.values], state.kept), path)
+        values = [{n.name: value for n, value in v.items() if n.op != "get_attr"} for v in state.values]
+        torch.save((values, state.kept), path)
         return path
 
     def _read(self, path: pathlib.Path) -> BatchState:
@@ -188,6 +195,8 @@ class States:
         named = [{net.by_name[name]: value for name, value in v.items()} for net, v in zip(self._networks, values, strict=True)]
         state = BatchState((named[0], named[1]))
         state.kept = kept
+        for network, env, place in zip(self._networks, state.values, state.place, strict=True):
+            network.fetch_stored(env, place)
         return state
 
 

@@ -256,6 +256,28 @@ def test_pinned_streams_say_why() -> None:
         RotateResidual()(stp_fx.trace(model, torch.randn(2, 4)))
 
 
+def test_an_embedding_that_bounds_the_norm_of_its_rows_is_refused() -> None:
+    """The example looks up none of the rows that are too long, so running it would not show the change."""
+
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner, self.head = nn.Embedding(30, 16, max_norm=3.0), nn.Linear(16, 16), nn.Linear(16, 5)
+            self.norm, self.last = nn.LayerNorm(16), nn.LayerNorm(16)
+            with torch.no_grad():
+                self.embed.weight.mul_(0.3)
+                self.embed.weight[29] *= 30
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            return self.head(self.last(x + self.inner(self.norm(x))))
+
+    gm = stp_fx.trace(Bounded().double().eval(), torch.randint(0, 20, (2, 8)))
+    with pytest.raises(NothingToRotateError, match="max_norm"):
+        RotateResidual()(gm)
+    assert not LayerNormToRMSNorm()(gm).modified
+
+
 def test_a_graph_without_norms_says_so() -> None:
     with pytest.raises(NothingToRotateError, match="no norm over channels"):
         stp_fx.prune_graph(

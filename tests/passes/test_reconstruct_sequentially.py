@@ -241,7 +241,7 @@ def test_lost_head_dimensions_are_folded_into_the_scores(fused, product, monkeyp
     folded = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
     monkeypatch.setattr(sequential, "find_folds", lambda *_: {})
     plain = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
-    assert _error(model, folded, new) < 0.8 * _error(model, plain, new)
+    assert _error(model, folded, new) < 0.9 * _error(model, plain, new)
 
 
 def test_queries_that_are_rotated_by_position_stay_as_they_are():
@@ -382,3 +382,46 @@ def test_an_empty_batch_among_others_changes_nothing():
     some, more = (reconstruct(gm, plan, data).graph_module for data in ([x], [x, x[:0]]))
     for (name, a), (_, b) in zip(some.state_dict().items(), more.state_dict().items(), strict=True):
         assert torch.allclose(a, b), name
+
+
+def test_stored_tensors_that_lie_in_files_are_those_that_have_been_refitted():
+    class ReadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Parameter(torch.randn(n, m)) for n, m in ((20, 6), (16, 20), (4, 16)))
+
+        def forward(self, x):
+            a, b, c = self.a, self.b, self.c
+            return F.linear(F.linear(F.linear(x, a).relu(), b).relu(), c)
+
+    torch.manual_seed(0)
+    model, x = ReadFirst(), torch.randn(256, 6)
+    gm = stp_fx.trace(model, x)
+    plan = _plan(gm)
+    held, spilled = (reconstruct(gm, plan, [x[:128], x[128:]], memory=memory).graph_module for memory in (None, 0))
+    for (name, one), (_, other) in zip(held.state_dict().items(), spilled.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_queries_that_a_second_product_reads_stay_as_they_are():
+    class Twice(Attention):
+        def forward(self, x):
+            b, n, _ = x.shape
+            q, k, v = (part.view(b, n, 3, 8).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            scores = torch.softmax(q @ k.transpose(-2, -1), -1) + torch.softmax(q @ v.transpose(-2, -1), -1)
+            return self.project((scores @ v).transpose(1, 2).reshape(b, n, 24))
+
+    torch.manual_seed(0)
+    model, x = Twice(True, "").double(), torch.randn(64, 6, 24, dtype=torch.float64)
+    gm = stp_fx.trace(model, x)
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
+    run = sequential._Sequence(gm, stp_fx.apply_plan(gm, plan), build.analyze(gm), build.analyze(gm).survivors(plan), True)
+    assert not run._folds
+
+
+def test_an_empty_batch_in_a_network_with_sums():
+    model, x = _made("residual")
+    gm = stp_fx.trace(model, x)
+    plan = _plan(gm)
+    some, more = (reconstruct(gm, plan, data).graph_module for data in ([x], [x[:0], x]))
+    assert torch.allclose(some(x), more(x))

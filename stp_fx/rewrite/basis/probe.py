@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call
 
@@ -82,13 +83,26 @@ class Probe:
         return _SCALE * torch.randn(tensor.shape, generator=self._draws, dtype=torch.float64).to(tensor)
 
     def run(self, node: fx.Node, given: Mapping[fx.Node, Any], stored: Mapping[str, torch.Tensor]) -> Any:
-        """What a node gives with other values of its operands, and other stored tensors by their first names."""
+        """What a node gives with other values of its operands, and other stored tensors by their first names.
+
+        Raises:
+            NothingToRotateError: the node rewrites rows that it looks up (``max_norm``), which its example may not show.
+        """
+        if _renormalises(node, self.root):
+            raise NothingToRotateError(f"'{node.name}' looks up rows and bounds their norm (max_norm)")
         values = {n: _cloned(given.get(n, self.values[n])) for n in node.all_input_nodes}
         args, kwargs = operands(node, values.__getitem__)
         with torch.no_grad():
             return call(
                 node, args, kwargs, lambda path: _with(self.root.get_submodule(path), path, stored, self.graph.first_name)
             )
+
+
+def _renormalises(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        return getattr(root.get_submodule(str(node.target)), "max_norm", None) is not None
+    given = node.kwargs.get("max_norm", node.args[3] if len(node.args) > 3 else None)
+    return node.target is F.embedding and given is not None
 
 
 def _with(

@@ -47,12 +47,17 @@ def fuse_norm(gm: fx.GraphModule, norm: FusedNorm) -> None:
     with gm.graph.inserting_after(result):
         made = gm.graph.call_function(_CALLS[norm.kind], (nodes[norm.value], (norm.size,), *affine, norm.eps))
     result.replace_all_uses_with(made)
-    dead = result
-    pending = [dead]
+    pending, erased = [result], set[fx.Node]()
     while pending:
         dead = pending.pop()
-        if not dead.users and dead.op in ("call_function", "call_method") and dead.target is not torch._assert:
+        if (
+            dead not in erased
+            and not dead.users
+            and dead.op in ("call_function", "call_method")
+            and dead.target is not torch._assert
+        ):
             pending += dead.all_input_nodes
+            erased.add(dead)
             gm.graph.erase_node(dead)
 
 
