@@ -131,7 +131,7 @@ class LayerNormWritten(LayerNormLast):
         return self.b(self.norm.weight[:, None, None] * y + self.norm.bias[:, None, None])
 
 
-@network("rms norm", "inexact")
+@network("rms norm", "exact", columns=False)
 class RmsNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -140,11 +140,23 @@ class Check:
                 if index and kind == "buffers" and not (eager[kind][n].is_floating_point() or eager[kind][n].is_complex()):
                     continue  # positions are renumbered, as the docs say
                 want = index(n, eager[kind][n]) if index else eager[kind][n]
+                if index and kind == "grads":
+                    want = want / self.factor(graph, n, index)
                 problems.append(difference(got[kind][n], want, 1e-8)), names.append(f"{kind} {n}")
         for name, problem in zip(names, problems):
             if problem:
                 loud = (train or name.startswith("grads")) and self.announced()
                 self.result.add("WRONG-LOUD" if loud else "SILENT", f"{what} [{which}] {name}: {problem}")
+
+    def factor(self, graph, name, index):
+        """What the removal has multiplied an RMSNorm's weight with: its gradient is smaller by as much."""
+        model = self.case.model()
+        if not isinstance(dict(model.named_modules()).get(name.rpartition(".")[0]), torch.nn.RMSNorm):
+            return 1.0
+        before, after = index(name, dict(model.named_parameters())[name]), dict(graph.named_parameters())[name]
+        ratio = (after / before).detach()
+        assert torch.allclose(ratio, ratio[:1].expand_as(ratio)), "the weight of a norm is scaled by one number"
+        return float(ratio[0])
 
     def trace(self):
         """Traces and compares the graph with the module."""
