@@ -22,6 +22,8 @@ def observations(
     Of more than ``rows`` positions, or 64 for each input if that is more, so many are drawn at random.
     """
     groups, _, into, taps = layer.matrix(weight).shape
+    if layer.windows is not None and source.dim() == len(layer.windows.kernel) + 1:  # an image without a batch
+        source, lacking = source[None], [each[None] for each in lacking]
     flat = [each.movedim(layer.channel, -1).reshape(-1, each.shape[layer.channel]) for each in lacking]
     total = flat[0].shape[0]
     wanted = max(rows, _PER_INPUT * into * taps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 
@@ -105,7 +106,7 @@ class Regression:
         return Fit(change, both.shift(change), 0.0)
 
 
-class _Half:
+class _Half(abc.ABC):
     """Observations with their means, float64 [groups, in] and [groups, out]."""
 
     def __init__(self) -> None:
@@ -125,28 +126,31 @@ class _Half:
     def outputs(self) -> int:
         return self.mean_r.shape[1]
 
+    @abc.abstractmethod
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
-        raise NotImplementedError
+        """Observations of one batch."""
 
+    @abc.abstractmethod
     def reduce(self) -> None:
-        raise NotImplementedError
+        """Merges over all processes of the default group."""
 
+    @abc.abstractmethod
     def merged(self, other: _Half) -> _Half:
-        raise NotImplementedError
+        """These observations and others."""
 
+    @abc.abstractmethod
     def scale(self, centred: bool) -> torch.Tensor:
         """One over the standard deviation of each input, 0 for one that is constant."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def solutions(
         self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
     ) -> Iterator[tuple[float, torch.Tensor | None]]:
         """The change for each ridge; None where the system cannot be solved."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(self, change: torch.Tensor, centred: bool) -> float:
         """By how much a change moves the sum of the residuals' squares."""
-        raise NotImplementedError
 
     def shift(self, change: torch.Tensor) -> torch.Tensor:
         """The intercept that goes with a change: [groups, out]."""

@@ -15,6 +15,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import Consumer, linear_calls
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.plan import PrunePlan
+from stp_fx.analysis.sites import find_sites
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
 from stp_fx.ir.shapes import fetch
@@ -102,6 +103,9 @@ class _Sequence:
         self._ways: dict[int, bool] = {}
         calls = linear_calls(small)
         names = {call.node for call in calls}
+        for site in find_sites(gm).all:
+            if site.weights and site.reader not in names and not self._is_whole(site.source):
+                self.left_alone[site.reader] = "it is neither a linear layer nor a convolution, or it has hooks"
         self.pruned = Network(small, self._is_whole)
         self._places = {call.node: bias_place(small, call) for call in calls}
         possible = [call for call in calls if self._may_change(call)]
@@ -199,7 +203,8 @@ class _Sequence:
         x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
         if not bool(torch.isfinite(r.sum() + x.sum())):
             raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
-        regression.add(x, r, sum(float(each.float().square().mean()) * each.shape[first.channel] for each in given))
+        channels = r.shape[0] * r.shape[2]
+        regression.add(x, r, channels * sum(float(each.float().square().mean()) for each in given) / len(given))
 
     def _lacking(self, state: BatchState, stop: _Stop, layer: Consumer, given: torch.Tensor) -> torch.Tensor:
         """What the output of a layer lacks: to that of the original layer, or to what the sum after it should be."""

@@ -425,3 +425,23 @@ def test_an_empty_batch_in_a_network_with_sums():
     plan = _plan(gm)
     some, more = (reconstruct(gm, plan, data).graph_module for data in ([x], [x[:0], x]))
     assert torch.allclose(some(x), more(x))
+
+
+def test_an_image_without_a_batch():
+    torch.manual_seed(0)
+    model, x = NETWORKS["strided"][0](), torch.randn(3, 20, 20)
+    model(x)
+    gm = stp_fx.trace(model, x)
+    plan = _plan(gm)
+    done = reconstruct(gm, plan, [x])
+    assert _error(model, stp_fx.apply_plan(done.graph_module, plan), x) < 0.8 * _error(model, stp_fx.apply_plan(gm, plan), x)
+
+
+def test_a_layer_with_a_hook_stays_and_is_named():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), torch.randn(64, 6)
+    model[2].register_forward_hook(lambda module, inputs, output: output * 2)
+    gm = stp_fx.trace(model, x)
+    done = reconstruct(gm, _plan(gm), [x])
+    assert not done.layers
+    assert "hooks" in done.left_alone["_2"]
