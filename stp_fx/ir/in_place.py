@@ -10,11 +10,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from stp_fx.ir.nested import leaves_of
 
-__all__ = ["relax", "shares_memory"]
+__all__ = ["may_write", "relax", "shares_memory"]
+
+_AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "setitem"})
+
+
+def may_write(node: fx.Node, root: nn.Module | None = None) -> bool:
+    """Whether a call, by its name and arguments, writes to what it is given; ``root`` has the modules that are called."""
+    if node.op == "call_module":
+        return root is not None and any(getattr(m, "inplace", False) for m in root.get_submodule(str(node.target)).modules())
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    named = name.strip("_") in _AUGMENTED or (name.endswith("_") and not name.endswith("__"))
+    return named or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
 
 
 def relax(graph: fx.Graph, augmented: Mapping[fx.Node, Callable[..., Any]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.fx.node import map_arg
 
 from stp_fx.errors import TraceError
 from stp_fx.ir.active import suspended
+from stp_fx.ir.in_place import may_write
 from stp_fx.ir.meta_run import AsksForNumber
 from stp_fx.ir.proxies import user_line
 from stp_fx.ir.runner import operands
@@ -63,7 +63,9 @@ def known_value(known: Known, node: fx.Node) -> Any:
 def _is_given(known: Known, node: fx.Node) -> bool:
     """Whether nothing tells a node's value but the node itself."""
     number = isinstance(node.meta["val"], (bool, int, float))
-    return number or (known.finite and _name(node) in _FINITE) or node.op not in ("call_function", "call_method") or _writes(node)
+    return (
+        number or (known.finite and _name(node) in _FINITE) or node.op not in ("call_function", "call_method") or may_write(node)
+    )
 
 
 def _given(known: Known, node: fx.Node) -> Any:
@@ -179,14 +181,8 @@ def _is_written(node: fx.Node) -> bool:
     waiting, seen = [node], {node}
     while waiting:
         new = [user for user in waiting.pop().users if user not in seen]
-        if any(map(_writes, new)):
+        if any(map(may_write, new)):
             return True
         seen.update(new)
         waiting += new
     return False
-
-
-def _writes(node: fx.Node) -> bool:
-    name = _name(node)
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or node.target is operator.setitem or "out" in node.kwargs or bool(node.kwargs.get("inplace"))

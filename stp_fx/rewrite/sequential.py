@@ -18,6 +18,7 @@ from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.sites import find_sites
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
+from stp_fx.ir.in_place import may_write
 from stp_fx.ir.shapes import fetch
 from stp_fx.measure.calibration import arguments_of, batches
 from stp_fx.rewrite.bias import add_to_bias, bias_place
@@ -26,7 +27,7 @@ from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
 from stp_fx.rewrite.residuals import Change, Lacking, Path, ResidualPath, pulled_back, residual_path
 from stp_fx.rewrite.scores import Fold, Folding, find_folds
-from stp_fx.rewrite.side_by_side import BatchState, Network, States, in_place, memory_limit
+from stp_fx.rewrite.side_by_side import BatchState, Network, States, memory_limit
 from stp_fx.rewrite.slicing import copied
 from stp_fx.rules import TensorDims
 
@@ -135,7 +136,7 @@ class _Sequence:
         ]
 
     def _is_written(self, source: str) -> bool:
-        return any(in_place(user, self.pruned.module) for user in self.pruned.by_name[source].users)
+        return any(may_write(user, self.pruned.module) for user in self.pruned.by_name[source].users)
 
     def _is_whole(self, node: str) -> bool:
         return not self._cut(node)

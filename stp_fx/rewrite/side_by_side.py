@@ -13,13 +13,14 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+from stp_fx.ir.in_place import may_write
 from stp_fx.ir.modes import OneMode
 from stp_fx.ir.runner import run_node
 from stp_fx.measure.calibration import eval_twin
 
 Seen = Callable[[str, torch.Tensor], None]
 
-__all__ = ["BatchState", "Network", "States", "in_place", "memory_limit"]
+__all__ = ["BatchState", "Network", "States", "memory_limit"]
 
 
 class Network:
@@ -41,7 +42,7 @@ class Network:
         self._dropped: list[list[fx.Node]] = [[] for _ in self.nodes]
         for node, k in self._last.items():
             self._dropped[k].append(node)
-        self._cloned = {self.by_name[name] for name in held if any(in_place(u, self.module) for u in self.by_name[name].users)}
+        self._cloned = {self.by_name[name] for name in held if any(may_write(u, self.module) for u in self.by_name[name].users)}
 
     def start(self, arguments: tuple[Any, ...]) -> dict[fx.Node, Any]:
         """Values of the placeholders."""
@@ -98,17 +99,6 @@ class Network:
 def _counts(value: Any) -> bool:
     """Whether a value holds whole numbers or truth values, and one for each of something."""
     return isinstance(value, torch.Tensor) and value.dim() > 0 and not (value.is_floating_point() or value.is_complex())
-
-
-def in_place(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node may write to what it is given."""
-    if node.op == "call_module":
-        return any(getattr(m, "inplace", False) for m in root.get_submodule(str(node.target)).modules())
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return bool(node.kwargs.get("inplace")) or name in _AUGMENTED or (name.endswith("_") and not name.endswith("__"))
-
-
-_AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem", "__setitem__"})
 
 
 class BatchState:
