@@ -20,7 +20,7 @@ from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
 from stp_fx.ir.in_place import may_write
 from stp_fx.ir.shapes import fetch
-from stp_fx.measure.calibration import arguments_of, batches
+from stp_fx.measure.calibration import arguments_of, batches, device_of
 from stp_fx.rewrite.bias import add_to_bias, bias_place
 from stp_fx.rewrite.observations import observations
 from stp_fx.rewrite.regression import Fit, Regression
@@ -65,7 +65,7 @@ def reconstruct(
     with torch.no_grad():
         run = _Sequence(gm, remove(gm, plan), graph, survivors, residuals)
         states = [run.start(arguments_of(gm, b)) for b in batches(gm, calibration, "sequential repair")]
-        with States(states, (run.original, run.pruned), memory_limit() if memory is None else memory) as kept:
+        with States(states, (run.original, run.pruned), memory_limit(device_of(gm)) if memory is None else memory) as kept:
             run.through(kept)
         result = copied(gm)
         _take_over(result, run.small, survivors, run.changed)

@@ -190,8 +190,10 @@ class States:
         return state
 
 
-def memory_limit() -> int:
-    """Bytes of values that are kept in memory by default: half of what the machine has free."""
+def memory_limit(device: torch.device) -> int:
+    """Bytes of values that are kept in memory by default: half of what is free where they lie."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (ValueError, OSError):
