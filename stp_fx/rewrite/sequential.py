@@ -35,6 +35,7 @@ __all__ = ["Repaired", "reconstruct"]
 
 _SAME = 1e-9
 """Residuals whose square is a smaller part of the output's are rounding: the layer is left as it is."""
+_ROUTED = "its input is routed by data: indices or masks before it differ between the original and the pruned network"
 _ROWS = 1 << 16
 """Observations of a layer from all batches together, beside 64 for each of its inputs; of more, so many are drawn at random."""
 
@@ -160,9 +161,7 @@ class _Sequence:
             self.original.release(stop.held)
             regression.reduce()
             if regression.unlike:
-                self.left_alone.update(
-                    (layer.node, "what it reads goes other ways in the pruned network") for layer in stop.layers
-                )
+                self.left_alone.update((layer.node, _ROUTED) for layer in stop.layers)
             elif regression.lacking > _SAME:
                 self._refit(stop, regression.fit())
 
@@ -203,7 +202,7 @@ class _Sequence:
         source = pruned[self.pruned.by_name[first.site.source]]
         x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
         if not bool(torch.isfinite(r.sum() + x.sum())):
-            raise InputError(f"sequential repair: {first.node!r} reads or gives values that are not finite, batch {number}")
+            raise InputError(f"calibration batch {number}: the input or the output of {first.node!r} is not finite")
         channels = r.shape[0] * r.shape[2]
         regression.add(x, r, channels * sum(float(each.float().square().mean()) for each in given) / len(given))
 

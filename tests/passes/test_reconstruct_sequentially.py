@@ -350,7 +350,7 @@ def test_layers_whose_tokens_go_other_ways_stay_and_are_named():
     done = reconstruct(gm, plan, [x])
     assert "router" in done.layers
     assert {"experts_0", "experts_1", "experts_2", "head"} <= done.left_alone.keys()
-    assert "other ways" in done.left_alone["head"]
+    assert "routed by data" in done.left_alone["head"]
 
 
 class Added(nn.Module):
