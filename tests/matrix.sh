@@ -53,8 +53,9 @@ run_pair() {
     constraints "$torch" "${lowest:-}" >"$folder/constraints.txt"
     "$folder/bin/python" -m pip install -q --no-compile "torch==$torch.*" torchvision -c "$folder/constraints.txt" -e ".[test]"
     started=$SECONDS
+    # Bytecode of torch is kept for the many processes that the tests start, wherever the caller stands on that.
     # shellcheck disable=SC2086
-    PYTHONPATH=$PWD "$folder/bin/python" -m pytest -n "$JOBS" -m "not slow" -q -p no:cacheprovider --show-capture=no ${ARGS:-} $selected \
+    env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$folder/bytecode" PYTHONPATH="$PWD" "$folder/bin/python" -m pytest -n "$JOBS" -m "not slow" -q -p no:cacheprovider --show-capture=no ${ARGS:-} $selected \
         2>&1 | tee "$log" || rc=$?
     if [ -z "$selected" ]; then
         "$folder/bin/python" tests/matrix_row.py "$RESULTS" "$log" "${lowest:-newest}" $((SECONDS - started))
