@@ -165,7 +165,11 @@ def test_a_field_that_says_nothing_is_filled_and_ties_stay() -> None:
 def test_what_a_config_cannot_say_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     model, graph = captured("bert")
     before = model.config.to_dict()
-    for products in ("outer", "inner"):
+    scales = hasattr(model.encoder.layer[0].attention.self, "scaling")  # before transformers 5 code computes it at each call
+    if not scales:
+        with pytest.raises(WriteBackError, match=r"Constants in the way: the scale 0.25"):
+            stp_fx.write_back(stp_fx.prune_graph(graph, products="inner"), model)
+    for products in ("outer", "inner") if scales else ("outer",):
         pruned = stp_fx.prune_graph(graph, products=products)
         with pytest.raises(
             WriteBackError, match=r"query.weight is built as \[64, 64\], \[32, 64\] is needed.*hidden_size"
@@ -182,7 +186,8 @@ def test_what_a_config_cannot_say_is_refused(caplog: pytest.LogCaptureFixture) -
 
     # head sizes and the width in proportion: shapes that the config can say, but it scales attention anew
     model, graph = captured("masked")
-    with pytest.raises(WriteBackError, match=r"self.scaling is computed as 0.353553, 0.25 is needed"):
+    reason = r"self.scaling is computed as 0.353553, 0.25 is needed" if scales else "the scale 0.25"
+    with pytest.raises(WriteBackError, match=reason):
         stp_fx.write_back(stp_fx.prune_graph(graph, products="inner"), model)
 
 

@@ -37,7 +37,7 @@ def test_plain_arguments(name: str, caplog: pytest.LogCaptureFixture) -> None:
     pruned = stp_fx.prune_graph(gm, ratio=0.5, products="outer")
     validation = provenance_of(pruned).validation
     assert {"eval", "train", "masked = removed"} <= set(validation.ran), validation
-    torch.testing.assert_close(gm(IDS[:1]).logits, model(IDS[:1], use_cache=False).logits)
+    torch.testing.assert_close(gm(IDS[:1]).logits, model(IDS[:1]).logits)
 
 
 def test_a_cache_that_is_asked_for_stays_asked_for() -> None:

@@ -156,7 +156,8 @@ def test_a_rule_agrees_with_numbers(name: str) -> None:
 def test_reasons_for_no_check_are_few() -> None:
     reasons = {entry.unchecked for entry in map(entry_of, map(overload_of, (op for op, _ in _SAMPLES.values()))) if entry}
     single = "its kernels take single precision alone"
-    assert reasons == {"", "no CPU kernel", "its values are arbitrary", "its matrix is sparse", single}
+    assert "" in reasons  # not every torch has an op for each of the others
+    assert reasons <= {"", "no CPU kernel", "its values are arbitrary", "its matrix is sparse", single}
 
 
 # -- zeros ---------------------------------------------------------------------------------------------------------------
