@@ -1,6 +1,8 @@
 """Writes the row of one pair of torch and Python into ``benchmarks/results/matrix.md``; see ``tests/matrix.sh``.
 
-python tests/matrix_row.py TABLE LOG PACKAGES SECONDS    # in the environment of the pair; LOG: what pytest printed
+python tests/matrix_row.py TABLE LOG PACKAGES SECONDS [RERUN]    # in the environment of the pair; LOG: what pytest printed
+
+RERUN: what pytest printed of the tests that had failed, run again after a repair.
 """
 
 from __future__ import annotations
@@ -16,25 +18,35 @@ from pathlib import Path
 _HEAD = """# Versions of torch and Python
 
 `tests/matrix.sh PAIR ...`: the suite without what is marked slow, two processes of one thread each. Packages: "newest" are those
-that pip chose on the date, "lowest" the lower bounds in `pyproject.toml`. Seconds are those of a machine with other work.
+that pip chose on the date, "lowest" the lower bounds in `pyproject.toml`. "Rerun": of those that passed, how many failed in the
+run of the whole and passed after a repair, by themselves. Seconds are those of a machine with other work.
 
-| torch | torchvision | Python | packages | passed | failed | skipped | seconds | date | cores |
-| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: |
+| torch | torchvision | Python | packages | passed | rerun | failed | skipped | seconds | date | cores |
+| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
 """
 
 
-def main(table: str, log: str, packages: str, seconds: str) -> None:
+def main(table: str, log: str, packages: str, seconds: str, rerun: str | None = None) -> None:
     """Puts the row of this environment into the table, in place of an older one of the same versions."""
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", _summary(Path(log).read_text()))}
-    failed = counts.get("failed", 0) + counts.get("errors", 0) + counts.get("error", 0)
+    passed, failed, skipped = _counts(log)
+    again = 0
+    if rerun is not None:
+        again, failed, more = _counts(rerun)
+        passed, skipped = passed + again, skipped + more
     versions = (version("torch").partition("+")[0], version("torchvision").partition("+")[0], platform.python_version(), packages)
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    passed, skipped = counts.get("passed", 0) + counts.get("xfailed", 0), counts.get("skipped", 0)
-    numbers = (passed, failed, skipped, seconds, date, os.cpu_count())
+    numbers = (passed, again, failed, skipped, seconds, date, os.cpu_count())
     path = Path(table)
     rows = {tuple(_cells(line)[:4]): line for line in _rows(path)}
     rows[versions] = f"| {' | '.join(map(str, (*versions, *numbers)))} |"
     path.write_text(_HEAD + "".join(f"{rows[key]}\n" for key in sorted(rows, key=_order)))
+
+
+def _counts(log: str) -> tuple[int, int, int]:
+    """How many tests passed, failed, and were skipped."""
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", _summary(Path(log).read_text()))}
+    failed = counts.get("failed", 0) + counts.get("errors", 0) + counts.get("error", 0)
+    return counts.get("passed", 0) + counts.get("xfailed", 0), failed, counts.get("skipped", 0)
 
 
 def _summary(text: str) -> str:
