@@ -40,7 +40,7 @@ constraints() {  # lower bounds of pyproject.toml as pins, with `lowest`; and wh
     fi
     case $torch in  # torchao names no version of torch, and fails to be imported by older ones
         2.6*) echo "torchao<0.13" ;;
-        2.7*) echo "torchao<0.15" ;;
+        2.7* | 2.8*) echo "torchao<0.15" ;;
     esac
 }
 

@@ -102,12 +102,17 @@ def check_that_it_runs(
         failed = _failure(model, moved[0], moved[1], model)
     if failed is None or isinstance(failed, (StpFxError, MemoryError, torch.OutOfMemoryError)):
         return
+    raise itself_fails(model, arguments, failed) from failed
+
+
+def itself_fails(model: nn.Module, arguments: Mapping[str, Any], failed: BaseException) -> InputError:
+    """The error for an example that the model does not take, which failed as it says."""
     line = next(iter(str(failed).strip().splitlines()), "no message")
     mode = "train" if model.training else "eval"
-    raise InputError(
+    return InputError(
         f"{type(model).__name__} itself fails on this example ({described(arguments)}) in {mode} mode: "
         f"{type(failed).__name__}: {line[:300]}. Give an example that model(*example_inputs, **kwargs) takes"
-    ) from failed
+    )
 
 
 def _failure(runs: nn.Module, args: Any, kwargs: Any, model: nn.Module) -> Exception | None:

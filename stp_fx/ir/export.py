@@ -98,7 +98,7 @@ def _exported(
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
-        if "fake tensor" in lines[0]:
+        if "fake tensor" in lines[0] or "not tracked with proxy" in lines[0]:
             lines = ["it lost track of a tensor, as reading or assigning .data makes it do: use detach(), or write under no_grad"]
         raise TraceError(f"{type(error).__name__}: {lines[0][:300]}") from error
     gm = raised.graph_module()

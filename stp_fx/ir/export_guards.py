@@ -53,6 +53,9 @@ def as_nodes(graph: fx.Graph, part: ast.expr, inputs: dict[str, Any]) -> Any:
         case ast.Call(func=ast.Attribute(value=ast.Name(id=("torch" | "math") as module), attr=name)) if name in _FUNCTIONS:
             function = getattr(torch if module == "torch" else math, name)
             return graph.call_function(function, tuple(as_nodes(graph, each, inputs) for each in part.args))
+        case ast.Call(func=ast.Name(id=("max" | "min") as name), args=[first, second]):  # before torch 2.9 or so
+            function = getattr(torch, f"sym_{name}")  # unlike Python's, it takes proxies
+            return graph.call_function(function, (as_nodes(graph, first, inputs), as_nodes(graph, second, inputs)))
         case ast.BoolOp():
             first, *rest = (as_nodes(graph, each, inputs) for each in part.values)
             for each in rest:

@@ -31,13 +31,12 @@ import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
+from stp_fx.ir import inverse_fourier, vmapped
 from stp_fx.ir._torch_compat import as_written, fx_tracing, joins_to_patch, module_patches
 from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, as_tensor, is_tensor, scripted_isinstance
 from stp_fx.ir.checked import CHECKS
-from stp_fx.ir.inverse_fourier import istft
 from stp_fx.ir.proxies import ValueProxy, holds_proxy, user_line
-from stp_fx.ir.vmapped import vmap
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
 
@@ -286,7 +285,7 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     calls: dict[str, Any] = {name: _taking_proxies(f := vars(torch)[name], "call_function", f) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
     calls |= {name: _joining(vars(torch)[name]) for name in joins_to_patch()}
-    calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, "istft": istft, "vmap": vmap, **CHECKS}
+    calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, "istft": inverse_fourier.istft, "vmap": vmapped.vmap, **CHECKS}
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
     casts = {"autocast": _Autocasts("autocast", (), {"original": torch.autocast})}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}

@@ -23,6 +23,7 @@ from torch import fx, nn
 from stp_fx.ir.agreement import Difference, compared
 from stp_fx.ir.as_it_was import as_it_was
 from stp_fx.ir.compiled import eagerly
+from stp_fx.ir.example import itself_fails
 from stp_fx.ir.examples import Example, other_sizes, real_example, with_rows
 from stp_fx.ir.first_difference import first_difference, module_values, node_values
 from stp_fx.ir.meta_run import MetaRun
@@ -131,12 +132,18 @@ def validate_capture(
 
     Args:
         bound: the graph is known to hold for the example's own batch alone.
+
+    Raises:
+        InputError: the model itself fails on the example, in both modes.
     """
     real = real_example(model, example)
     if isinstance(real, str):
         return Validation(left_out={"all": real}, seconds=budget.seconds), (), None
     checker = _Checker(model, gm, by_name, budget)
     difference = checker.all(real, bound)
+    if len(checker.failed) == 2:  # one mode alone may want more rows, as batch norm does
+        failed = checker.failed[0]
+        raise itself_fails(model, by_name(real.args, real.kwargs), failed) from failed
     found = Validation(checker.differences, checker.differs, checker.left_out, budget.seconds, budget.forwards, budget.slowest)
     return found, tuple(checker.assigned), difference
 
@@ -153,11 +160,15 @@ class _Checker:
         self.differences: dict[str, float] = {}
         self.differs: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
+        self.failed: list[BaseException] = []
+        """What the model itself raised on the example, by mode."""
 
     def all(self, example: Example, bound: bool) -> str | None:
         """Every check, the most important first; the first difference in what is guaranteed."""
         given, other = ("train", "eval") if self._model.training else ("eval", "train")
         found = self._check(given, example)
+        if self.failed:
+            self._check(other, example, other == "train")
         if found is not None or given not in self.differences:
             return found
         if has_modes(self._gm.graph):
@@ -249,6 +260,8 @@ class _Checker:
         refused = None if expected.error else self._budget.refuses(1)
         if refused is not None or expected.error is not None:
             self.left_out[name] = refused or f"the model does not run: {_told(expected.error)}"
+            if expected.error is not None and not expected.no_memory and name in ("eval", "train"):
+                self.failed.append(expected.error)
             return None
         actual = self._run(False, example, training)
         if actual.error is not None:

@@ -55,6 +55,8 @@ def test_a_bad_example_is_told_before_the_second_front_end(monkeypatch: pytest.M
 def test_a_wrong_dtype_and_an_index_out_of_range() -> None:
     with pytest.raises(InputError, match="itself fails"):
         stp_fx.trace(nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 3)), torch.randn(2, 3))
+    with pytest.raises(InputError, match=r"itself fails.*index out of range"):
+        stp_fx.trace(nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 3)), torch.full((2, 3), 4))
     with pytest.raises(InputError, match="do not fit"):
         stp_fx.trace(Net(), (torch.randn(2, 3, 8, 8), torch.randn(2)))
 

@@ -140,9 +140,12 @@ rule(
     samples=lambda t: arguments(t(2, 3, 6), [6], t(6), t(6), 1e-5),
     shape=_layer_norm_shape,
 )(_layer_norm)
+_FUSED = [op for op in overloads("aten._fused_rms_norm.default") if op._schema.arguments[1].name == "normalized_shape"]
+"""torch 2.8 has another op by this name, which takes the number of dimensions."""
+
 rule(
     aten.rms_norm.default,
-    *overloads("aten._fused_rms_norm.default"),
+    *_FUSED,
     calls=[edits(_normalized_shape, F.rms_norm, torch.rms_norm, takes="input normalized_shape weight eps")],
     samples=lambda t: arguments(t(2, 3, 6), [6], t(6), 1e-5),
 )(_layer_norm)
