@@ -43,6 +43,10 @@ def allow_one(gm: fx.GraphModule, arguments: dict[str, Any], single: fx.GraphMod
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     first = next(node for node in placeholders if isinstance(arguments[str(node.target)], torch.Tensor))
     for check in _run(gm, arguments).failing:
+        condition = check.args[0]
+        if isinstance(condition, fx.Node) and _is_least(condition):
+            condition.update_arg(1, 1)
+            continue
         if batch is None:
             with gm.graph.inserting_after(placeholders[-1]):
                 batch = gm.graph.call_method("size", (first, 0))
@@ -50,6 +54,14 @@ def allow_one(gm: fx.GraphModule, arguments: dict[str, Any], single: fx.GraphMod
             alone = gm.graph.call_function(operator.eq, (batch, 1))
             check.update_arg(0, gm.graph.call_function(operator.or_, (check.args[0], alone)))
     gm.recompile()
+
+
+def _is_least(condition: fx.Node) -> bool:
+    """Whether it says that a batch is at least 2. (The other way, "or one", is too much for the ONNX exporter of torch 2.8.)"""
+    if condition.target is not operator.ge or condition.args[1] != 2 or len(condition.users) > 1:
+        return False
+    size = condition.args[0]
+    return isinstance(size, fx.Node) and (size.target, size.args[1:]) == ("size", (0,))
 
 
 def same_for(arguments: dict[str, Any], first: fx.GraphModule, second: fx.GraphModule) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -53,9 +54,10 @@ def as_nodes(graph: fx.Graph, part: ast.expr, inputs: dict[str, Any]) -> Any:
         case ast.Call(func=ast.Attribute(value=ast.Name(id=("torch" | "math") as module), attr=name)) if name in _FUNCTIONS:
             function = getattr(torch if module == "torch" else math, name)
             return graph.call_function(function, tuple(as_nodes(graph, each, inputs) for each in part.args))
-        case ast.Call(func=ast.Name(id=("max" | "min") as name), args=[first, second]):  # before torch 2.9 or so
+        case ast.Call(func=ast.Name(id=("max" | "min") as name), args=[_, _, *_]):  # torch 2.8 to 2.12
             function = getattr(torch, f"sym_{name}")  # unlike Python's, it takes proxies
-            return graph.call_function(function, (as_nodes(graph, first, inputs), as_nodes(graph, second, inputs)))
+            values = [as_nodes(graph, each, inputs) for each in part.args]
+            return functools.reduce(lambda a, b: graph.call_function(function, (a, b)), values)
         case ast.BoolOp():
             first, *rest = (as_nodes(graph, each, inputs) for each in part.values)
             for each in rest:

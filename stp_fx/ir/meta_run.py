@@ -63,6 +63,10 @@ def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return func(*args, **kwargs)
 
 
+_FROZEN_BY_PYTHON = 1000
+"""Python 3.12 starts with some hundred objects that are frozen; who calls ``gc.freeze()`` has a hundred times as many."""
+
+
 def import_compiler() -> None:
     """Imports ``torch._dynamo``, as the first op on the meta device and the first op under a mode do in any case.
 
@@ -75,7 +79,7 @@ def import_compiler() -> None:
     gc.disable()
     try:
         importlib.import_module("torch._dynamo")
-        if not gc.get_freeze_count():  # else somebody else's would thaw
+        if gc.get_freeze_count() < _FROZEN_BY_PYTHON:  # else somebody else's would thaw
             gc.freeze()
             gc.unfreeze()
     finally:

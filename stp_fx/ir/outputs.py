@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,13 @@ class Rebuild(nn.Module):
 
     def forward(self, *values: Any) -> Any:
         return pytree.tree_unflatten(list(values), self.spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rebuild:
+        """With the same spec, which cannot be changed: torch 2.10 warns of its own class where one is copied."""
+        memo[id(self.spec)] = self.spec
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
 
 def is_plain(spec: pytree.TreeSpec) -> bool:

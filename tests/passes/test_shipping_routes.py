@@ -87,6 +87,7 @@ def test_inductor(pruned: fx.GraphModule) -> None:
     assert all(p.grad is not None for p in pruned.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # torch.export.load, of what it reads itself
 def test_exported_programs_are_saved_and_loaded(pruned: fx.GraphModule) -> None:
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     program = torch.export.export(pruned, (X,), dynamic_shapes=({0: batch},))
