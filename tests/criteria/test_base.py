@@ -38,7 +38,7 @@ def test_resolve():
 
 @pytest.mark.parametrize("name", ["snip", "macaware", ""])
 def test_unknown_names_list_the_known_ones(name):
-    with pytest.raises(InputError, match="known names: bn_scale, fpgm, hessian, lamp, mac_aware, magnitude"):
+    with pytest.raises(InputError, match="known names: auto, bn_scale, fpgm, hessian, lamp, mac_aware, magnitude"):
         resolve(name)
 
 
