@@ -3,6 +3,10 @@
 Two forms: one call of ``F.scaled_dot_product_attention``, or a softmax between two products (matmul, bmm, einsum), as models
 write it out. Keys and values are followed back through views, transposes and the repetition that lets several query heads share
 them, to where they have the fewest numbers: that is what a cache of a generating loop keeps.
+
+A cache holds those of a decoder's self-attentions. Which these are follows from which attentions lie before the queries and
+before the keys: the same in a self-attention; other ones where a decoder reads an encoder, and what lies before such keys alone
+is the encoder.
 """
 
 from __future__ import annotations
@@ -41,16 +45,18 @@ _VIEWS = frozenset({
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attention:
-    """One attention. ``node`` gives its result; ``key`` and ``value`` are the nodes that give keys and values, once for all
-    queries that share them. ``batch`` and ``tokens``: sequences and keys a sequence, for the recorded example. ``masked``: it is
-    causal or has a mask (or a bias), as that of a decoder has."""
+    """One attention. ``node`` gives its result; ``query``, ``key`` and ``value`` are the nodes that give these, keys and values
+    once for all queries that share them. ``batch`` and ``tokens``: sequences, and keys a sequence, for the recorded example.
+    ``masked``: it is causal or has a mask (or a bias). ``decodes``: it is one whose keys and values a decoder keeps."""
 
     node: str
+    query: str
     key: str
     value: str
     batch: int
     tokens: int
     masked: bool
+    decodes: bool = False
 
 
 def find_attentions(gm: fx.GraphModule) -> tuple[Attention, ...]:
@@ -71,10 +77,25 @@ class _Finder:
         self._batch = 1 if first is None else int(first.shape[0])
 
     def all(self) -> Iterator[Attention]:
+        made = [self._fused(n) if n.target in _CALLS else self._written_out(n) if self._softmax(n) else None for n in self._nodes]
+        found = [each for each in made if each is not None]
+        before = self._attentions_before(found)
+        sides = [(before[each.query], before[each.key]) for each in found]
+        of_encoders = 0
+        for queries, keys in sides:
+            of_encoders |= keys & ~queries
+        for k, (each, (queries, keys)) in enumerate(zip(found, sides, strict=True)):
+            yield dataclasses.replace(each, decodes=each.masked and queries == keys and not of_encoders >> k & 1)
+
+    def _attentions_before(self, found: list[Attention]) -> dict[str, int]:
+        """By node, a number whose bit k is set if attention k is among what the node is computed from."""
+        own, result = {each.node: 1 << k for k, each in enumerate(found)}, dict[str, int]()
         for node in self._nodes:
-            found = self._fused(node) if node.target in _CALLS else self._written_out(node) if self._softmax(node) else None
-            if found is not None:
-                yield found
+            bits = own.get(node.name, 0)
+            for each in node.all_input_nodes:
+                bits |= result[each.name]
+            result[node.name] = bits
+        return result
 
     def _fused(self, node: fx.Node) -> Attention | None:
         given = {name: _at(node, where) for name, where in _CALLS[node.target].bind(node.args, node.kwargs).items()}  # type: ignore[index]
@@ -83,7 +104,7 @@ class _Finder:
         if shapes[0] is None or shapes[1] is None or not isinstance(value, fx.Node):
             return None
         masked = given.get("attn_mask") is not None or bool(given.get("is_causal", False))
-        return self._made(node, key, value, (*shapes[0][:-1], shapes[1][-2]), masked)
+        return self._made(node, (query, key, value), (*shapes[0][:-1], shapes[1][-2]), masked)
 
     def _written_out(self, softmax: fx.Node) -> Attention | None:
         """From the softmax back to the scores, and on to the product with the values."""
@@ -96,13 +117,14 @@ class _Finder:
         values = [each for each in _factors(product) if each is not weights]
         if len(factors) != 2 or len(values) != 1:
             return None
-        return self._made(
-            product, _of_keys(scores, factors), values[0], shape, masked or scores.target in (torch.baddbmm, "baddbmm")
-        )
+        at = _place_of_keys(scores)
+        operands = factors[1 - at], factors[at], values[0]
+        return self._made(product, operands, shape, masked or scores.target in (torch.baddbmm, "baddbmm"))
 
-    def _made(self, node: fx.Node, key: Any, value: fx.Node, scores: tuple[int, ...], masked: bool) -> Attention:
+    def _made(self, node: fx.Node, operands: tuple[Any, ...], scores: tuple[int, ...], masked: bool) -> Attention:
+        query, key, value = operands
         batch = scores[0] if len(scores) > 3 or scores[0] % self._batch else self._batch
-        return Attention(node.name, self._source(key).name, self._source(value).name, batch, scores[-1], masked)
+        return Attention(node.name, query.name, self._source(key).name, self._source(value).name, batch, scores[-1], masked)
 
     def _softmax(self, node: fx.Node) -> bool:
         """Whether a node is a softmax over the last dimension."""
@@ -116,23 +138,24 @@ class _Finder:
 
     def _back_to_product(self, node: fx.Node) -> tuple[fx.Node | None, bool]:
         """The product that gives the scores, and whether something is added to them or masks them on the way."""
-        shape, masked = self._shape(node), False
+        masked = False
         while node.target not in _PRODUCTS:
             tensors = [each for each in node.all_input_nodes if self._shape(each)]
-            alike = [each for each in tensors if self._shape(each) == shape]
+            alike = [each for each in tensors if self._size(each) == self._size(node)]
             if node.op not in ("call_function", "call_method", "call_module") or not alike:
                 return None, masked
-            masked = masked or any(len(self._shape(each) or ()) > 1 for each in tensors if each is not alike[0])
-            node = next((each for each in alike if self._leads(each)), alike[0])
+            before = next((each for each in alike if self._leads(each)), alike[0])
+            masked = masked or any(self._rank(each) > 1 for each in tensors if each is not before)
+            node = before
         return node, masked
 
     def _leads(self, node: fx.Node) -> bool:
-        """Whether a product gives this value, through values of its shape."""
-        seen, shape = [node], self._shape(node)
+        """Whether a product gives this value, through values of as many numbers."""
+        seen = [node]
         for each in seen:
             if each.target in _PRODUCTS:
                 return True
-            seen += [n for n in each.all_input_nodes if self._shape(n) == shape and n not in seen]
+            seen += [n for n in each.all_input_nodes if self._size(n) == self._size(node) and n not in seen]
         return False
 
     def _on_to_product(self, weights: fx.Node) -> tuple[fx.Node, fx.Node | None]:
@@ -187,12 +210,11 @@ def _factors(product: fx.Node) -> list[fx.Node]:
     return (arguments + listed)[-2:]
 
 
-def _of_keys(scores: fx.Node, factors: list[fx.Node]) -> fx.Node:
-    """The factor that has the last dimension of the scores, over which the softmax runs: the second of a matrix product, and
-    of an einsum that whose letters have the result's last."""
+def _place_of_keys(scores: fx.Node) -> int:
+    """Which factor has the last dimension of the scores, over which the softmax runs: the second of a matrix product, and of an
+    einsum that whose letters have the result's last."""
     equation = scores.args[0]
     if scores.target is torch.einsum and isinstance(equation, str) and "->" in equation:
         inputs, _, result = equation.replace(" ", "").partition("->")
-        if result[-1:] in inputs.split(",")[0]:
-            return factors[0]
-    return factors[1]
+        return int(result[-1:] not in inputs.split(",")[0])
+    return 1

@@ -98,10 +98,11 @@ def memory_model(gm: fx.GraphModule, *, cache_tokens: int = 0, cache_batch: int 
     caller and are alive throughout, and to the end. What a node allocates inside and frees again, such as the buffers of a
     convolution, is not seen.
 
-    The cache is one that a generating loop keeps outside of the graph: for each attention that is causal or has a mask, keys and
-    values as they enter it, in their dtype, once for all query heads that share them, and once for all attentions that read the
-    same. Attentions without a mask are those of encoders, whose results a decoder reads, and count nothing. Windows that bound a
-    cache are not known: give their length as ``cache_tokens`` where all layers have one.
+    The cache is one that a generating loop keeps outside of the graph: for each self-attention that is causal or has a mask, keys
+    and values as they enter it, in their dtype, once for all query heads that share them, and once for all attentions that read
+    the same. What a decoder reads of an encoder, and the encoder's own attentions, count nothing. Windows that bound a cache are
+    not known (where all layers have one, give its length as ``cache_tokens``), nor that a model keeps something smaller of which
+    it computes keys and values anew (latents).
 
     Raises:
         InputError: a cache is asked for and no attention has one, or its keys and values cannot be told apart by token.
@@ -120,14 +121,14 @@ def memory_model(gm: fx.GraphModule, *, cache_tokens: int = 0, cache_batch: int 
 
 
 def cached_values(gm: fx.GraphModule) -> dict[str, tuple[tuple[Dim, ...], int]]:
-    """The nodes that give keys and values of attentions with a mask: their dimensions, and their tokens in the example.
+    """The nodes that give the keys and values that a decoder keeps: their dimensions, and their tokens in the example.
 
     Raises:
         InputError: there are none, or one whose tokens cannot be told apart.
     """
     graph, found = analyze(gm), dict[str, tuple[tuple[Dim, ...], int]]()
     for attention in find_attentions(gm):
-        for name in (attention.key, attention.value) if attention.masked else ():
+        for name in (attention.key, attention.value) if attention.decodes else ():
             dims, tokens = graph.value(name).dims, attention.batch * attention.tokens
             if math.prod(map(dim_size, dims)) % tokens:
                 raise InputError(
@@ -137,8 +138,8 @@ def cached_values(gm: fx.GraphModule) -> dict[str, tuple[tuple[Dim, ...], int]]:
             found[name] = dims, tokens
     if not found:
         raise InputError(
-            "`cache_tokens` counts keys and values that a decoder keeps, and no attention of the graph is causal or has a mask; "
-            "leave it out"
+            "`cache_tokens` counts keys and values that a decoder keeps, and no self-attention of the graph is causal or has a "
+            "mask; leave it out"
         )
     return found
 

@@ -118,6 +118,13 @@ class Decoder(nn.Module):
         elif self.form == "keys first":
             scores = torch.einsum("bhtd,bhsd->bhst", k, q) / 2
             y = torch.softmax(torch.where(hidden, -1e9, scores), -1).to(v.dtype) @ v
+        elif self.form == "baddbmm":  # heads lie in the batch, as in Bloom
+            q, k, v = (each.reshape(batch * 4, tokens, -1) for each in (q, k, v))
+            scores = torch.zeros(1, tokens, tokens, dtype=x.dtype, device=x.device).masked_fill(hidden, -1e9)
+            scores = torch.baddbmm(scores.expand(batch * 4, -1, -1), batch1=q, batch2=k.mT, alpha=0.5).view(
+                batch, 4, tokens, tokens
+            )
+            y = torch.bmm(F.softmax(scores, -1).view(batch * 4, tokens, tokens), v).view(batch, 4, tokens, 3)
         elif self.form == "added":
             scores = q @ k.mT * 0.5 + torch.zeros(1, 1, tokens, tokens, device=x.device).masked_fill(hidden, -1e9)
             y = F.dropout(F.softmax(scores, dim=3), 0.1, self.training).matmul(v)
@@ -156,14 +163,14 @@ def test_the_target_is_met_and_the_cache_shifts_what_is_removed(options: dict[st
         assert left == whole
 
 
-FORMS = ["flag", "einsum", "keys first", "added"]
+FORMS = ["flag", "einsum", "keys first", "baddbmm", "added"]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_keys_and_values_are_found_however_attention_is_written(form: str) -> None:
     gm = stp_fx.trace(Decoder(form).double().eval(), torch.randn(3, 5, 8, dtype=torch.float64), validate=False)
     (found,) = find_attentions(gm)
-    assert (found.batch, found.tokens, found.masked) == (3, 5, True)
+    assert (found.batch, found.tokens, found.masked, found.decodes) == (3, 5, True, True)
     # Keys of 2 heads x 4, values of 2 heads x 3: once for the two queries that share them.
     assert counted(gm, cache_tokens=7, cache_batch=2) == 8 * 7 * 2 * (2 * 4 + 2 * 3)
     plan = stp_fx.analyze(gm).plan_for({"v": [0, 3]})  # one position of every head
@@ -187,6 +194,37 @@ class Twice(nn.Module):
         return x
 
 
+class Translator(nn.Module):
+    """Two layers of an encoder with a bias, as T5 has, and two of a decoder that reads it: all through one function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.own, self.cross = (nn.ModuleList(nn.Linear(8, 24) for _ in range(2)) for _ in range(3))
+        self.bias = nn.Parameter(torch.zeros(2, 1, 1))
+
+    def attend(self, x: Tensor, read: Tensor, layer: nn.Module, mask: Tensor | None) -> Tensor:
+        split = [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (layer(x)[..., :8], *layer(read)[..., 8:].chunk(2, -1))]
+        return x + F.scaled_dot_product_attention(*split, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for layer in self.encoder:
+            x = self.attend(x, x, layer, self.bias.expand(2, x.shape[1], x.shape[1]))
+        hidden = torch.ones(y.shape[1], y.shape[1], dtype=torch.bool, device=y.device).tril()
+        for own, cross in zip(self.own, self.cross, strict=True):
+            y = self.attend(y, y, own, hidden)
+            y = self.attend(y, x, cross, self.bias.expand(2, y.shape[1], x.shape[1]))
+        return y
+
+
+def test_of_an_encoder_and_a_decoder_the_decoder_keeps_its_own() -> None:
+    gm = stp_fx.trace(Translator().eval(), (torch.randn(2, 6, 8), torch.randn(2, 5, 8)), validate=False)
+    found = find_attentions(gm)
+    assert [each.tokens for each in found] == [6, 6, 5, 6, 5, 6]
+    assert all(each.masked for each in found)
+    assert [each.decodes for each in found] == [False, False, True, False, True, False]
+    assert counted(gm, cache_tokens=3, cache_batch=2) == 2 * 3 * 2 * 4 * 16
+
+
 def test_what_two_attentions_read_is_kept_once() -> None:
     gm = stp_fx.trace(Twice().eval(), (torch.randn(2, 5, 8), torch.zeros(2, 1, 5, 5)), validate=False)
     assert len(find_attentions(gm)) == 2
@@ -195,15 +233,15 @@ def test_what_two_attentions_read_is_kept_once() -> None:
 
 def test_what_keeps_nothing_is_refused_before_data_are_read() -> None:
     gm = stp_fx.trace(Decoder("bidirectional").eval(), torch.randn(3, 5, 8), validate=False)
-    assert [each.masked for each in find_attentions(gm)] == [False]
-    with pytest.raises(InputError, match="no attention of the graph is causal or has a mask"):
+    assert [each.decodes for each in find_attentions(gm)] == [False]
+    with pytest.raises(InputError, match="no self-attention of the graph is causal or has a mask"):
         memory_model(gm, cache_tokens=1)
 
     def never() -> Any:
         raise AssertionError("a batch was read")
         yield
 
-    with pytest.raises(InputError, match="no attention of the graph is causal or has a mask"):
+    with pytest.raises(InputError, match="no self-attention of the graph is causal or has a mask"):
         stp_fx.prune_graph(gm, "variance", 0.2, target="memory", cache_tokens=8, calibration=never())
 
 
