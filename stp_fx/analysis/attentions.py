@@ -123,7 +123,8 @@ class _Finder:
 
     def _made(self, node: fx.Node, operands: tuple[Any, ...], scores: tuple[int, ...], masked: bool) -> Attention:
         query, key, value = operands
-        batch = scores[0] if len(scores) > 3 or scores[0] % self._batch else self._batch
+        rank, first = len(scores), scores[0]
+        batch = first if rank > 3 or first % self._batch else self._batch  # heads may lie in the batch
         return Attention(node.name, query.name, self._source(key).name, self._source(value).name, batch, scores[-1], masked)
 
     def _softmax(self, node: fx.Node) -> bool:

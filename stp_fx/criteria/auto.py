@@ -1,17 +1,23 @@
 """``criterion="auto"``: the criterion that kept the most accuracy in the measured tables, for what is there.
 
-The rule, and what it rests on (``benchmarks/results/auto.md`` has the figures, cell by cell):
+The rule, and what it rests on: means over cells (a network, a target, a scope and a repair) in which several criteria were
+measured on the same data, as fractions of accuracy or rank agreement. ``benchmarks/results/auto.md`` has them, by situation and
+network.
 
-1. Without calibration data, or where no contraction reads a group: magnitude. No other criterion that reads weights alone
-   kept more on average.
+1. Without calibration data, or where no contraction reads a group: magnitude. In 10 cells of two networks it kept 0.035 more than
+   LAMP, 0.031 more than BatchNorm's scales and 0.106 more than FPGM (of each, over the cells that have it); on the ResNet in the
+   global scope, BatchNorm's scales kept more.
 2. Where kept channels take over what the removed ones gave (``compensation`` "least_squares" or "sequential"): reconstruction,
-   which scores what is left after just that. Where it cannot be computed (see :class:`Reconstruction`), or would take longer
-   than ``longest``, variance.
-3. Without, or with "mean": magnitude for a network with BatchNorm whose running statistics are not measured again, since its
-   norms then go on with the statistics of the unpruned network; otherwise variance.
+   which scores what is left after just that. In 117 cells with least squares it kept 0.016 more than variance and 0.045 more than
+   magnitude, in 24 with sequential repair 0.005 more than variance. Where it cannot be computed (see :class:`Reconstruction`), or
+   would take longer than ``longest``: variance.
+3. Without, or with "mean": for a network with BatchNorm whose running statistics are not measured again, magnitude (24 cells
+   each: 0.063 and 0.032 more than variance), since the norms then go on with the statistics of the unpruned network; otherwise
+   variance (48 cells each: 0.056 more than magnitude, 0.001 and 0.024 more than reconstruction).
 
-Whether there are labels, or a ``loss``, changes nothing: Taylor scores kept the least of all in most cells. Hessian scores
-have not been measured.
+Whether there are labels, or a ``loss``, changes nothing: Taylor scores kept 0.05 to 0.18 less in every situation that has them.
+Hessian scores were not measured. After training (``pat-digits.md``), magnitude, variance and reconstruction differ by less than
+seeds do.
 """
 
 from __future__ import annotations
