@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -16,6 +17,7 @@ from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.names import entries_of
 from stp_fx.checks import arguments_by_name, check_callable, check_flag, is_a, is_choice, shown
 from stp_fx.criteria import Criterion, needs_of, resolve
+from stp_fx.criteria.auto import check_auto, settled
 from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.trace import FRONT_ENDS
@@ -95,7 +97,7 @@ def prune_graph(
 
     Args:
         gm: a graph that :func:`trace` returned; any other module together with ``example_inputs``, with which it is traced.
-        criterion, seed: a name (:func:`stp_fx.criteria.known_criteria`) or ``(group, context) -> scores``; seed of random ones.
+        criterion, seed: a name ("auto": see :class:`stp_fx.criteria.Auto`) or ``(group, context) -> scores``; its seed if random.
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
@@ -104,7 +106,7 @@ def prune_graph(
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
-            forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole, as the report says.
+            forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole; see the report.
         basis: "rotate" first turns residual streams into their principal components (on ``calibration`` if given) and heads
             into the singular vectors of their projections.
         options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
@@ -125,18 +127,19 @@ def prune_graph(
         >>> prune_graph(net, ratio=0.5, example_inputs=randn(1, 3, 8, 8)).get_parameter("0.weight").shape
         torch.Size([4, 3, 3, 3])
     """
-    selection, remove = Selection(ratio, **options), RemoveChannels(validate=validate)
-    data = None if calibration is None else reiterable(calibration)
-    pipeline = pruning_pipeline(
-        criterion, selection, calibration=data, compensation=compensation, recalibrate=recalibrate, loss=loss, seed=seed,
-        rewrite=remove,
+    selection, data = Selection(ratio, **options), None if calibration is None else reiterable(calibration)
+    made = functools.partial(
+        pruning_pipeline, criterion, selection, calibration=data, compensation=compensation, recalibrate=recalibrate, loss=loss,
+        seed=seed, rewrite=RemoveChannels(validate=validate),
     )  # fmt: skip
+    made()  # refuses what does not fit before anything is traced
     captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
-    return _without_guilty(pipeline, selection, in_basis(captured, basis, data))
+    return _without_guilty(made, selection, in_basis(captured, basis, data))
 
 
-def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
-    """Runs the pipeline; while its removal changes the function, again without the groups that are why."""
+def _without_guilty(made: Callable[[fx.GraphModule], Pipeline], selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:
+    """Runs the pipeline made for ``gm``; while its removal changes the function, again without the groups that are why."""
+    pipeline = made(gm)
     pinned: tuple[str, ...] = ()
     guilty: FunctionChangedError | None = None
     while True:
@@ -165,6 +168,7 @@ def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule
 def pruning_pipeline(
     criterion: str | Criterion,
     selection: Selection,
+    gm: fx.GraphModule | None = None,
     *,
     calibration: Iterable[Any] | None = None,
     compensation: str | None = None,
@@ -173,7 +177,8 @@ def pruning_pipeline(
     seed: int = 0,
     rewrite: GraphPass | None = None,
 ) -> Pipeline:
-    """The passes that :func:`prune_graph` runs; ``rewrite`` is the last but for recalibration (default: removal).
+    """The passes that :func:`prune_graph` runs; ``rewrite`` is the last but for recalibration (default: removal). With ``gm``,
+    the criterion "auto" is the one that it chooses for this graph.
 
     Raises:
         InputError: an unknown name, a number out of range, or data that is needed and not given.
@@ -181,7 +186,12 @@ def pruning_pipeline(
     chosen = resolve(criterion)
     check_callable("loss", loss, "(graph, batch) -> scalar")
     data = None if calibration is None else reiterable(calibration)
+    again = recalibrate is not None and recalibrate is not False
     repair = compensation_named(compensation, data)
+    check_auto(chosen, compensation, loss=loss)
+    if gm is not None:
+        there = data is not None
+        chosen = settled(chosen, gm, data=there, ignore=selection.ignore, compensation=compensation, recalibrated=again)
     damage = damage_for(selection, compensation, data)
     needs = needs_of(chosen) if hasattr(chosen, "needs") or calibration is None else ("statistics",)
     reading = reading_for((*needs, *damage.needs, *repair.needs), data)
@@ -191,7 +201,7 @@ def pruning_pipeline(
     if data is not None and reading.gradients is not None:
         collect.append(CollectGradients(data, loss, **reading.gradients))
     last = [RemoveChannels() if rewrite is None else rewrite]
-    if recalibrate is not None and recalibrate is not False:
+    if recalibrate is not None and again:
         last.append(_recalibration(data, recalibrate))
     score_units = ScoreUnits(chosen, selection.ignore, seed)
     return Pipeline(*collect, score_units, *damage.passes, SelectUnits(selection), *repair.passes, *last)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_flatten
 
-from stp_fx.api import compare, plan_of, prune_graph
+from stp_fx.api import compare, plan_of, prune_graph, report_of
 from stp_fx.cli.arguments import (
     VALIDATE,
     add_command,
@@ -116,8 +116,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
     request = {"command": "prune", "model": args.model, "inputs": [str(each) for each in inputs], "asked": asked}
     request |= {"output": None if target is None else str(target), "dry_run": args.dry_run, "plan": plan_of(pruned).digest()}
     checked = provenance_of(pruned).validation
-    request |= {"validation": None if checked is None else checked.to_dict()}
+    selected = report_of(pruned)
+    notes = () if selected is None else selected.notes
+    request |= {"validation": None if checked is None else checked.to_dict(), "notes": list(notes)}
     output.result({**request, **report.to_dict()}, report)
+    for note in notes:
+        output.note(note)
     output.note("unchecked: --validate no" if checked is None else checked.line())
     output.note("dry run: nothing was written" if target is None else f"wrote {target}")
     return 0

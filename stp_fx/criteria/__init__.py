@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from stp_fx.criteria.auto import Auto, Chosen
 from stp_fx.criteria.base import (
     Criterion,
     ScoreContext,
@@ -37,7 +38,9 @@ __all__ = [
     "NORMALIZERS",
     "REDUCTIONS",
     "ActivationBytes",
+    "Auto",
     "BnScale",
+    "Chosen",
     "CostAware",
     "CostModel",
     "Criterion",

@@ -43,7 +43,7 @@ class ScoreContext:
     groups came from; ``statistics`` and ``gradients`` are those that were collected on it, or None. ``dims`` names the
     dimensions of each tensor that the scored groups touch, so that one read of a weight can serve them all, ``groups`` are
     these groups; :func:`score_groups` fills both in. ``cache`` is kept as long as the context: make a new context after the
-    tensors changed.
+    tensors changed. ``notes`` is what criteria had to say, for the report.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -54,6 +54,12 @@ class ScoreContext:
     dims: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)
     groups: tuple[Group, ...] = dataclasses.field(default=(), repr=False)
     cache: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
+    notes: list[str] = dataclasses.field(default_factory=list, repr=False)
+
+    def note(self, text: str) -> None:
+        """Leaves a line for the report; the same line again changes nothing."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The parameter or buffer ``name``, of complex numbers their moduli; raises :class:`CriterionError` if there is none."""

@@ -25,6 +25,7 @@ import torch
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.groups import Group
 from stp_fx.checks import is_number, shown
+from stp_fx.criteria.auto import Auto
 from stp_fx.criteria.base import Criterion, ScoreContext, needs_of, register, resolve
 from stp_fx.criteria.costs import PER, CostModel, Macs
 from stp_fx.criteria.reduce import NORMALIZERS, REDUCTIONS, check_choice, normalize_scores
@@ -68,6 +69,8 @@ class CostAware:
             check_choice(what, getattr(self, what), known)
         _check_number("alpha", self.alpha, 1.0)
         _check_number("beta", self.beta, math.inf)
+        if isinstance(resolve(self.base), Auto):
+            raise InputError("'auto' chooses by what a base criterion is not told; name the base ('magnitude', 'variance')")
         if self.reduction is not None:
             check_choice("reduction", self.reduction, REDUCTIONS)
             if not hasattr(resolve(self.base), "reduction"):

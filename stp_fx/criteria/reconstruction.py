@@ -22,7 +22,7 @@ from stp_fx.criteria.elimination import Elimination, precision
 from stp_fx.criteria.reduce import check_combining, normalize_scores, reduce_scores
 from stp_fx.errors import CriterionError, InputError
 
-__all__ = ["Reconstruction"]
+__all__ = ["Reconstruction", "divides_evenly"]
 
 
 @register("reconstruction")
@@ -123,10 +123,15 @@ def _by_unit(member: SiteMember, group: Group) -> tuple[np.ndarray, int]:
     Raises:
         CriterionError: units with different numbers of positions, or that share one.
     """
-    counts = np.bincount(member.unit, minlength=group.size)
-    if counts.min() != counts.max() or len(np.unique(member.index)) != len(member.index):
+    if not divides_evenly(member, group):
         raise CriterionError(
             f"the units of group {group.name!r} do not divide the positions of {member.site.name} evenly among them, so "
             "no unit can be reconstructed alone; put the group in `ignore`, or use a criterion that reads weights"
         )
-    return member.index[np.lexsort((member.index, member.unit))], int(counts[0])
+    return member.index[np.lexsort((member.index, member.unit))], len(member.index) // group.size
+
+
+def divides_evenly(member: SiteMember, group: Group) -> bool:
+    """Whether every unit of ``group`` has as many positions at the site as every other, and shares none."""
+    counts = np.bincount(member.unit, minlength=group.size)
+    return bool(counts.min() == counts.max()) and len(np.unique(member.index)) == len(member.index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,15 +25,18 @@ from stp_fx.typed import from_numpy
 
 __all__ = ["Scores", "score"]
 
+_log = logging.getLogger("stp_fx.criteria")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
     """``values[k]``: float64 [units], one score a unit of ``groups[k]``, higher for more important. ``stamp``: of the graph and
-    the weights that were scored."""
+    the weights that were scored. ``notes``: what the criterion had to say, for the report."""
 
     groups: tuple[Group, ...]
     values: tuple[torch.Tensor, ...]
     stamp: Stamp | None = dataclasses.field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Scores({sum(group.size for group in self.groups):,} units of {len(self.groups)} groups)"
@@ -77,7 +81,9 @@ def score(
     masked = provenance_of(gm).masked
     if masked is not None:
         values = _masked_first(graph, groups, values, ~graph.survivors(masked, partial=True).units)
-    return Scores(tuple(groups), tuple(values), stamp_of(gm))
+    for note in context.notes:
+        _log.info("%s", note)
+    return Scores(tuple(groups), tuple(values), stamp_of(gm), tuple(context.notes))
 
 
 def _masked_first(

@@ -43,7 +43,8 @@ class GroupRun:
 @dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
     """What a plan removes, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
-    ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked;
+    ``compensation``: "mean", "least_squares" or None; ``notes``: which criterion "auto" chose and why, and where constraints kept
+    the plan from what was asked;
     ``validation``: what was run to check the result. ``str`` gives a table."""
 
     groups: tuple[GroupRun, ...]
@@ -131,4 +132,4 @@ def run_report(gm: fx.GraphModule, scores: Scores, choice: Choice) -> RunReport:
         for g, s in zip(scores.groups, scores.values, strict=True)
     )
     pinned = {reason: len(axes) for reason, axes in graph.pinned.items()}
-    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned, notes=choice.notes)
+    return RunReport(rows, (before.macs, after.macs), (before.params, after.params), pinned, notes=(*scores.notes, *choice.notes))

@@ -16,6 +16,7 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.names import entries_of, prunable_groups
 from stp_fx.checks import check_callable, is_a, listed_argument
 from stp_fx.criteria import Criterion, needs_of, resolve, score
+from stp_fx.criteria.auto import check_auto, settled
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import batches, eval_twin, reiterable
 from stp_fx.measure.gradients import Loss, call_loss, cross_entropy
@@ -118,10 +119,13 @@ def sweep(
     chosen = resolve(criterion)
     check_callable("loss", loss, "(graph, batch) -> scalar")
     calibration = None if calibration is None else reiterable(calibration)
+    check_auto(chosen, loss=loss)
     check_names(gm, selections[0])
     optimal = selections[0].allocation == "optimal"
     if optimal and calibration is None:
         raise InputError("allocation='optimal' measures damages: give `calibration`, an iterable of batches")
+    repair = "least_squares" if optimal else None  # with which damages are measured
+    chosen = settled(chosen, gm, data=calibration is not None, ignore=selections[0].ignore, compensation=repair)
     measured = measure(gm, (*needs_of(chosen), *(NEEDS if optimal else ())), calibration, loss)
     scores = score(gm, chosen, measured, ignore=selections[0].ignore, seed=seed)
     damages = None
@@ -215,6 +219,7 @@ def sensitivity(
     chosen = resolve(criterion)
     ignored = entries_of(ignore, "ignore")
     groups = prunable_groups(gm, analyze(gm), ignored)
+    chosen = settled(chosen, gm, data=True, ignore=ignored)
     scores = score(gm, chosen, measure(gm, needs_of(chosen), held, loss), ignore=ignored)
     from stp_fx.terminal import Console, Progress
 

@@ -21,7 +21,7 @@ from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.stamp import check_stamp
 from stp_fx.selection.damage import Damages
 from stp_fx.selection.latency_model import latency_model
-from stp_fx.selection.memory_model import memory_model
+from stp_fx.selection.memory_model import cached_values, memory_model
 from stp_fx.selection.products import carriers
 from stp_fx.selection.ratios import merge_ratios
 from stp_fx.selection.selection import DamageFunction, Selection
@@ -103,7 +103,7 @@ def choose(
         exponents=exponents,
         max_ratio=selection.max_ratio,
         round_to=selection.round_to,
-        cost=cost or _cost(gm, graph, selection.target),
+        cost=cost or _cost(gm, graph, selection),
         classes=isomorphism_classes(groups, graph.shapes),
         whole=None if whole is None else {g.index: whole[g.name] for g in groups if g.name in whole},
         pieces=graph.pieces(),
@@ -135,13 +135,15 @@ def _damages(
 
 
 def check_names(gm: fx.GraphModule, selection: Selection) -> None:
-    """Refuses names in ``ignore`` and ``ratios`` that match nothing, before anything is measured.
+    """Refuses names in ``ignore`` and ``ratios`` that match nothing, and a cache that nothing keeps, before anything is measured.
 
     Raises:
-        InputError: the name, with close ones.
+        InputError: the name, with close ones; or no attention keeps keys and values.
         NothingToPruneError: nothing is left that may be removed.
     """
     graph = analyze(gm)
+    if selection.cache_tokens:
+        cached_values(gm)
     ratios_by_group(gm, graph, prunable_groups(gm, graph, selection.ignore), selection.ratios or {})
 
 
@@ -157,11 +159,12 @@ def _without_ignored(
     return [group for group, _ in pairs], [value for _, value in pairs]
 
 
-def _cost(gm: fx.GraphModule, graph: ChannelGraph, target: str) -> CostOf | None:
+def _cost(gm: fx.GraphModule, graph: ChannelGraph, selection: Selection) -> CostOf | None:
+    target = selection.target
     if target == "latency":
         return latency_cost(gm)
     if target == "memory":
-        memory = memory_model(gm)
+        memory = memory_model(gm, cache_tokens=selection.cache_tokens, cache_batch=selection.cache_batch)
         return lambda removed: memory.predict(graph.survivors_without(removed))
     if target not in ("macs", "params"):
         return None

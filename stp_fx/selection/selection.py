@@ -58,6 +58,8 @@ class SharedOptions(TypedDict, total=False):
     products: ProductOption
     uniform: bool
     allocation: Allocation
+    cache_tokens: int
+    cache_batch: int
 
 
 class SelectionOptions(SharedOptions, total=False):
@@ -80,8 +82,8 @@ class Selection:
         scope: "local" (each group loses its share), "global" (groups are compared) or "isomorphic" (groups of the same
             structure are compared, and each structure loses its share).
         target: what ``ratio`` counts: "channels", "macs", "params", "latency" (as :func:`stp_fx.passes.latency_model` predicts
-            it from measurements on this machine) or "memory" (bytes of weights and of the activations that are alive at once, as
-            :func:`stp_fx.passes.memory_model` works out). Costs are met within one unit.
+            it from measurements on this machine) or "memory" (bytes of weights, of the activations that are alive at once, and
+            with ``cache_tokens`` of keys and values: :func:`stp_fx.passes.memory_model`). Costs are met within one unit.
         ratios: a layer's own ratio, by name, glob or module.
         ignore: parameters, axes, modules or groups, by name, glob or module: the channels that they touch are kept.
         round_to: every group keeps a multiple of this many units.
@@ -94,6 +96,9 @@ class Selection:
             the one of least damage, by damage curves that :class:`stp_fx.passes.MeasureDamage` measures on the calibration data.
             Or a function ``(group, fractions) -> damages`` of your own, which is asked once a group, for rising fractions. Which
             units of a group are removed is up to their scores alone.
+        cache_tokens: with the target "memory": the tokens whose keys and values a decoder keeps, of each generated sequence; they
+            count beside weights and activations. 0: none.
+        cache_batch: how many sequences are generated at once.
 
     Raises:
         InputError: a value that is out of range or of another type.
@@ -134,6 +139,15 @@ class Selection:
         default="scope",
         metadata=_help("how much of each group is removed: scope: as --scope says (default); optimal: by measured damage"),
     )
+    cache_tokens: int = field(
+        default=0,
+        metadata=_help(
+            "with --target memory: keys and values of this many tokens count, for each generated sequence (default: 0)"
+        ),
+    )
+    cache_batch: int = field(
+        default=1, metadata=_help("with --cache-tokens: how many sequences are generated at once (default: 1)")
+    )
 
     def __post_init__(self) -> None:
         _check_ratio("`ratio`", self.ratio)
@@ -155,6 +169,7 @@ class Selection:
         if self.uniform and self.scope != "local":
             raise InputError(f"uniform=True takes the same fraction of every group: scope={self.scope!r} does not go with it")
         self._check_allocation()
+        self._check_cache()
 
     def _check_allocation(self) -> None:
         if not callable(self.allocation) and not is_choice(self.allocation, get_args(AllocationName)):
@@ -169,6 +184,16 @@ class Selection:
             raise InputError(
                 f"`allocation` says by itself how much of each group is removed, and so does {given}: leave one of them out"
             )
+
+    def _check_cache(self) -> None:
+        if not is_whole(self.cache_tokens) or self.cache_tokens < 0:
+            raise InputError(f"`cache_tokens` is a whole number of tokens, at least 0; got {shown(self.cache_tokens)}")
+        if not is_whole(self.cache_batch) or self.cache_batch < 1:
+            raise InputError(f"`cache_batch` is a whole number of sequences, at least 1; got {shown(self.cache_batch)}")
+        if self.cache_tokens and self.target != "memory":
+            raise InputError(f"`cache_tokens` counts memory: give target='memory' with it, or leave it out for {self.target!r}")
+        if self.cache_batch != 1 and not self.cache_tokens:
+            raise InputError("`cache_batch` is how many sequences keep `cache_tokens` tokens each: give that as well")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text()})"

@@ -8,11 +8,14 @@ from typing import Any
 from torch import fx, nn
 
 from stp_fx.checks import check_whole, is_a, is_whole, listed_argument, shown
+from stp_fx.criteria import Criterion, resolve
+from stp_fx.criteria.auto import check_auto, settled
 from stp_fx.errors import InputError, translated
 from stp_fx.ir.provenance import has_provenance
 from stp_fx.measure.calibration import limited, reiterable
+from stp_fx.selection.selection import Selection
 
-__all__ = ["check_state", "checked_recalibration", "limited_loader", "listed_followers", "wrapped"]
+__all__ = ["check_state", "checked_recalibration", "criterion_for", "limited_loader", "listed_followers", "wrapped"]
 
 
 def checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:
@@ -24,6 +27,26 @@ def checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:
     if recalibrate is None or is_a(recalibrate, bool) or (is_whole(recalibrate) and recalibrate >= 1):
         return recalibrate
     raise InputError(f"`recalibrate` is a number of batches, at least 1, or True for all; got {shown(recalibrate)}")
+
+
+def criterion_for(
+    gm: fx.GraphModule,
+    criterion: str | Criterion,
+    selection: Selection,
+    compensation: str | None,
+    loader: object,
+    loss: object,
+) -> Criterion:
+    """The criterion of that name, or the given one; "auto" chooses once, for all steps. Training measures BatchNorm's statistics
+    again, whether the manager recalibrates them or not.
+
+    Raises:
+        InputError: an unknown name, or what contradicts the criterion "auto".
+    """
+    known = resolve(criterion)
+    check_auto(known, compensation, loss=loss)
+    there = loader is not None
+    return settled(known, gm, data=there, ignore=selection.ignore, compensation=compensation, recalibrated=True)
 
 
 def limited_loader(loader: Iterable[Any] | None, number: int | None) -> Iterable[Any] | None:

@@ -21,7 +21,7 @@ from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.names import prunable_groups
 from stp_fx.checks import check_callable, check_flag, is_whole, shown
-from stp_fx.criteria import Criterion, needs_of, resolve, score
+from stp_fx.criteria import Criterion, needs_of, score
 from stp_fx.errors import FunctionChangedError, InputError
 from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.provenance import needs_whole_tensors
@@ -38,7 +38,7 @@ from stp_fx.selection.selection import Selection, SelectionOptions, takes_select
 from stp_fx.text import ROWS, html_table
 from stp_fx.training import regularizers, schedules
 from stp_fx.training.adopt import add_to_optimizers, adopt, cut_optimizer, keep_forward, listed_optimizers
-from stp_fx.training.arguments import check_state, checked_recalibration, limited_loader, listed_followers, wrapped
+from stp_fx.training.arguments import check_state, checked_recalibration, criterion_for, limited_loader, listed_followers, wrapped
 from stp_fx.training.distributed import assert_same_plan, share_buffers
 from stp_fx.training.epochs import step_epochs
 from stp_fx.training.regularizers import Regularizer
@@ -130,7 +130,7 @@ class PATPassManager:
             raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
         needs_whole_tensors(self.model)
         keep_forward(self.model)
-        self.criterion: Criterion = resolve(criterion)
+        self.criterion: Criterion = criterion_for(self.model, criterion, selection, compensation, train_loader, loss)
         self.epochs: tuple[int, ...] = step_epochs(steps, start_epoch, end_epoch, epoch_rate)
         shares = schedules.resolve(schedule)
         self.ratios: tuple[float, ...] = shares.ratios(ratio, len(self.epochs))

@@ -34,6 +34,17 @@ class Tokens(nn.Module):
         return self.second(torch.relu(self.first(self.table(ids) * mask.unsqueeze(-1))))
 
 
+class Causal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 48), nn.Linear(16, 8)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
 def make(width=8):
     return Net(width)
 

@@ -508,3 +508,26 @@ def test_as_a_process_with_a_reader_that_leaves(project: pathlib.Path) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, cwd=project, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_auto_says_what_it_chose_and_why(run: Any) -> None:
+    _, err = run("prune", "net.py:make", *SHAPE, "-c", "auto", "-n")
+    assert "criterion 'auto' is Magnitude: no calibration data" in err
+    data = ("--calibration", "net.py:batches")
+    found = from_json(run, "prune", "net.py:make", *SHAPE, "-c", "auto", "-n", *data, "--compensation", "least_squares")
+    assert found["notes"][0].startswith("criterion 'auto' is Reconstruction: compensation 'least_squares'")
+    assert found["asked"]["criterion"] == "auto"
+    _, err = run("prune", "net.py:make", *SHAPE, "-c", "auto", "-n", *data, "--loss", "net:loss", code=2)
+    assert "`loss` is for criteria that read gradients" in err
+
+
+def test_keys_and_values_count_as_memory(run: Any) -> None:
+    decoder = ("prune", "net.py:Causal", "-i", "2,5,8", "-n", "-r", "0.4", "--products", "outer")
+    cache = ("--cache-tokens", "1024", "--cache-batch", "4")
+    found = from_json(run, *decoder, "-t", "memory", *cache)
+    assert (found["asked"]["cache_tokens"], found["asked"]["cache_batch"]) == (1024, 4)
+    assert found["groups"][0]["units"]["after"] == 2, "of 4 heads, whose keys and values are nearly all of the memory"
+    _, err = run(*decoder, *cache, code=2)
+    assert "give target='memory' with it" in err
+    _, err = run("prune", "net.py:make", *SHAPE, "-n", "-t", "memory", *cache, code=2)
+    assert "no self-attention of the graph is causal or has a mask" in err

@@ -238,6 +238,7 @@ def cost_aware(case: Case, group: Group, reduction: str, normalizer: str) -> lis
 
 LOCAL: dict[str, Callable[[Case, Group, str], Local]] = {
     "magnitude": magnitude, "bn_scale": bn_scale, "fpgm": fpgm, "taylor": taylor, "hessian": hessian, "variance": variance,
+    "auto": magnitude,  # for ConvNet's norms, where nothing is said of a repair
 }  # fmt: skip
 
 

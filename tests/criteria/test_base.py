@@ -38,7 +38,7 @@ def test_resolve():
 
 @pytest.mark.parametrize("name", ["snip", "macaware", ""])
 def test_unknown_names_list_the_known_ones(name):
-    with pytest.raises(InputError, match="known names: bn_scale, fpgm, hessian, lamp, mac_aware, magnitude"):
+    with pytest.raises(InputError, match="known names: auto, bn_scale, fpgm, hessian, lamp, mac_aware, magnitude"):
         resolve(name)
 
 
@@ -50,7 +50,7 @@ def test_what_is_not_a_criterion(bad):
 
 def test_names_are_registered_once():
     assert known_criteria() == (
-        "bn_scale", "fpgm", "hessian", "lamp", "mac_aware", "magnitude", "random", "reconstruction", "taylor", "variance",
+        "auto", "bn_scale", "fpgm", "hessian", "lamp", "mac_aware", "magnitude", "random", "reconstruction", "taylor", "variance",
     )  # fmt: skip
     register("magnitude")(Magnitude)  # a notebook's cell that is run again
 
