@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
 
 import torch
 
@@ -13,9 +14,11 @@ from stp_fx.measure.distributed import several_processes, summed
 __all__ = ["Fit", "Regression"]
 
 _RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Relative to the variance of each input."""
+"""Relative to the variance of each input. From the middle one the search goes downhill: a factorisation each."""
 _WITHOUT_CHECK = 1e-1
 """The ridge where there is a single observation, and none to hold out."""
+_BLOCK = 256
+"""Columns at a time in a product with itself, of which only one triangle is worked out."""
 _WIDEST = 6144
 """Inputs up to which their second moments are kept, 300 MB in float64; for more, as many observations are."""
 
@@ -62,7 +65,9 @@ class Regression:
                 half.add(x[:, part], r[:, part])
 
     def reduce(self) -> None:
-        """Merges over all processes of the default group."""
+        """Merges over all processes of the default group; after the last batch."""
+        for half in self._halves:
+            half.finish()
         if several_processes():
             sums = torch.tensor(
                 [self._square, self._output, self.unlike], dtype=torch.float64, device=self._halves[0].mean_x.device
@@ -87,23 +92,44 @@ class Regression:
         scale = both.scale(self._intercept)
         ridge = _WITHOUT_CHECK
         if first.count and second.count:
-            tried = first.solutions(scale, self._intercept, _RIDGES)
-            losses = {r: second.loss(change, self._intercept) for r, change in tried if change is not None}
-            ridge, gain = min(losses.items(), key=lambda item: item[1], default=(0.0, 0.0))
-            if not gain < 0:
+            found = _chosen(first.system(scale, self._intercept), second, self._intercept)
+            if found is None:
                 return self._mean_alone(both)
-        for _, change in both.solutions(scale, self._intercept, (ridge,)):
-            if change is not None:
-                shift = both.shift(change) if self._intercept else None
-                explained = -both.loss(change, self._intercept) / max(self._square, 1e-300)
-                return Fit(change, shift, explained)
-        return self._mean_alone(both)
+            ridge = found
+        change = both.system(scale, self._intercept)(ridge)
+        if change is None:
+            return self._mean_alone(both)
+        shift = both.shift(change) if self._intercept else None
+        return Fit(change, shift, -both.loss(change, self._intercept) / max(self._square, 1e-300))
 
     def _mean_alone(self, both: _Half) -> Fit | None:
         if not self._intercept:
             return None
         change = torch.zeros(both.groups, both.outputs, both.inputs, dtype=torch.float64, device=both.mean_x.device)
         return Fit(change, both.shift(change), 0.0)
+
+
+System = Callable[[float], "torch.Tensor | None"]
+"""The change [groups, out, in] for a ridge; None where the system cannot be solved."""
+
+
+def _chosen(system: System, held_out: _Half, centred: bool) -> float | None:
+    """The ridge whose change lowers the residuals held out most, found downhill; None if none lowers them."""
+    losses: dict[int, float] = {}
+
+    def loss(k: int) -> float:
+        if k not in losses:
+            change = system(_RIDGES[k]) if 0 <= k < len(_RIDGES) else None
+            found = math.inf if change is None else held_out.loss(change, centred)
+            losses[k] = found if math.isfinite(found) else math.inf
+        return losses[k]
+
+    at = len(_RIDGES) // 2
+    while True:
+        best = min((at, at + 1, at - 1), key=loss)
+        if best == at and (math.isfinite(loss(at)) or at == len(_RIDGES) - 1):
+            return _RIDGES[at] if loss(at) < 0 else None
+        at = best if best != at else at + 1  # where none can be solved, a stronger one can
 
 
 class _Half(abc.ABC):
@@ -130,6 +156,9 @@ class _Half(abc.ABC):
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
         """Observations of one batch."""
 
+    def finish(self) -> None:  # noqa: B027
+        """After the last observation."""
+
     @abc.abstractmethod
     def reduce(self) -> None:
         """Merges over all processes of the default group."""
@@ -143,10 +172,8 @@ class _Half(abc.ABC):
         """One over the standard deviation of each input, 0 for one that is constant."""
 
     @abc.abstractmethod
-    def solutions(
-        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
-    ) -> Iterator[tuple[float, torch.Tensor | None]]:
-        """The change for each ridge; None where the system cannot be solved."""
+    def system(self, scale: torch.Tensor, centred: bool) -> System:
+        """The system of equations for inputs times ``scale``."""
 
     @abc.abstractmethod
     def loss(self, change: torch.Tensor, centred: bool) -> float:
@@ -158,17 +185,26 @@ class _Half(abc.ABC):
 
 
 class _Products(_Half):
-    """Sums of products about the means."""
+    """Sums of products about the means. Observations wait until there are about as many as inputs, and are multiplied at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.xx = torch.empty(0)
         self.rx = torch.empty(0)
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
-        mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
-        x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
-        self._merge(x.shape[1], mean_x, mean_r, (x.mT @ x).double(), (r.mT @ x).double())
+        self._waiting.append((x, r))
+        if sum(each.shape[1] for each, _ in self._waiting) >= x.shape[2]:
+            self.finish()
+
+    def finish(self) -> None:
+        if self._waiting:
+            x, r = (torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*self._waiting, strict=True))
+            self._waiting = []
+            mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
+            x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
+            self._merge(x.shape[1], mean_x, mean_r, _square(x).double(), (r.mT @ x).double())
 
     def _merge(self, n: int, mean_x: torch.Tensor, mean_r: torch.Tensor, xx: torch.Tensor, rx: torch.Tensor) -> None:
         if not self.count:
@@ -177,8 +213,8 @@ class _Products(_Half):
         total = self.count + n
         dx, dr = mean_x - self.mean_x, mean_r - self.mean_r
         weight = self.count * n / total
-        self.xx = self.xx + xx + _outer(dx, dx) * weight
-        self.rx = self.rx + rx + _outer(dr, dx) * weight
+        self.xx = (self.xx + xx).baddbmm_(dx[:, :, None], dx[:, None, :], alpha=weight)
+        self.rx = (self.rx + rx).baddbmm_(dr[:, :, None], dx[:, None, :], alpha=weight)
         self.mean_x, self.mean_r = self.mean_x + dx * (n / total), self.mean_r + dr * (n / total)
         self.count = total
 
@@ -201,14 +237,11 @@ class _Products(_Half):
     def scale(self, centred: bool) -> torch.Tensor:
         return _inverse_root((self.xx if centred else self._about_zero()[0]).diagonal(dim1=1, dim2=2) / self.count)
 
-    def solutions(
-        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
-    ) -> Iterator[tuple[float, torch.Tensor | None]]:
+    def system(self, scale: torch.Tensor, centred: bool) -> System:
         xx, rx = (self.xx, self.rx) if centred else self._about_zero()
-        matrix = xx / self.count * scale[:, :, None] * scale[:, None, :]
-        right = (rx / self.count * scale[:, None, :]).mT
-        for ridge in ridges:
-            yield ridge, _scaled(_solved(matrix, ridge, right), scale)
+        matrix = (xx * (scale / self.count)[:, :, None]).mul_(scale[:, None, :])
+        right = (rx * (scale / self.count)[:, None, :]).mT
+        return lambda ridge: _scaled(_solved(matrix, ridge, right), scale)
 
     def loss(self, change: torch.Tensor, centred: bool) -> float:
         xx, rx = (self.xx, self.rx) if centred else self._about_zero()
@@ -256,15 +289,17 @@ class _Observations(_Half):
         x = self.x - self.mean_x[:, None].to(self.x.dtype) if centred else self.x
         return _inverse_root(x.square().mean(1, dtype=torch.float64))
 
-    def solutions(
-        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
-    ) -> Iterator[tuple[float, torch.Tensor | None]]:
+    def system(self, scale: torch.Tensor, centred: bool) -> System:
         x, r = self._about(centred)
         x = x * scale[:, None].to(x.dtype)
         matrix = (x @ x.mT).double() / self.count
-        for ridge in ridges:
-            dual = _solved(matrix, ridge, r.double() / self.count)
-            yield ridge, None if dual is None else _scaled((dual.mT.to(x.dtype) @ x).double().mT, scale)
+        right = r.double() / self.count
+
+        def change(ridge: float) -> torch.Tensor | None:
+            dual = _solved(matrix, ridge, right)
+            return None if dual is None else _scaled((dual.mT.to(x.dtype) @ x).double().mT, scale)
+
+        return change
 
     def loss(self, change: torch.Tensor, centred: bool) -> float:
         x, r = self._about(centred)
@@ -275,6 +310,19 @@ class _Observations(_Half):
         if not centred:
             return self.x, self.r
         return self.x - self.mean_x[:, None].to(self.x.dtype), self.r - self.mean_r[:, None].to(self.r.dtype)
+
+
+def _square(x: torch.Tensor) -> torch.Tensor:
+    """``x.mT @ x``, of which the upper triangle is worked out in blocks."""
+    width = x.shape[2]
+    if width <= 2 * _BLOCK:
+        return x.mT @ x
+    result = x.new_empty(len(x), width, width)
+    for at in range(0, width, _BLOCK):
+        part = slice(at, at + _BLOCK)
+        result[:, part, at:] = x[:, :, part].mT @ x[:, :, at:]
+        result[:, at + _BLOCK :, part] = result[:, part, at + _BLOCK :].mT
+    return result
 
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
