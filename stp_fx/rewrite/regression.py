@@ -15,6 +15,8 @@ __all__ = ["Fit", "Regression"]
 
 _RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the variance of each input. From the middle one the search goes downhill: a factorisation each."""
+_ROWS, _PER_INPUT = 1 << 15, 32
+"""Observations of a layer: so many, or so many for each of its inputs if that is more."""
 _WITHOUT_CHECK = 1e-1
 """The ridge where there is a single observation, and none to hold out."""
 _BLOCK = 256
@@ -44,6 +46,8 @@ class Regression:
 
     def __init__(self, inputs: int, intercept: bool) -> None:
         self._intercept = intercept
+        self.wanted: int = max(_ROWS, _PER_INPUT * inputs) if inputs <= _WIDEST else _WIDEST
+        """How many observations are enough."""
         kind = _Products if inputs <= _WIDEST else _Observations
         self._halves: tuple[_Half, _Half] = (kind(), kind())
         self.count: int = 0

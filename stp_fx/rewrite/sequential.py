@@ -38,8 +38,6 @@ __all__ = ["Repaired", "reconstruct"]
 _SAME = 1e-9
 """Residuals whose square is a smaller part of the output's are rounding: the layer is left as it is."""
 _ROUTED = "its input is routed by data: indices or masks before it differ between the original and the pruned network"
-_ROWS, _PER_INPUT = 1 << 14, 16
-"""Observations of a layer from all batches together: so many, or so many for each of its inputs if that is more; drawn at random."""
 
 Target = tuple[torch.Tensor, "torch.Tensor | None"]
 """Rows of what a layer should give, and for which of its numbers that is known (None: for all)."""
@@ -202,7 +200,7 @@ class _Sequence:
         first, env = stop.layers[0], state.values[1]
         source = env[self.pruned.by_name[first.site.source]]
         matrix = first.matrix(first.current(self.small))
-        wanted = math.ceil(self._shares[number] * max(_ROWS, _PER_INPUT * matrix.shape[2] * matrix.shape[3]))
+        wanted = math.ceil(self._shares[number] * regression.wanted)
         output = self._whole(state, first.node)
         rows = Rows(self._original(state, first.node, _dim(first, output)).shape, first, wanted, number, source.device)
         if not rows.count:
@@ -261,9 +259,7 @@ class _Sequence:
             self._scales[key] = in_place(self._along(state, layer, path.nodes, path.last), self._original(state, layer.node))
         return self._scales.get(key)
 
-    def _with_fold(
-        self, state: BatchState, fold: Fold, folding: Folding, layer: Consumer, rows: Rows, target: Target
-    ) -> Target:
+    def _with_fold(self, state: BatchState, fold: Fold, folding: Folding, layer: Consumer, rows: Rows, target: Target) -> Target:
         """``target`` with what the queries among the output should be."""
         goal = folding.goal(functools.partial(self._original, state))
         if goal is None:
