@@ -18,6 +18,7 @@ from stp_fx.checks import arguments_by_name, check_callable, check_flag, is_a, i
 from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
+from stp_fx.ir.inference_mode import normal_mode
 from stp_fx.ir.trace import FRONT_ENDS
 from stp_fx.ir.validation import Validate, Validation
 from stp_fx.measure.calibration import reiterable
@@ -131,8 +132,9 @@ def prune_graph(
         criterion, selection, calibration=data, compensation=compensation, recalibrate=recalibrate, loss=loss, seed=seed,
         rewrite=remove,
     )  # fmt: skip
-    captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
-    return _without_guilty(pipeline, selection, in_basis(captured, basis, data))
+    with normal_mode():
+        captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
+        return _without_guilty(pipeline, selection, in_basis(captured, basis, data))
 
 
 def _without_guilty(pipeline: Pipeline, selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:

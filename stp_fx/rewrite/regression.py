@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -19,6 +20,8 @@ _ROWS, _PER_INPUT = 1 << 15, 32
 """Observations of a layer: so many, or so many for each of its inputs if that is more."""
 _WITHOUT_CHECK = 1e-1
 """The ridge where there is a single observation, and none to hold out."""
+_TRIED = 64
+"""Outputs for which ridges are tried; of more, so many sums with random signs, whose squares add up to the same on average."""
 _BLOCK = 256
 """Columns at a time in a product with itself, of which only one triangle is worked out."""
 _WIDEST = 6144
@@ -27,14 +30,10 @@ _WIDEST = 6144
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-    """``change`` of the weight, [groups, out, in], and the ``shift`` of the bias, [groups, out], None without intercept; float64.
-
-    ``explained``: the part of the residuals' square that goes, in [0, 1].
-    """
+    """``change`` of the weight [groups, out, in], and the ``shift`` of the bias [groups, out], None without intercept."""
 
     change: torch.Tensor
     shift: torch.Tensor | None
-    explained: float
 
 
 class Regression:
@@ -96,6 +95,7 @@ class Regression:
         scale = both.scale(self._intercept)
         ridge = _WITHOUT_CHECK
         if first.count and second.count:
+            first, second = (_mixed(half) for half in (first, second))
             found = _chosen(first.system(scale, self._intercept), second, self._intercept)
             if found is None:
                 return self._mean_alone(both)
@@ -103,14 +103,21 @@ class Regression:
         change = both.system(scale, self._intercept)(ridge)
         if change is None:
             return self._mean_alone(both)
-        shift = both.shift(change) if self._intercept else None
-        return Fit(change, shift, -both.loss(change, self._intercept) / max(self._square, 1e-300))
+        return Fit(change, both.shift(change) if self._intercept else None)
 
     def _mean_alone(self, both: _Half) -> Fit | None:
         if not self._intercept:
             return None
         change = torch.zeros(both.groups, both.outputs, both.inputs, dtype=torch.float64, device=both.mean_x.device)
-        return Fit(change, both.shift(change), 0.0)
+        return Fit(change, both.shift(change))
+
+
+def _mixed(half: _Half) -> _Half:
+    """The same observations of few outputs."""
+    if half.outputs <= 2 * _TRIED:
+        return half
+    signs = torch.randint(0, 2, (_TRIED, half.outputs), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return half.mixed((signs / _TRIED**0.5).to(half.mean_r))
 
 
 System = Callable[[float], "torch.Tensor | None"]
@@ -170,6 +177,10 @@ class _Half(abc.ABC):
     @abc.abstractmethod
     def merged(self, other: _Half) -> _Half:
         """These observations and others."""
+
+    @abc.abstractmethod
+    def mixed(self, mix: torch.Tensor) -> _Half:
+        """The same observations of other outputs, which ``mix`` [new, out] makes of these."""
 
     @abc.abstractmethod
     def scale(self, centred: bool) -> torch.Tensor:
@@ -238,6 +249,11 @@ class _Products(_Half):
                 result._merge(each.count, each.mean_x, each.mean_r, each.xx, each.rx)
         return result
 
+    def mixed(self, mix: torch.Tensor) -> _Half:
+        result = copy.copy(self)
+        result.rx, result.mean_r = mix @ self.rx, self.mean_r @ mix.mT
+        return result
+
     def scale(self, centred: bool) -> torch.Tensor:
         return _inverse_root((self.xx if centred else self._about_zero()[0]).diagonal(dim1=1, dim2=2) / self.count)
 
@@ -287,6 +303,11 @@ class _Observations(_Half):
         assert isinstance(other, _Observations)
         result, given = _Observations(), [each for each in (self, other) if each.count]
         result._set(torch.cat([each.x for each in given], 1), torch.cat([each.r for each in given], 1))
+        return result
+
+    def mixed(self, mix: torch.Tensor) -> _Half:
+        result = _Observations()
+        result._set(self.x, self.r @ mix.to(self.r).mT)
         return result
 
     def scale(self, centred: bool) -> torch.Tensor:

@@ -57,6 +57,23 @@ def test_the_fit_is_that_of_the_ridge_that_is_best_on_the_second_halves(intercep
         assert found.shift is None
 
 
+@pytest.mark.parametrize("noise", [0.3, 30.0])
+def test_the_ridge_for_many_outputs_is_nearly_the_best_on_all_of_them(noise):
+    torch.manual_seed(0)
+    inputs, outputs = 20, 300
+    x = torch.randn(60, inputs, dtype=torch.float64) @ torch.randn(inputs, inputs, dtype=torch.float64)
+    r = x @ torch.randn(inputs, outputs, dtype=torch.float64) + noise * torch.randn(60, outputs, dtype=torch.float64)
+    fitted = Regression(inputs, intercept=True)
+    fitted.add(x[None], r[None], 1.0)
+    fitted.reduce()
+    found = fitted.fit().change[0].T
+    scale = x.std(0, correction=0)
+    every = {k: _ridge(x, r, k, scale, True) for k in regression._RIDGES}
+    (chosen,) = [k for k, change in every.items() if torch.allclose(change, found, rtol=1e-7, atol=1e-9)]
+    losses = {k: _loss(x[30:], r[30:], _ridge(x[:30], r[:30], k, scale, True), True) for k in regression._RIDGES}
+    assert losses[chosen] < 1.02 * min(losses.values()) < 1.02 * max(losses.values()) / 1.1
+
+
 def test_a_product_with_itself_in_blocks(monkeypatch):
     monkeypatch.setattr(regression, "_BLOCK", 5)
     x = torch.randn(2, 9, 23, dtype=torch.float64)
