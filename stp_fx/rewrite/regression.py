@@ -215,7 +215,7 @@ class _Products(_Half):
 
     def finish(self) -> None:
         if self._waiting:
-            x, r = (torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*self._waiting, strict=True))
+            x, r = (torch.cat([pair[k] for pair in self._waiting], 1) for k in (0, 1))
             self._waiting = []
             mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
             x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
