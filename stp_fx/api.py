@@ -20,6 +20,7 @@ from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.criteria.auto import check_auto, settled
 from stp_fx.errors import FunctionChangedError, InputError, NothingToPruneError
 from stp_fx.ir import has_provenance, provenance_of, trace
+from stp_fx.ir.inference_mode import normal_mode
 from stp_fx.ir.trace import FRONT_ENDS
 from stp_fx.ir.validation import Validate, Validation
 from stp_fx.measure.calibration import reiterable
@@ -133,8 +134,9 @@ def prune_graph(
         seed=seed, rewrite=RemoveChannels(validate=validate),
     )  # fmt: skip
     made()  # refuses what does not fit before anything is traced
-    captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
-    return _without_guilty(made, selection, in_basis(captured, basis, data))
+    with normal_mode():
+        captured = _captured(gm, example_inputs, kwargs, frontend, validate, outputs)
+        return _without_guilty(made, selection, in_basis(captured, basis, data))
 
 
 def _without_guilty(made: Callable[[fx.GraphModule], Pipeline], selection: Selection, gm: fx.GraphModule) -> fx.GraphModule:

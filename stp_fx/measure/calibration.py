@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from stp_fx.errors import InputError, translated
+from stp_fx.ir.inference_mode import normal_tensor
 from stp_fx.ir.nested import holds
 from stp_fx.ir.provenance import example_of
 
@@ -102,7 +103,7 @@ def device_of(gm: nn.Module) -> torch.device:
 
 def as_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return normal_tensor(batch.to(device, non_blocking=True))
     if isinstance(batch, Mapping):
         return {key: as_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

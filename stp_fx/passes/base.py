@@ -9,6 +9,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from stp_fx.errors import PassError
+from stp_fx.ir.inference_mode import normal_mode
 from stp_fx.ir.provenance import needs_whole_tensors, provenance_of
 from stp_fx.ir.unchanged import Unchanged
 from stp_fx.ir.verify import verify
@@ -90,8 +91,9 @@ class GraphPass:
             StpFxError: what the pass itself raises.
             PassError: the pass broke its contract: it changed the graph that it was given, or returned the wrong kind of graph.
         """
-        self.requires(gm)
-        return self.checked(gm, artifacts or Artifacts())
+        with normal_mode():
+            self.requires(gm)
+            return self.checked(gm, artifacts or Artifacts())
 
     def checked(self, gm: fx.GraphModule, artifacts: Artifacts, before: Unchanged | None = None) -> Outcome:
         """:meth:`apply` for a caller that has called :meth:`requires`; ``before``: the record of ``gm`` that the caller has

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
 
 import torch
 
@@ -13,23 +15,25 @@ from stp_fx.measure.distributed import several_processes, summed
 __all__ = ["Fit", "Regression"]
 
 _RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Relative to the variance of each input."""
+"""Relative to the variance of each input. From the middle one the search goes downhill: a factorisation each."""
+_ROWS, _PER_INPUT = 1 << 15, 32
+"""Observations of a layer: so many, or so many for each of its inputs if that is more."""
 _WITHOUT_CHECK = 1e-1
 """The ridge where there is a single observation, and none to hold out."""
+_TRIED = 64
+"""Outputs for which ridges are tried; of more, so many sums with random signs, whose squares add up to the same on average."""
+_BLOCK = 256
+"""Columns at a time in a product with itself, of which only one triangle is worked out."""
 _WIDEST = 6144
 """Inputs up to which their second moments are kept, 300 MB in float64; for more, as many observations are."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-    """``change`` of the weight, [groups, out, in], and the ``shift`` of the bias, [groups, out], None without intercept; float64.
-
-    ``explained``: the part of the residuals' square that goes, in [0, 1].
-    """
+    """``change`` of the weight [groups, out, in], and the ``shift`` of the bias [groups, out], None without intercept."""
 
     change: torch.Tensor
     shift: torch.Tensor | None
-    explained: float
 
 
 class Regression:
@@ -41,6 +45,8 @@ class Regression:
 
     def __init__(self, inputs: int, intercept: bool) -> None:
         self._intercept = intercept
+        self.wanted: int = max(_ROWS, _PER_INPUT * inputs) if inputs <= _WIDEST else _WIDEST
+        """How many observations are enough."""
         kind = _Products if inputs <= _WIDEST else _Observations
         self._halves: tuple[_Half, _Half] = (kind(), kind())
         self.count: int = 0
@@ -62,7 +68,9 @@ class Regression:
                 half.add(x[:, part], r[:, part])
 
     def reduce(self) -> None:
-        """Merges over all processes of the default group."""
+        """Merges over all processes of the default group; after the last batch."""
+        for half in self._halves:
+            half.finish()
         if several_processes():
             sums = torch.tensor(
                 [self._square, self._output, self.unlike], dtype=torch.float64, device=self._halves[0].mean_x.device
@@ -87,23 +95,52 @@ class Regression:
         scale = both.scale(self._intercept)
         ridge = _WITHOUT_CHECK
         if first.count and second.count:
-            tried = first.solutions(scale, self._intercept, _RIDGES)
-            losses = {r: second.loss(change, self._intercept) for r, change in tried if change is not None}
-            ridge, gain = min(losses.items(), key=lambda item: item[1], default=(0.0, 0.0))
-            if not gain < 0:
+            first, second = (_mixed(half) for half in (first, second))
+            found = _chosen(first.system(scale, self._intercept), second, self._intercept)
+            if found is None:
                 return self._mean_alone(both)
-        for _, change in both.solutions(scale, self._intercept, (ridge,)):
-            if change is not None:
-                shift = both.shift(change) if self._intercept else None
-                explained = -both.loss(change, self._intercept) / max(self._square, 1e-300)
-                return Fit(change, shift, explained)
-        return self._mean_alone(both)
+            ridge = found
+        change = both.system(scale, self._intercept)(ridge)
+        if change is None:
+            return self._mean_alone(both)
+        return Fit(change, both.shift(change) if self._intercept else None)
 
     def _mean_alone(self, both: _Half) -> Fit | None:
         if not self._intercept:
             return None
         change = torch.zeros(both.groups, both.outputs, both.inputs, dtype=torch.float64, device=both.mean_x.device)
-        return Fit(change, both.shift(change), 0.0)
+        return Fit(change, both.shift(change))
+
+
+def _mixed(half: _Half) -> _Half:
+    """The same observations of few outputs."""
+    if half.outputs <= 2 * _TRIED:
+        return half
+    signs = torch.randint(0, 2, (_TRIED, half.outputs), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return half.mixed((signs / _TRIED**0.5).to(half.mean_r))
+
+
+System = Callable[[float], "torch.Tensor | None"]
+"""The change [groups, out, in] for a ridge; None where the system cannot be solved."""
+
+
+def _chosen(system: System, held_out: _Half, centred: bool) -> float | None:
+    """The ridge whose change lowers the residuals held out most, found downhill; None if none lowers them."""
+    losses: dict[int, float] = {}
+
+    def loss(k: int) -> float:
+        if k not in losses:
+            change = system(_RIDGES[k]) if 0 <= k < len(_RIDGES) else None
+            found = math.inf if change is None else held_out.loss(change, centred)
+            losses[k] = found if math.isfinite(found) else math.inf
+        return losses[k]
+
+    at = len(_RIDGES) // 2
+    while True:
+        best = min((at, at + 1, at - 1), key=loss)
+        if best == at and (math.isfinite(loss(at)) or at == len(_RIDGES) - 1):
+            return _RIDGES[at] if loss(at) < 0 else None
+        at = best if best != at else at + 1  # where none can be solved, a stronger one can
 
 
 class _Half(abc.ABC):
@@ -130,6 +167,9 @@ class _Half(abc.ABC):
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
         """Observations of one batch."""
 
+    def finish(self) -> None:  # noqa: B027
+        """After the last observation."""
+
     @abc.abstractmethod
     def reduce(self) -> None:
         """Merges over all processes of the default group."""
@@ -139,14 +179,16 @@ class _Half(abc.ABC):
         """These observations and others."""
 
     @abc.abstractmethod
+    def mixed(self, mix: torch.Tensor) -> _Half:
+        """The same observations of other outputs, which ``mix`` [new, out] makes of these."""
+
+    @abc.abstractmethod
     def scale(self, centred: bool) -> torch.Tensor:
         """One over the standard deviation of each input, 0 for one that is constant."""
 
     @abc.abstractmethod
-    def solutions(
-        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
-    ) -> Iterator[tuple[float, torch.Tensor | None]]:
-        """The change for each ridge; None where the system cannot be solved."""
+    def system(self, scale: torch.Tensor, centred: bool) -> System:
+        """The system of equations for inputs times ``scale``."""
 
     @abc.abstractmethod
     def loss(self, change: torch.Tensor, centred: bool) -> float:
@@ -158,17 +200,26 @@ class _Half(abc.ABC):
 
 
 class _Products(_Half):
-    """Sums of products about the means."""
+    """Sums of products about the means. Observations wait until there are about as many as inputs, and are multiplied at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.xx = torch.empty(0)
         self.rx = torch.empty(0)
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
-        mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
-        x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
-        self._merge(x.shape[1], mean_x, mean_r, (x.mT @ x).double(), (r.mT @ x).double())
+        self._waiting.append((x, r))
+        if sum(each.shape[1] for each, _ in self._waiting) >= x.shape[2]:
+            self.finish()
+
+    def finish(self) -> None:
+        if self._waiting:
+            x, r = (torch.cat([pair[k] for pair in self._waiting], 1) for k in (0, 1))
+            self._waiting = []
+            mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
+            x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
+            self._merge(x.shape[1], mean_x, mean_r, _square(x).double(), (r.mT @ x).double())
 
     def _merge(self, n: int, mean_x: torch.Tensor, mean_r: torch.Tensor, xx: torch.Tensor, rx: torch.Tensor) -> None:
         if not self.count:
@@ -177,8 +228,8 @@ class _Products(_Half):
         total = self.count + n
         dx, dr = mean_x - self.mean_x, mean_r - self.mean_r
         weight = self.count * n / total
-        self.xx = self.xx + xx + _outer(dx, dx) * weight
-        self.rx = self.rx + rx + _outer(dr, dx) * weight
+        self.xx = (self.xx + xx).baddbmm_(dx[:, :, None], dx[:, None, :], alpha=weight)
+        self.rx = (self.rx + rx).baddbmm_(dr[:, :, None], dx[:, None, :], alpha=weight)
         self.mean_x, self.mean_r = self.mean_x + dx * (n / total), self.mean_r + dr * (n / total)
         self.count = total
 
@@ -198,17 +249,19 @@ class _Products(_Half):
                 result._merge(each.count, each.mean_x, each.mean_r, each.xx, each.rx)
         return result
 
+    def mixed(self, mix: torch.Tensor) -> _Half:
+        result = copy.copy(self)
+        result.rx, result.mean_r = mix @ self.rx, self.mean_r @ mix.mT
+        return result
+
     def scale(self, centred: bool) -> torch.Tensor:
         return _inverse_root((self.xx if centred else self._about_zero()[0]).diagonal(dim1=1, dim2=2) / self.count)
 
-    def solutions(
-        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
-    ) -> Iterator[tuple[float, torch.Tensor | None]]:
+    def system(self, scale: torch.Tensor, centred: bool) -> System:
         xx, rx = (self.xx, self.rx) if centred else self._about_zero()
-        matrix = xx / self.count * scale[:, :, None] * scale[:, None, :]
-        right = (rx / self.count * scale[:, None, :]).mT
-        for ridge in ridges:
-            yield ridge, _scaled(_solved(matrix, ridge, right), scale)
+        matrix = (xx * (scale / self.count)[:, :, None]).mul_(scale[:, None, :])
+        right = (rx * (scale / self.count)[:, None, :]).mT
+        return lambda ridge: _scaled(_solved(matrix, ridge, right), scale)
 
     def loss(self, change: torch.Tensor, centred: bool) -> float:
         xx, rx = (self.xx, self.rx) if centred else self._about_zero()
@@ -252,19 +305,26 @@ class _Observations(_Half):
         result._set(torch.cat([each.x for each in given], 1), torch.cat([each.r for each in given], 1))
         return result
 
+    def mixed(self, mix: torch.Tensor) -> _Half:
+        result = _Observations()
+        result._set(self.x, self.r @ mix.to(self.r).mT)
+        return result
+
     def scale(self, centred: bool) -> torch.Tensor:
         x = self.x - self.mean_x[:, None].to(self.x.dtype) if centred else self.x
         return _inverse_root(x.square().mean(1, dtype=torch.float64))
 
-    def solutions(
-        self, scale: torch.Tensor, centred: bool, ridges: tuple[float, ...]
-    ) -> Iterator[tuple[float, torch.Tensor | None]]:
+    def system(self, scale: torch.Tensor, centred: bool) -> System:
         x, r = self._about(centred)
         x = x * scale[:, None].to(x.dtype)
         matrix = (x @ x.mT).double() / self.count
-        for ridge in ridges:
-            dual = _solved(matrix, ridge, r.double() / self.count)
-            yield ridge, None if dual is None else _scaled((dual.mT.to(x.dtype) @ x).double().mT, scale)
+        right = r.double() / self.count
+
+        def change(ridge: float) -> torch.Tensor | None:
+            dual = _solved(matrix, ridge, right)
+            return None if dual is None else _scaled((dual.mT.to(x.dtype) @ x).double().mT, scale)
+
+        return change
 
     def loss(self, change: torch.Tensor, centred: bool) -> float:
         x, r = self._about(centred)
@@ -275,6 +335,19 @@ class _Observations(_Half):
         if not centred:
             return self.x, self.r
         return self.x - self.mean_x[:, None].to(self.x.dtype), self.r - self.mean_r[:, None].to(self.r.dtype)
+
+
+def _square(x: torch.Tensor) -> torch.Tensor:
+    """``x.mT @ x``, of which the upper triangle is worked out in blocks."""
+    width = x.shape[2]
+    if width <= 2 * _BLOCK:
+        return x.mT @ x
+    result = x.new_empty(len(x), width, width)
+    for at in range(0, width, _BLOCK):
+        part = slice(at, at + _BLOCK)
+        result[:, part, at:] = x[:, :, part].mT @ x[:, :, at:]
+        result[:, at + _BLOCK :, part] = result[:, part, at + _BLOCK :].mT
+    return result
 
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

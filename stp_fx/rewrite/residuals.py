@@ -12,7 +12,7 @@ from torch import fx
 
 from stp_fx.rewrite.side_by_side import Network
 
-__all__ = ["Change", "Lacking", "Path", "ResidualPath", "needed", "origin", "pulled_back", "residual_path"]
+__all__ = ["Change", "InPlace", "Lacking", "Path", "ResidualPath", "in_place", "needed", "origin", "pulled_back", "residual_path"]
 
 Path = Callable[[torch.Tensor], Any]
 Lacking = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -29,13 +29,14 @@ _WEAKEST = 1e-3
 class ResidualPath:
     """From a layer to the sum ``total`` of what the path gives (``last``) and of an ``other`` value, known before the layer.
 
-    ``nodes``: what has to be run for ``last``, in order.
+    ``nodes``: what has to be run for ``last``, in order. ``alone``: they read nothing but the layer's output and stored tensors.
     """
 
     total: str
     last: str
     other: str
     nodes: tuple[str, ...]
+    alone: bool
 
 
 def residual_path(network: Network, layer: str, layers: Set[str]) -> ResidualPath | None:
@@ -55,7 +56,9 @@ def residual_path(network: Network, layer: str, layers: Set[str]) -> ResidualPat
                 nodes = needed(network, current, start) if known else None
                 if nodes is None or layers & set(nodes):
                     return None
-                return ResidualPath(user.name, current.name, others[0].name, nodes)
+                own = {layer, *nodes}
+                read = {n for name in nodes for n in network.by_name[name].all_input_nodes if n.name not in own}
+                return ResidualPath(user.name, current.name, others[0].name, nodes, all(n.op == "get_attr" for n in read))
         current = user
     return None
 
@@ -115,6 +118,49 @@ def pulled_back(path: Path, output: torch.Tensor, lacking: Lacking, *, known: bo
             return None
         strong = square > _WEAKEST**2 * square.max()
         return torch.where(strong, back(lack) / torch.where(strong, square, 1.0), 0.0), strong
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InPlace:
+    """A path that leaves every number where it is: ``scale * x + constant``, the same for every sample; both are [1, ...].
+
+    Dropout in evaluation, a norm with running statistics, layer scale.
+    """
+
+    scale: torch.Tensor
+    constant: torch.Tensor
+    strong: torch.Tensor
+
+    def start(self, end: torch.Tensor, rows: Callable[[torch.Tensor], torch.Tensor], shape: torch.Size) -> Change:
+        """What the path has to start from for it to end at ``end``, and where its scale is strong enough; as ``rows`` of values
+        of that ``shape``."""
+        scale, constant, strong = (rows(each.expand(shape)) for each in (self.scale, self.constant, self.strong))
+        strong = strong > 0
+        return torch.where(strong, (end - constant) / torch.where(strong, scale, 1.0), 0.0), strong
+
+
+def in_place(path: Path, output: torch.Tensor) -> InPlace | None:
+    """The path as :class:`InPlace`, from two samples of ``output``; None if it is not, which is tried on random numbers and on
+    ``output`` itself. In half precision it cannot be told."""
+    if output.dtype not in (torch.float32, torch.float64) or output.dim() < 2 or not output.numel():
+        return None
+    try:
+        with torch.enable_grad():
+            start = output[:2].detach().clone().requires_grad_()
+            end = path(start * 1)
+            if not isinstance(end, torch.Tensor) or end.shape != start.shape or not end.requires_grad:
+                return None
+            scale = torch.autograd.grad(end, start, torch.ones_like(end))[0][:1]
+        constant = path(torch.zeros_like(start))[:1]
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(start.shape, generator=generator).to(start) * output.std().clamp_min(1e-6)
+        for value in (noise, output):
+            difference = path(value.clone()) - torch.addcmul(constant, value, scale)
+            if difference.shape != value.shape or not bool(difference.abs().max() <= 1e-3 * (scale * value).abs().max()):
+                return None
+    except RuntimeError:
+        return None
+    return InPlace(scale, constant, (scale.abs() > _WEAKEST * scale.abs().max()).to(scale))
 
 
 def _is_diagonal(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.consumers import Consumer, linear_calls
@@ -22,10 +24,10 @@ from stp_fx.ir.in_place import may_write
 from stp_fx.ir.shapes import fetch
 from stp_fx.measure.calibration import arguments_of, batches, device_of
 from stp_fx.rewrite.bias import add_to_bias, bias_place
-from stp_fx.rewrite.observations import observations
+from stp_fx.rewrite.observations import Rows, direct
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
-from stp_fx.rewrite.residuals import Change, Lacking, Path, ResidualPath, pulled_back, residual_path
+from stp_fx.rewrite.residuals import Change, InPlace, Lacking, Path, ResidualPath, in_place, pulled_back, residual_path
 from stp_fx.rewrite.scores import Fold, Folding, find_folds
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, memory_limit
 from stp_fx.rewrite.slicing import copied
@@ -36,8 +38,9 @@ __all__ = ["Repaired", "reconstruct"]
 _SAME = 1e-9
 """Residuals whose square is a smaller part of the output's are rounding: the layer is left as it is."""
 _ROUTED = "its input is routed by data: indices or masks before it differ between the original and the pruned network"
-_ROWS = 1 << 16
-"""Observations of a layer from all batches together, beside 64 for each of its inputs; of more, so many are drawn at random."""
+
+Target = tuple[torch.Tensor, "torch.Tensor | None"]
+"""Rows of what a layer should give, and for which of its numbers that is known (None: for all)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +102,12 @@ class _Sequence:
         self.small = small
         self._graph, self._survivors = graph, survivors
         self._kept: dict[str, dict[int, torch.Tensor]] = {}
+        self._sizes: list[int] = []
         self.layers: list[str] = []
         self.changed: set[str] = set()
         self.left_alone: dict[str, str] = {}
         self._ways: dict[int, bool] = {}
+        self._scales: dict[tuple[int, torch.Size], InPlace | None] = {}
         calls = linear_calls(small)
         names = {call.node for call in calls}
         for site in find_sites(gm).all:
@@ -143,11 +148,12 @@ class _Sequence:
         return not self._cut(node)
 
     def start(self, arguments: tuple[Any, ...]) -> BatchState:
+        self._sizes.append(max((leaf.numel() for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)), default=0))
         return BatchState((self.original.start(arguments), self.pruned.start(arguments)))
 
     def through(self, states: States) -> None:
         """Refits all layers in order."""
-        self._parts = len(states)
+        self._shares = [size / max(sum(self._sizes), 1) for size in self._sizes]
         for stop in self._stops:
             inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
             regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
@@ -162,7 +168,7 @@ class _Sequence:
             regression.reduce()
             if regression.unlike:
                 self.left_alone.update((layer.node, _ROUTED) for layer in stop.layers)
-            elif regression.lacking > _SAME:
+            elif regression.lacking > max(_SAME, _rounding(stop.layers[0].current(self.small)) ** 2):
                 self._refit(stop, regression.fit())
 
     def _is_alike(self, state: BatchState, stop: _Stop) -> bool:
@@ -191,59 +197,93 @@ class _Sequence:
 
     def _observe(self, state: BatchState, stop: _Stop, foldings: Sequence[Folding], regression: Regression, number: int) -> None:
         """One batch's observations for the layers of a stop."""
-        pruned = state.values[1]
-        given = [self.pruned.run(pruned, self.pruned.by_name[layer.node]) for layer in stop.layers]
-        if not given[0].numel():
+        first, env = stop.layers[0], state.values[1]
+        source = env[self.pruned.by_name[first.site.source]]
+        matrix = first.matrix(first.current(self.small))
+        wanted = math.ceil(self._shares[number] * regression.wanted)
+        output = self._whole(state, first.node)
+        rows = Rows(self._original(state, first.node, _dim(first, output)).shape, first, wanted, number, source.device)
+        if not rows.count:
             return
-        lacking = [self._lacking(state, stop, layer, each) for layer, each in zip(stop.layers, given, strict=True)]
-        for fold, folding in zip(stop.folds, foldings, strict=True):
-            lacking[0] = self._with_fold(state, fold, folding, stop.layers[0], given[0], lacking[0])
-        first = stop.layers[0]
-        source = pruned[self.pruned.by_name[first.site.source]]
-        x, r = observations(first, first.current(self.small), source, lacking, _ROWS // self._parts, number)
+        x = rows.inputs(first, source, len(matrix))
+        lacking, size = [], 0.0
+        for layer in stop.layers:
+            given = self._given(env, layer, rows, x)
+            wish, useful = self._target(state, stop, layer, rows)
+            if layer is first:
+                for fold, folding in zip(stop.folds, foldings, strict=True):
+                    wish, useful = self._with_fold(state, fold, folding, layer, rows, (wish, useful))
+            lack = wish - given
+            lacking.append(lack if useful is None else torch.where(useful, lack, 0.0))
+            size += float(given.square().mean()) / len(stop.layers)
+        r = torch.cat([each.reshape(rows.count, len(matrix), -1).movedim(1, 0) for each in lacking], 2)
         if not bool(torch.isfinite(r.sum() + x.sum())):
             raise InputError(f"calibration batch {number}: the input or the output of {first.node!r} is not finite")
-        channels = r.shape[0] * r.shape[2]
-        regression.add(x, r, channels * sum(float(each.float().square().mean()) for each in given) / len(given))
+        regression.add(x, r, r.shape[0] * r.shape[2] * size)
 
-    def _lacking(self, state: BatchState, stop: _Stop, layer: Consumer, given: torch.Tensor) -> torch.Tensor:
-        """What the output of a layer lacks: to that of the original layer, or to what the sum after it should be."""
-        if stop.path is not None:
-            total, path = self._original(state, stop.path.total), stop.path
-            other = state.values[1][self.pruned.by_name[path.other]]
+    def _given(self, env: dict[fx.Node, Any], layer: Consumer, rows: Rows, x: torch.Tensor) -> torch.Tensor:
+        """What a layer gives: [n, channels]."""
+        node = self.pruned.by_name[layer.node]
+        found = direct(self.small, node, layer)
+        if found is None:
+            return rows.of(self.pruned.run(env, node))
+        return found(x).movedim(0, 1).flatten(1)
 
-            def in_sum(last: torch.Tensor) -> torch.Tensor | None:
-                if not isinstance(other, torch.Tensor) or not other.shape == total.shape == last.shape:
-                    return None
-                return total - (last + other)
+    def _target(self, state: BatchState, stop: _Stop, layer: Consumer, rows: Rows) -> Target:
+        """What a layer should give: what the original layer gives, or for the sum after it to be that of the original."""
+        found = None if stop.path is None else self._for_sum(state, stop.path, layer, rows)
+        return (self._rows(state, layer.node, layer, rows), None) if found is None else found
 
-            along = self._along(state, layer, path.nodes, path.last)
-            found = self._pulled_back(along, given, in_sum, stop.path)
-            if found is not None:
-                return found[0]
-        return self._original(state, layer.node) - given
+    def _for_sum(self, state: BatchState, path: ResidualPath, layer: Consumer, rows: Rows) -> Target | None:
+        """What a layer should give for the sum behind ``path`` to be that of the original; None where it cannot be said."""
+        other = state.values[1][self.pruned.by_name[path.other]]
+        output = self._whole(state, layer.node)
+        way = None if rows.lone else self._in_place(state, path, layer)
+        if way is not None and self._whole(state, path.total).shape == output.shape:
+            shape = torch.Size([len(output), *way.scale.shape[1:]])
+            if isinstance(other, torch.Tensor) and other.shape == shape:
+                return way.start(self._rows(state, path.total, layer, rows) - rows.of(other), rows.of, shape)
+        total = self._original(state, path.total)
 
-    def _with_fold(
-        self, state: BatchState, fold: Fold, folding: Folding, layer: Consumer, given: torch.Tensor, lacking: torch.Tensor
-    ) -> torch.Tensor:
-        """``lacking`` with what the queries among the output should be."""
+        def in_sum(last: torch.Tensor) -> torch.Tensor | None:
+            if not isinstance(other, torch.Tensor) or not other.shape == total.shape == last.shape:
+                return None
+            return total - (last + other)
+
+        return self._pulled_back(state, layer, self._along(state, layer, path.nodes, path.last), in_sum, path, rows)
+
+    def _in_place(self, state: BatchState, path: ResidualPath, layer: Consumer) -> InPlace | None:
+        """How a path that reads nothing else scales what it is given; tried once for each size of an image."""
+        key = id(path), self._whole(state, layer.node).shape[1:]
+        if path.alone and key not in self._scales:
+            self._scales[key] = in_place(self._along(state, layer, path.nodes, path.last), self._original(state, layer.node))
+        return self._scales.get(key)
+
+    def _with_fold(self, state: BatchState, fold: Fold, folding: Folding, layer: Consumer, rows: Rows, target: Target) -> Target:
+        """``target`` with what the queries among the output should be."""
         goal = folding.goal(functools.partial(self._original, state))
         if goal is None:
-            return lacking
+            return target
 
         def in_product(value: torch.Tensor) -> torch.Tensor | None:
             return goal - value if goal.shape == value.shape else None
 
-        found = self._pulled_back(self._along(state, layer, fold.nodes, fold.query), given, in_product, fold)
-        return lacking if found is None else torch.where(found[1], found[0], lacking)
+        found = self._pulled_back(state, layer, self._along(state, layer, fold.nodes, fold.query), in_product, fold, rows)
+        if found is None:
+            return target
+        wish, useful = found
+        return torch.where(useful, wish, target[0]), None if target[1] is None else useful | target[1]
 
-    def _pulled_back(self, along: Path, given: torch.Tensor, lacking: Lacking, way: object) -> Change | None:
-        """:func:`pulled_back`, with each way tried once."""
+    def _pulled_back(
+        self, state: BatchState, layer: Consumer, along: Path, lacking: Lacking, way: object, rows: Rows
+    ) -> Change | None:
+        """:func:`pulled_back` from what the original layer gives, with each way tried once."""
         if self._ways.get(id(way)) is False:
             return None
-        found = pulled_back(along, given, lacking, known=id(way) in self._ways)
+        start = self._original(state, layer.node)
+        found = pulled_back(along, start, lacking, known=id(way) in self._ways)
         self._ways[id(way)] = found is not None
-        return found
+        return None if found is None else (rows.of(start) + rows.of(found[0]), rows.of(found[1]) > 0)
 
     def _along(self, state: BatchState, layer: Consumer, names: Sequence[str], last: str) -> Callable[[torch.Tensor], Any]:
         """What the pruned network makes of a layer's output, up to the value ``last``."""
@@ -257,14 +297,24 @@ class _Sequence:
 
         return along
 
+    def _whole(self, state: BatchState, node: str) -> torch.Tensor:
+        """A value of the original network."""
+        state.advance(0, self.original, self.original.at[node] + 1)
+        return state.values[0][self.original.by_name[node]]
+
     def _original(self, state: BatchState, node: str, whole: int | None = None) -> torch.Tensor:
         """What the plan leaves of a value of the original network; of dimension ``whole``, everything."""
-        state.advance(0, self.original, self.original.at[node] + 1)
-        value = state.values[0][self.original.by_name[node]]
+        value = self._whole(state, node)
         for k, index in self._cut(node).items():
             if k != whole:
                 value = value.index_select(k, index.to(value.device))
         return value
+
+    def _rows(self, state: BatchState, node: str, layer: Consumer, rows: Rows) -> torch.Tensor:
+        """Rows of what the plan leaves of a value of the original network, which has the shape of the layer's output."""
+        channel = _dim(layer, self._whole(state, node))
+        found, kept = rows.of(self._original(state, node, channel)), self._cut(node).get(channel)
+        return found if kept is None else found.index_select(1, kept.to(found.device))
 
     def _cut(self, node: str) -> dict[int, torch.Tensor]:
         """Of each dimension of a value that the plan shortens, what it leaves."""
@@ -293,6 +343,17 @@ class _Sequence:
                 self.changed.add(place)
             self.layers.append(layer.node)
             at += out
+
+
+def _rounding(weight: torch.Tensor) -> float:
+    return torch.finfo(weight.dtype).eps if weight.is_floating_point() else 0.0
+
+
+def _dim(layer: Consumer, output: torch.Tensor) -> int:
+    """The dimension of a layer's output that its channels have."""
+    if layer.windows is None:
+        return layer.channel % output.dim()
+    return output.dim() - len(layer.windows.kernel) - 1
 
 
 def _why_not(gm: fx.GraphModule, call: Consumer) -> str | None:

@@ -352,3 +352,27 @@ def test_an_axis_without_positions_is_no_obstacle() -> None:
     pruned = stp_fx.prune_graph(Nothing().eval(), example_inputs=torch.randn(2, 3, 6, 6))
     assert pruned.get_buffer("nothing").shape == (0, 5)
     assert pruned.get_parameter("inner.weight").shape == (6, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compensation": "mean"},
+        {"compensation": "least_squares"},
+        {"compensation": "sequential"},
+        {"criterion": "taylor", "recalibrate": 1},
+        {"criterion": "variance", "allocation": "optimal", "target": "macs"},
+    ],
+    ids=str,
+)
+def test_in_inference_mode_the_result_is_the_same_and_can_be_trained(net: Residual, options: dict) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 3, 6, 6), torch.arange(8) % 5
+    outside = stp_fx.prune_graph(net, ratio=0.4, example_inputs=x, calibration=[(x, y)], **options)
+    with torch.inference_mode():
+        pruned = stp_fx.prune_graph(net, ratio=0.4, example_inputs=x.clone(), calibration=[(x.clone(), y.clone())], **options)
+    for (name, expected), (_, found) in zip(outside.state_dict().items(), pruned.state_dict().items(), strict=True):
+        assert torch.equal(found, expected), name
+    torch.nn.functional.cross_entropy(pruned(x), y).backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters())
+    torch.optim.SGD(pruned.parameters(), 0.1).step()
