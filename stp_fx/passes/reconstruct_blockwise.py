@@ -40,7 +40,7 @@ class ReconstructBlockwise(GraphPass):
 
     Args:
         steps: of the optimizer, a block.
-        rate: the learning rate at its highest, relative to the weights.
+        rate: the learning rate at its highest, relative to the weights. Blocks bear a higher one than a whole network.
         start: the repair before the training: "sequential" (:class:`ReconstructSequentially`), or None. That pass is not to be
             run before this one: the given graph is taken for the original.
         seed: of the order of batches.
@@ -59,7 +59,7 @@ class ReconstructBlockwise(GraphPass):
     repairs: ClassVar[bool] = True
     calibration: Iterable[Any] = dataclasses.field(repr=False)
     steps: int = 200
-    rate: float = 0.01
+    rate: float = 0.03
     start: Start | None = "sequential"
     seed: int = 0
     memory: int | None = None

@@ -43,7 +43,7 @@ class GroupRun:
 @dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
     """What a plan removes, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
-    ``compensation``: "mean", "least_squares" or None; ``notes``: where constraints kept the plan from what was asked;
+    ``compensation``: "mean", "least_squares", ..., or None; ``notes``: where constraints kept the plan from what was asked;
     ``validation``: what was run to check the result. ``str`` gives a table."""
 
     groups: tuple[GroupRun, ...]

@@ -140,6 +140,7 @@ class _Blocks:
         self.pruned = Network(self.small, self._kept.is_whole, held)
         self.original = Network(self._gm, self._kept.is_whole, held)
         states = [BatchState((self.original.start(_own(each)), self.pruned.start(_own(each)))) for each in given]
+        del given  # the states let go of inputs that nothing reads any more
         from stp_fx.terminal import Console, Progress
 
         quiet = not sys.stderr.isatty()
@@ -168,9 +169,11 @@ class _Blocks:
 
     def _match(self, states: States, block: Block, number: int) -> None:
         calls = self._trainable(block)
+        if not calls:
+            return
         goal = Goal(len(block.targets), device_of(self.small))
         reason, split, error = self._compared(states, block, goal)
-        if not calls or (reason is None and error <= _SAME):
+        if reason is None and error <= _SAME:
             return
         if reason is None:
             reason = self._train(states, block, goal, split, calls, number)
