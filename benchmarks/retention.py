@@ -7,7 +7,8 @@ Networks trained on Fashion-MNIST (``_fashion.py``), pruned to 70, 50 and 30 % o
 every repair, on the same calibration images. Methods are compared on 3,000 *training* images that are not among these; the
 best one of each kind of repair is then tried on the 10,000 test images. torch-pruning 1.6.1 prunes the same checkpoints to the
 same MACs or just above, by magnitude and by Taylor scores, as it comes, with its BatchNorms recalibrated by a plain loop, and
-with our sequential repair of what it has chosen.
+with our sequential repair of what it has chosen. Repairs by training, ``blockwise`` and ``distillation``, are tried if asked for
+(``benchmarks/repair.py`` compares them, and has their seconds).
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from stp_fx.passes import (
     CollectStatistics,
     CompensateLeastSquares,
     CompensateMean,
+    Distill,
     GraphPass,
     MeasureDamage,
     Pipeline,
     RecalibrateBatchNorm,
+    ReconstructBlockwise,
     ReconstructSequentially,
     RemoveChannels,
     RotateResidual,
@@ -62,6 +65,8 @@ def compensations(batches: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[Graph
         "least squares": (CompensateLeastSquares(), False),
         "least squares + BN": (CompensateLeastSquares(), True),
         "sequential": (ReconstructSequentially(batches), False),
+        "blockwise": (ReconstructBlockwise(batches), False),
+        "distillation": (Distill(batches), False),
     }
 
 
@@ -174,7 +179,7 @@ def main() -> None:
     parser.add_argument("--targets", default="0.3,0.5,0.7", help="fractions of the MACs to remove")
     parser.add_argument("--criteria", default="magnitude,variance,taylor,reconstruction")
     parser.add_argument("--scopes", default="local,isomorphic,optimal", help='of selection, or "optimal" allocation')
-    parser.add_argument("--repairs", default="none,mean,least squares,sequential")
+    parser.add_argument("--repairs", default="none,mean,least squares,sequential", help="also: blockwise, distillation")
     parser.add_argument("--out", type=Path, default=RESULTS / "retention")
     parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     arguments = parser.parse_args()

@@ -103,7 +103,7 @@ def prune_graph(
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
         compensation: None, "mean", "least_squares" (kept weights absorb what they can), "sequential" (each layer is refitted on
-            what it reads in the network as pruned so far: the strongest).
+            what it reads in the network as pruned so far), "blockwise", "distillation" (then blocks or the whole are trained).
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten

@@ -9,11 +9,13 @@ from stp_fx.passes.collect_gradients import CollectGradients
 from stp_fx.passes.collect_statistics import CollectStatistics
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
+from stp_fx.passes.distill import Distill
 from stp_fx.passes.layer_norm_to_rms_norm import LayerNormToRMSNorm
 from stp_fx.passes.mask import MaskChannels
 from stp_fx.passes.measure_damage import MeasureDamage
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
+from stp_fx.passes.reconstruct_blockwise import ReconstructBlockwise
 from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
 from stp_fx.passes.rotate_heads import RotateHeads
@@ -36,6 +38,7 @@ __all__ = [
     "CollectStatistics",
     "CompensateLeastSquares",
     "CompensateMean",
+    "Distill",
     "GraphPass",
     "LatencyModel",
     "LayerNormToRMSNorm",
@@ -46,6 +49,7 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "RecalibrateBatchNorm",
+    "ReconstructBlockwise",
     "ReconstructSequentially",
     "RemoveChannels",
     "RotateHeads",

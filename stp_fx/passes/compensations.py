@@ -11,11 +11,13 @@ from stp_fx.errors import InputError
 from stp_fx.passes.base import GraphPass
 from stp_fx.passes.compensate_least_squares import CompensateLeastSquares
 from stp_fx.passes.compensate_mean import CompensateMean
+from stp_fx.passes.distill import Distill
+from stp_fx.passes.reconstruct_blockwise import ReconstructBlockwise
 from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 
 __all__ = ["Compensation", "CompensationName", "compensation_named"]
 
-CompensationName = Literal["mean", "least_squares", "sequential"]
+CompensationName = Literal["mean", "least_squares", "sequential", "blockwise", "distillation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,8 @@ _COMPENSATIONS: dict[str, Callable[[Iterable[Any]], Compensation]] = {
     "mean": lambda data: Compensation(("maps",), (CompensateMean(),)),
     "least_squares": lambda data: Compensation(("maps", "covariance", "patches"), (CompensateLeastSquares(),)),
     "sequential": lambda data: Compensation((), (ReconstructSequentially(data),)),
+    "blockwise": lambda data: Compensation((), (ReconstructBlockwise(data),)),
+    "distillation": lambda data: Compensation((), (Distill(data),)),
 }
 
 

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from torch import fx
 
-from stp_fx.analysis.build import analyze
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.analysis.sites import find_sites
 from stp_fx.checks import check_flag, check_whole
 from stp_fx.measure.calibration import reiterable
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
-from stp_fx.passes.reporting import with_compensation
+from stp_fx.passes.reporting import repaired
 from stp_fx.rewrite.sequential import reconstruct
 
 __all__ = ["ReconstructSequentially"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +34,7 @@ class ReconstructSequentially(GraphPass):
     without intercept, so that no parameter is added. Weights that are computed from others or read by several calls stay, and
     are named in the log. BatchNorm needs no recalibration afterwards: what it reads is what it read before.
 
-    Every batch runs through both networks once. A layer is observed at output positions that are drawn at random from all batches,
+    Every batch runs through both networks once. A layer is observed at output positions drawn at random from all batches,
     32 for each of its inputs and at least 32,768, always the same ones. Values in between are kept, ``memory`` bytes of them in
     memory (None: half of what is free), the others in temporary files. ``plan`` defaults to the one of :class:`SelectUnits` in
     the same pipeline.
@@ -71,19 +66,4 @@ class ReconstructSequentially(GraphPass):
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         plan = artifacts.planned(type(self).__name__) if self.plan is None else self.plan
         done = reconstruct(gm, plan, self.calibration, residuals=self.residuals, memory=self.memory)
-        for node, reason in done.left_alone.items():
-            _log.info("%s is not refitted: %s", node, reason)
-        if done.graph_module is gm:
-            return Outcome(gm, False, artifacts)
-        report = artifacts.report and with_compensation(artifacts.report, "sequential", _by_group(gm, frozenset(done.layers)))
-        return Outcome(done.graph_module, True, artifacts.carried_to(done.graph_module).with_(plan=plan, report=report))
-
-
-def _by_group(gm: fx.GraphModule, layers: frozenset[str]) -> dict[str, str]:
-    """The groups whose readers have been refitted."""
-    found: dict[str, str] = {}
-    for group in analyze(gm).groups:
-        readers = [member.site.reader in layers for member in find_sites(gm).of(group) if member.site.weights]
-        if any(readers):
-            found[group.name] = "sequential" if all(readers) else "sequential (in part)"
-    return found
+        return repaired(gm, artifacts, plan, "sequential", done)

@@ -43,8 +43,8 @@ class GroupRun:
 @dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
     """What a plan removes, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
-    ``compensation``: "mean", "least_squares" or None; ``notes``: which criterion "auto" chose and why, and where constraints kept
-    the plan from what was asked;
+    ``compensation``: "mean", "least_squares", ..., or None; ``notes``: which criterion "auto" chose and why, where constraints
+    kept the plan from what was asked;
     ``validation``: what was run to check the result. ``str`` gives a table."""
 
     groups: tuple[GroupRun, ...]

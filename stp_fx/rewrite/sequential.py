@@ -8,9 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from stp_fx.analysis.build import analyze
@@ -21,9 +20,9 @@ from stp_fx.analysis.sites import find_sites
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
 from stp_fx.ir.in_place import may_write
-from stp_fx.ir.shapes import fetch
 from stp_fx.measure.calibration import arguments_of, batches, device_of
 from stp_fx.rewrite.bias import add_to_bias, bias_place
+from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, take_over
 from stp_fx.rewrite.observations import Rows, direct
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
@@ -31,7 +30,6 @@ from stp_fx.rewrite.residuals import Change, InPlace, Lacking, Path, ResidualPat
 from stp_fx.rewrite.scores import Fold, Folding, find_folds
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, memory_limit
 from stp_fx.rewrite.slicing import copied
-from stp_fx.rules import TensorDims
 
 __all__ = ["Repaired", "reconstruct"]
 
@@ -72,7 +70,7 @@ def reconstruct(
         with States(states, (run.original, run.pruned), memory_limit(device_of(gm)) if memory is None else memory) as kept:
             run.through(kept)
         result = copied(gm)
-        _take_over(result, run.small, survivors, run.changed)
+        take_over(result, run.small, survivors, run.changed)
     return Repaired(result, tuple(run.layers), run.left_alone)
 
 
@@ -100,31 +98,31 @@ class _Sequence:
         self, gm: fx.GraphModule, small: fx.GraphModule, graph: ChannelGraph, survivors: Survivors, residuals: bool
     ) -> None:
         self.small = small
-        self._graph, self._survivors = graph, survivors
-        self._kept: dict[str, dict[int, torch.Tensor]] = {}
+        self._kept = KeptPositions(graph, survivors)
         self._sizes: list[int] = []
         self.layers: list[str] = []
         self.changed: set[str] = set()
         self.left_alone: dict[str, str] = {}
         self._ways: dict[int, bool] = {}
         self._scales: dict[tuple[int, torch.Size], InPlace | None] = {}
+        self._readers = calls_by_parameter(small)
         calls = linear_calls(small)
         names = {call.node for call in calls}
         for site in find_sites(gm).all:
-            if site.weights and site.reader not in names and not self._is_whole(site.source):
+            if site.weights and site.reader not in names and not self._kept.is_whole(site.source):
                 self.left_alone[site.reader] = "it is neither a linear layer nor a convolution, or it has hooks"
-        self.pruned = Network(small, self._is_whole)
+        self.pruned = Network(small, self._kept.is_whole)
         self._places = {call.node: bias_place(small, call) for call in calls}
         possible = [call for call in calls if self._may_change(call)]
         paths = {c.node: residual_path(self.pruned, c.node, names) if residuals else None for c in possible}
         self._folds = find_folds(self.pruned, survivors, names)
         self._stops = self._grouped(possible, paths)
-        self.original = Network(gm, self._is_whole, {name for stop in self._stops for name in stop.held})
+        self.original = Network(gm, self._kept.is_whole, {name for stop in self._stops for name in stop.held})
 
     def _may_change(self, call: Consumer) -> bool:
         if self.pruned.by_name[call.node] in self.pruned.left_out:
             return False
-        reason = _why_not(self.small, call)
+        reason = _why_not(self.small, call, self._readers)
         if reason is not None:
             self.left_alone[call.node] = reason
         return reason is None
@@ -143,9 +141,6 @@ class _Sequence:
 
     def _is_written(self, source: str) -> bool:
         return any(may_write(user, self.pruned.module) for user in self.pruned.by_name[source].users)
-
-    def _is_whole(self, node: str) -> bool:
-        return not self._cut(node)
 
     def start(self, arguments: tuple[Any, ...]) -> BatchState:
         self._sizes.append(max((leaf.numel() for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)), default=0))
@@ -175,17 +170,7 @@ class _Sequence:
         """Whether a stop's layers read the same things in both networks: of the same tokens, in the same order."""
         state.advance(1, self.pruned, self.pruned.at[stop.layers[0].node])
         state.advance(0, self.original, max(self.original.at[name] for name in stop.held) + 1)
-        if not state.parted:
-            return True
-        found, waiting = set[str](), [self.original.by_name[name] for name in stop.held]
-        while waiting:
-            node = waiting.pop()
-            if node.name in state.parted:
-                return False
-            if node.name not in found:
-                found.add(node.name)
-                waiting += node.all_input_nodes
-        return True
+        return state.is_alike(self.original, stop.held)
 
     def _foldings(self, states: States, stop: _Stop) -> list[Folding]:
         """What the queries of a stop's layer should be."""
@@ -304,25 +289,13 @@ class _Sequence:
 
     def _original(self, state: BatchState, node: str, whole: int | None = None) -> torch.Tensor:
         """What the plan leaves of a value of the original network; of dimension ``whole``, everything."""
-        value = self._whole(state, node)
-        for k, index in self._cut(node).items():
-            if k != whole:
-                value = value.index_select(k, index.to(value.device))
-        return value
+        return self._kept.take(node, self._whole(state, node), whole)
 
     def _rows(self, state: BatchState, node: str, layer: Consumer, rows: Rows) -> torch.Tensor:
         """Rows of what the plan leaves of a value of the original network, which has the shape of the layer's output."""
         channel = _dim(layer, self._whole(state, node))
-        found, kept = rows.of(self._original(state, node, channel)), self._cut(node).get(channel)
+        found, kept = rows.of(self._original(state, node, channel)), self._kept.of(node).get(channel)
         return found if kept is None else found.index_select(1, kept.to(found.device))
-
-    def _cut(self, node: str) -> dict[int, torch.Tensor]:
-        """Of each dimension of a value that the plan shortens, what it leaves."""
-        if node not in self._kept:
-            dims = self._graph.value(node)
-            flags = [self._survivors.flags(dim) for dim in dims.dims] if isinstance(dims, TensorDims) else []
-            self._kept[node] = {k: torch.from_numpy(np.flatnonzero(f)) for k, f in enumerate(flags) if not f.all()}
-        return self._kept[node]
 
     def _refit(self, stop: _Stop, fit: Fit | None) -> None:
         if fit is None:
@@ -356,7 +329,7 @@ def _dim(layer: Consumer, output: torch.Tensor) -> int:
     return output.dim() - len(layer.windows.kernel) - 1
 
 
-def _why_not(gm: fx.GraphModule, call: Consumer) -> str | None:
+def _why_not(gm: fx.GraphModule, call: Consumer, readers: Mapping[int, Sequence[str]]) -> str | None:
     """Why the weight of a layer cannot be refitted."""
     if call.weight is None:
         return "its weight is computed from others"
@@ -365,24 +338,5 @@ def _why_not(gm: fx.GraphModule, call: Consumer) -> str | None:
         return "its weight does not hold floating point numbers"
     if parameter.dim() > 2 and call.windows is None:
         return "an option of the convolution is computed"
-    readers = _readers(gm, parameter)
-    return None if readers == [call.node] else f"its weight is read by several calls: {', '.join(readers[:4])}"
-
-
-def _readers(gm: fx.GraphModule, parameter: nn.Parameter) -> list[str]:
-    """The calls that read a parameter, under any of its names."""
-    found: list[str] = []
-    for node in gm.graph.nodes:
-        if node.op == "call_module" and any(p is parameter for p in fetch(gm, str(node.target)).parameters()):
-            found.append(node.name)
-        elif node.op == "get_attr" and fetch(gm, str(node.target)) is parameter:
-            found += [user.name for user in node.users]
-    return found
-
-
-def _take_over(result: fx.GraphModule, small: fx.GraphModule, survivors: Survivors, changed: Iterable[str]) -> None:
-    """The kept positions of ``result``'s tensors get the numbers of the small network."""
-    for name in changed:
-        whole, part = fetch(result, name), fetch(small, name).detach()
-        index = [torch.from_numpy(survivors.kept(name, dim)).to(whole.device) for dim in range(whole.dim())]
-        whole[torch.meshgrid(*index, indexing="ij")] = part.to(whole)
+    own = readers[id(parameter)]
+    return None if own == [call.node] else f"its weight is read by several calls: {', '.join(own[:4])}"

@@ -20,7 +20,7 @@ from stp_fx.measure.calibration import eval_twin
 
 Seen = Callable[[str, torch.Tensor], None]
 
-__all__ = ["BatchState", "Network", "States", "memory_limit"]
+__all__ = ["BatchState", "Network", "Seen", "States", "memory_limit"]
 
 
 class Network:
@@ -114,14 +114,28 @@ class BatchState:
     def advance(self, which: int, network: Network, stop: int) -> None:
         """Runs the nodes of network ``which`` that come before place ``stop``."""
         if stop > self.place[which]:
-            network.advance(self.values[which], self.place[which], stop, self._see)
+            network.advance(self.values[which], self.place[which], stop, self.see)
             self.place[which] = stop
 
-    def _see(self, name: str, value: torch.Tensor) -> None:
+    def see(self, name: str, value: torch.Tensor) -> None:
+        """Is given the whole numbers and truth values of both networks, and notes where they part."""
         flat = value.detach().reshape(-1).double()
         digest = value.shape, float(flat @ torch.arange(len(flat), dtype=flat.dtype, device=flat.device).cos())
         if self._numbers.setdefault(name, digest) != digest:
             self.parted.add(name)
+
+    def is_alike(self, network: Network, names: Iterable[str]) -> bool:
+        """Whether named values of ``network`` mean the same things in both: of the same tokens, in the same order. They do
+        unless what they are computed from has parted."""
+        found, waiting = set[str](), [network.by_name[name] for name in names] if self.parted else []
+        while waiting:
+            node = waiting.pop()
+            if node.name in self.parted:
+                return False
+            if node.name not in found:
+                found.add(node.name)
+                waiting += node.all_input_nodes
+        return True
 
     @property
     def kept(self) -> tuple[Any, ...]:
@@ -171,6 +185,11 @@ class States:
             fits = sum(self._bytes) + size <= self._limit
             self._bytes[k] = size if fits else 0
             self._states[k] = state if fits else self._write(k, state)
+
+    def __getitem__(self, k: int) -> BatchState:
+        """One state, to be read only: what the caller changes in it may be lost."""
+        held = self._states[k]
+        return self._read(held) if isinstance(held, pathlib.Path) else held
 
     def _write(self, k: int, state: BatchState) -> pathlib.Path:
         if self._folder is None:

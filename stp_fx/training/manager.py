@@ -80,7 +80,7 @@ class PATPassManager:
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
         mask_until_last: mask at all steps but the last; else every step removes.
         regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step.
-        compensation: None, "mean", "least_squares" or "sequential".
+        compensation: None, "mean", "least_squares", "sequential", "blockwise" or "distillation".
         recalibrate: batches on which BatchNorm is recalibrated after the last step (True: as many as for calibration).
         train_loader: batches for criteria and compensation that read data, and for recalibration.
         calibration_batches: how many of them are read at a step; None reads all.

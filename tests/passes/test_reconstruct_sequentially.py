@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from repair_networks import NETWORKS, error, made, planned
 from torch import nn
 
 import stp_fx
@@ -24,126 +25,25 @@ from stp_fx.rewrite import sequential, side_by_side
 from stp_fx.rewrite.sequential import reconstruct
 
 
-class Called(nn.Module):
-    """Convolutions and a linear layer as functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Parameter(torch.randn(12, 3, 3, 3))
-        self.second = nn.Parameter(torch.randn(8, 12, 3, 3))
-        self.bias = nn.Parameter(torch.randn(8))
-        self.last = nn.Parameter(torch.randn(5, 8))
-        self.last_bias = nn.Parameter(torch.randn(5))
-
-    def forward(self, x):
-        y = F.conv2d(F.conv2d(x, self.first, padding="same").relu(), self.second, self.bias, stride=2, padding=1, dilation=(1, 2))
-        return F.linear(y.relu().mean((2, 3)), self.last, self.last_bias)
-
-
-class Residual(nn.Module):
-    """Blocks on a stream, with norms, dropout and a layer scale on the way into the sum."""
-
-    def __init__(self, blocks: int = 3, width: int = 16) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, 24, 3, padding=1, bias=False),
-                nn.BatchNorm2d(24),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(24, width, 1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.Dropout(0.1),
-            )
-            for _ in range(blocks)
-        )
-        self.scale = nn.Parameter(torch.rand(blocks, width, 1, 1) + 0.5)
-        self.head = nn.Linear(width, 7)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block, scale in zip(self.blocks, self.scale, strict=True):
-            x = x + block(x) * scale
-        return self.head(x.relu().mean((2, 3)))
-
-
-def _chain(*layers: nn.Module) -> nn.Module:
-    """The layers with activations in between."""
-    between = [each for layer in layers for each in (layer, nn.ReLU(inplace=True))]
-    return nn.Sequential(*between[:-1])
-
-
-def _images(second: nn.Module, width: int = 12) -> nn.Module:
-    return _chain(nn.Conv2d(3, width, 3), second, nn.LazyConv2d(4, 1))
-
-
-def _norms() -> nn.Module:
-    first, second = (nn.Sequential(nn.Conv2d(n, m, 3, bias=False), nn.BatchNorm2d(m)) for n, m in ((3, 12), (12, 8)))
-    return _chain(first, second, nn.Conv2d(8, 4, 1))
-
-
-IMAGES, LINES, VOLUMES = (16, 3, 10, 10), (32, 3, 24), (8, 3, 6, 6, 6)
-NETWORKS = {
-    "linear": (lambda: _chain(nn.Linear(6, 20), nn.Linear(20, 10), nn.Linear(10, 4)), (256, 6)),
-    "tokens": (lambda: _chain(nn.Linear(6, 20), nn.Linear(20, 4)), (32, 9, 6)),
-    "strided": (lambda: _images(nn.Conv2d(12, 8, 3, 2, 1)), IMAGES),
-    "reflected": (lambda: _images(nn.Conv2d(12, 8, 3, padding=2, dilation=2, padding_mode="reflect")), IMAGES),
-    "grouped": (lambda: _images(nn.Conv2d(16, 16, 3, groups=4), 16), IMAGES),
-    "depthwise": (lambda: _images(nn.Conv2d(16, 16, 3, groups=16, padding=1), 16), IMAGES),
-    "one dimension": (lambda: _chain(nn.Conv1d(3, 12, 3), nn.Conv1d(12, 8, 5, 2), nn.Conv1d(8, 4, 1)), LINES),
-    "three dimensions": (lambda: _chain(nn.Conv3d(3, 12, 2), nn.Conv3d(12, 6, (1, 3, 2)), nn.Conv3d(6, 4, 1)), VOLUMES),
-    "transposed": (lambda: _images(nn.ConvTranspose2d(12, 8, 3, 2, 1, 1, dilation=2)), IMAGES),
-    "transposed in groups": (
-        lambda: _chain(nn.Conv1d(3, 12, 3), nn.ConvTranspose1d(12, 8, 4, 3, groups=2), nn.Conv1d(8, 4, 1)),
-        LINES,
-    ),
-    "norms": (_norms, IMAGES),
-    "functions": (Called, IMAGES),
-    "residual": (Residual, (96, 3, 10, 10)),
-}
-
-
-def _made(name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
-    torch.manual_seed(seed)
-    make, shape = NETWORKS[name]
-    model = make()
-    model(torch.zeros(shape))  # shapes of lazy layers
-    model = model.double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 1.5)
-    return model, torch.randn(shape, dtype=torch.float64)
-
-
-def _plan(gm, ratio: float = 0.4):
-    return stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", ratio))
-
-
-def _error(model: nn.Module, gm, x: torch.Tensor) -> float:
-    with torch.no_grad():
-        return float((gm(x) - model(x)).square().mean())
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_output_is_as_near_to_the_original_as_by_least_squares_or_nearer(name):
-    model, x = _made(name)
+    model, x = made(name)
     gm = stp_fx.trace(model, x)
-    plan, new = _plan(gm), torch.randn_like(x)
+    plan, new = planned(gm), torch.randn_like(x)
     by_squares = Pipeline(
         CollectStatistics([x], covariance=True, maps=True, patches=400), CompensateLeastSquares(plan), RemoveChannels(plan)
     )
     repaired = Pipeline(ReconstructSequentially([x], plan=plan), RemoveChannels(plan))(gm).graph_module
-    assert _error(model, repaired, new) <= 1.05 * _error(model, by_squares(gm).graph_module, new)
-    assert _error(model, repaired, new) < 0.8 * _error(model, stp_fx.apply_plan(gm, plan), new)
+    assert error(model, repaired, new) <= 1.05 * error(model, by_squares(gm).graph_module, new)
+    assert error(model, repaired, new) < 0.8 * error(model, stp_fx.applyplanned(gm, plan), new)
     assert dict(repaired.named_parameters()).keys() == dict(model.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_masked_is_removed_after_the_repair(name):
-    model, x = _made(name, 1)
+    model, x = made(name, 1)
     gm = stp_fx.trace(model, x)
-    plan = _plan(gm)
+    plan = planned(gm)
     repair = ReconstructSequentially([x], plan=plan)
     masked = Pipeline(repair, MaskChannels(plan))(gm).graph_module
     removed = Pipeline(repair, RemoveChannels(plan))(gm).graph_module
@@ -153,7 +53,7 @@ def test_masked_is_removed_after_the_repair(name):
 @pytest.mark.parametrize("name", ["linear", "strided", "transposed", "one dimension", "three dimensions"])
 def test_channels_that_others_determine_are_removed_for_free(name):
     """The removed channels of the first layer are sums of kept ones, and there is no nonlinearity in between."""
-    model, x = _made(name)
+    model, x = made(name)
     model[1] = nn.Identity()
     gm = stp_fx.trace(model, x)
     count = model[0].weight.shape[0]
@@ -164,7 +64,7 @@ def test_channels_that_others_determine_are_removed_for_free(name):
             model[0].bias[index] = model[0].bias[0] + 0.5 * model[0].bias[2]  # at the border, too
     plan = build.analyze(gm).plan_for({"0": gone})
     repaired = reconstruct(gm, plan, [x] * 2).graph_module
-    assert _error(model, stp_fx.apply_plan(repaired, plan), x) < 1e-6 * float(model(x).detach().var())
+    assert error(model, stp_fx.applyplanned(repaired, plan), x) < 1e-6 * float(model(x).detach().var())
 
 
 def test_a_layer_behind_the_damage_is_refitted_although_it_loses_nothing():
@@ -190,13 +90,13 @@ def test_layers_before_the_damage_keep_their_numbers():
 
 def test_what_a_sum_lacks_is_the_target():
     """The stream is the output, so that nothing after the sums can make up for it."""
-    model, x = _made("residual")
+    model, x = made("residual")
     model.forward = lambda x: _stream(model, x)
     gm = stp_fx.trace(model, x)
-    plan = _plan(gm, 0.5)
-    with_sums = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
-    without = stp_fx.apply_plan(reconstruct(gm, plan, [x], residuals=False).graph_module, plan)
-    assert _error(model, with_sums, x) < 0.97 * _error(model, without, x)
+    plan = planned(gm, 0.5)
+    with_sums = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
+    without = stp_fx.applyplanned(reconstruct(gm, plan, [x], residuals=False).graph_module, plan)
+    assert error(model, with_sums, x) < 0.97 * error(model, without, x)
 
 
 def _stream(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -238,10 +138,10 @@ def test_lost_head_dimensions_are_folded_into_the_scores(fused, product, monkeyp
     x, new = torch.randn(128, 6, 24, dtype=torch.float64), torch.randn(64, 6, 24, dtype=torch.float64)
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.25, products="inner"))
-    folded = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    folded = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
     monkeypatch.setattr(sequential, "find_folds", lambda *_: {})
-    plain = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
-    assert _error(model, folded, new) < 0.9 * _error(model, plain, new)
+    plain = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
+    assert error(model, folded, new) < 0.9 * error(model, plain, new)
 
 
 def test_queries_that_are_rotated_by_position_stay_as_they_are():
@@ -259,14 +159,14 @@ def test_queries_that_are_rotated_by_position_stay_as_they_are():
     x = torch.randn(64, 6, 24, dtype=torch.float64)
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
-    repaired = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
-    assert _error(model, repaired, x) < _error(model, stp_fx.apply_plan(gm, plan), x)
+    repaired = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
+    assert error(model, repaired, x) < error(model, stp_fx.applyplanned(gm, plan), x)
 
 
 def test_values_in_files_give_the_same_numbers(monkeypatch):
-    model, x = _made("residual")
+    model, x = made("residual")
     gm = stp_fx.trace(model, x)
-    plan = _plan(gm)
+    plan = planned(gm)
     written = []
     save = torch.save
     monkeypatch.setattr(side_by_side.torch, "save", lambda *args, **kw: (written.append(args[1]), save(*args, **kw)))
@@ -285,13 +185,13 @@ def test_a_weight_that_several_calls_read_stays_and_is_named(caplog):
     x = torch.randn(64, 4)
     gm = stp_fx.trace(model, x)
     with caplog.at_level(logging.INFO, logger="stp_fx"):
-        result = Pipeline(ReconstructSequentially([x], plan=_plan(gm)))(gm).graph_module
+        result = Pipeline(ReconstructSequentially([x], plan=planned(gm)))(gm).graph_module
     assert torch.equal(result.get_parameter("2.weight"), shared.weight)
     assert "read by several calls" in caplog.text
 
 
 def test_what_a_user_calls():
-    model, x = _made("norms")
+    model, x = made("norms")
     report = stp_fx.report_of(
         stp_fx.prune_graph(model, "variance", 0.5, example_inputs=x, calibration=iter([x, x]), compensation="sequential")
     )
@@ -301,7 +201,7 @@ def test_what_a_user_calls():
 
 
 def test_an_empty_plan_changes_nothing():
-    model, x = _made("linear")
+    model, x = made("linear")
     gm = stp_fx.trace(model, x)
     assert Pipeline(ReconstructSequentially([x], plan=stp_fx.plan_of(gm)))(gm).graph_module is gm
 
@@ -313,14 +213,14 @@ def test_bad_arguments(arguments, words):
 
 
 def test_bad_data_is_named():
-    model, x = _made("linear")
+    model, x = made("linear")
     gm = stp_fx.trace(model, x)
     with pytest.raises(PassError, match="plan"):
         ReconstructSequentially([x])(gm)
     with pytest.raises(InputError, match="no batch"):
-        ReconstructSequentially([], plan=_plan(gm))(gm)
+        ReconstructSequentially([], plan=planned(gm))(gm)
     with pytest.raises(InputError, match="not finite"):
-        ReconstructSequentially([x, x * float("nan")], plan=_plan(gm))(gm)
+        ReconstructSequentially([x, x * float("nan")], plan=planned(gm))(gm)
 
 
 class Routed(nn.Module):
@@ -369,16 +269,16 @@ class Added(nn.Module):
 def test_a_product_with_a_bias_is_repaired(compensation):
     torch.manual_seed(0)
     model, x = Added(), torch.randn(256, 6)
-    before = _error(model, stp_fx.prune_graph(model, "magnitude", 0.4, example_inputs=x), x)
+    before = error(model, stp_fx.prune_graph(model, "magnitude", 0.4, example_inputs=x), x)
     after = stp_fx.prune_graph(model, "magnitude", 0.4, example_inputs=x, calibration=[x], compensation=compensation)
-    assert _error(model, after, x) < 0.6 * before
+    assert error(model, after, x) < 0.6 * before
     assert after.get_parameter("last").shape == (4,)
 
 
 def test_an_empty_batch_among_others_changes_nothing():
-    model, x = _made("strided")
+    model, x = made("strided")
     gm = stp_fx.trace(model, x)
-    plan = _plan(gm)
+    plan = planned(gm)
     some, more = (reconstruct(gm, plan, data).graph_module for data in ([x], [x, x[:0]]))
     for (name, a), (_, b) in zip(some.state_dict().items(), more.state_dict().items(), strict=True):
         assert torch.allclose(a, b), name
@@ -397,7 +297,7 @@ def test_stored_tensors_that_lie_in_files_are_those_that_have_been_refitted():
     torch.manual_seed(0)
     model, x = ReadFirst(), torch.randn(256, 6)
     gm = stp_fx.trace(model, x)
-    plan = _plan(gm)
+    plan = planned(gm)
     held, spilled = (reconstruct(gm, plan, [x[:128], x[128:]], memory=memory).graph_module for memory in (None, 0))
     for (name, one), (_, other) in zip(held.state_dict().items(), spilled.state_dict().items(), strict=True):
         assert torch.equal(one, other), name
@@ -415,14 +315,14 @@ def test_queries_that_a_second_product_reads_stay_as_they_are():
     model, x = Twice(True, "").double(), torch.randn(64, 6, 24, dtype=torch.float64)
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
-    run = sequential._Sequence(gm, stp_fx.apply_plan(gm, plan), build.analyze(gm), build.analyze(gm).survivors(plan), True)
+    run = sequential._Sequence(gm, stp_fx.applyplanned(gm, plan), build.analyze(gm), build.analyze(gm).survivors(plan), True)
     assert not run._folds
 
 
 def test_an_empty_batch_in_a_network_with_sums():
-    model, x = _made("residual")
+    model, x = made("residual")
     gm = stp_fx.trace(model, x)
-    plan = _plan(gm)
+    plan = planned(gm)
     some, more = (reconstruct(gm, plan, data).graph_module for data in ([x], [x[:0], x]))
     assert torch.allclose(some(x), more(x))
 
@@ -432,9 +332,9 @@ def test_an_image_without_a_batch():
     model, x = NETWORKS["strided"][0](), torch.randn(3, 20, 20)
     model(x)
     gm = stp_fx.trace(model, x)
-    plan = _plan(gm)
+    plan = planned(gm)
     done = reconstruct(gm, plan, [x])
-    assert _error(model, stp_fx.apply_plan(done.graph_module, plan), x) < 0.8 * _error(model, stp_fx.apply_plan(gm, plan), x)
+    assert error(model, stp_fx.applyplanned(done.graph_module, plan), x) < 0.8 * error(model, stp_fx.applyplanned(gm, plan), x)
 
 
 def test_a_layer_with_a_hook_stays_and_is_named():
@@ -442,6 +342,6 @@ def test_a_layer_with_a_hook_stays_and_is_named():
     model, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), torch.randn(64, 6)
     model[2].register_forward_hook(lambda module, inputs, output: output * 2)
     gm = stp_fx.trace(model, x)
-    done = reconstruct(gm, _plan(gm), [x])
+    done = reconstruct(gm, planned(gm), [x])
     assert not done.layers
     assert "hooks" in done.left_alone["_2"]

@@ -198,7 +198,7 @@ class Normed(nn.Module):
 
 def _instances(setting: Setting) -> list[GraphPass]:
     """One of every pass of the library."""
-    given: dict[str, Any] = {"calibration": setting.batches, "plan": setting.plan}
+    given: dict[str, Any] = {"calibration": setting.batches, "plan": setting.plan, "steps": 4}
     made = []
     for name, cls in sorted(known_passes().items()):
         if not cls.__module__.startswith("stp_fx."):

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import stp_fx
 from stp_fx.errors import InputError, PlanError
+from stp_fx.passes import ReconstructBlockwise
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(32) % 4
@@ -68,6 +69,19 @@ def trained(world: int, loader: list[tuple[torch.Tensor, torch.Tensor]]) -> None
     assert all(torch.equal(mine, other) for other in others)
 
 
+def matched(world: int, loader: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Blocks trained on each rank's part of the data are the same on every rank, and have been trained."""
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5))
+    result = ReconstructBlockwise(loader, steps=4, start=None, plan=plan)(gm).graph_module
+    assert not torch.equal(result.get_parameter("conv.weight"), gm.get_parameter("conv.weight"))
+    mine = torch.cat([p.detach().flatten() for p in result.parameters()])
+    others = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(others, mine)
+    assert all(torch.equal(mine, other) for other in others)
+
+
 def refused(rank: int) -> None:
     """Ranks whose weights differ are told so, all of them."""
     torch.manual_seed(rank)
@@ -101,6 +115,7 @@ def main() -> None:
     for criterion, compensation in methods:
         (folder / f"{criterion}-{rank}.json").write_text(plan(criterion, loader, compensation).to_json())
     trained(world, loader)
+    matched(world, loader)
     refused(rank)
     sharded()
     torch.manual_seed(0)
