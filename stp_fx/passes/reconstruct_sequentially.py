@@ -39,10 +39,10 @@ class ReconstructSequentially(GraphPass):
     without intercept, so that no parameter is added. Weights that are computed from others or read by several calls stay, and
     are named in the log. BatchNorm needs no recalibration afterwards: what it reads is what it read before.
 
-    Every batch runs through both networks once. A layer is observed at output positions that are drawn at random from all batches,
-    32 for each of its inputs and at least 32,768, always the same ones. Values in between are kept, ``memory`` bytes of them in
-    memory (None: half of what is free), the others in temporary files. ``plan`` defaults to the one of :class:`SelectUnits` in
-    the same pipeline.
+    Every batch runs through both networks once. A layer is observed at output positions that are drawn at random from all
+    batches, 32 for each of its inputs and at least 32,768, always the same ones. Values in between are kept, ``memory`` bytes of
+    them in memory (None: half of what is free), the others in temporary files. ``plan`` defaults to the one of
+    :class:`SelectUnits` in the same pipeline.
 
     Raises:
         PassError: no plan.
