@@ -121,9 +121,7 @@ def main() -> None:
         rows = [*(each for each in rows if each not in known), row]
         table = markdown_table(HEADER, [cells(each) for each in rows])
         text = f"# Cost of sequential repair\n\n{markdown_machine(facts)}\n\n{(__doc__ or '').split(chr(10) * 2)[2]}\n\n{table}\n"
-        write(
-            options.out, f"{text}\n{markdown_table(HEADER, [cells(each) for each in rows])}\n", {"machine": facts, "rows": rows}
-        )
+        write(options.out, text, {"machine": facts, "rows": rows})
         print(*zip(HEADER, cells(row), strict=True), sep="\n")
 
 

@@ -108,8 +108,7 @@ def prune_graph(
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
         validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
             forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole; see the report.
-        basis: "rotate" first turns residual streams into their principal components (on ``calibration`` if given) and heads
-            into the singular vectors of their projections.
+        basis: "rotate" first turns streams into principal components (on ``calibration`` if given), heads into singular vectors.
         options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
             ("channels", "macs", "params", "latency", "memory") and ``allocation`` ("scope", or "optimal": by measured damage).
 

@@ -35,7 +35,7 @@ def test_the_output_is_as_near_to_the_original_as_by_least_squares_or_nearer(nam
     )
     repaired = Pipeline(ReconstructSequentially([x], plan=plan), RemoveChannels(plan))(gm).graph_module
     assert error(model, repaired, new) <= 1.05 * error(model, by_squares(gm).graph_module, new)
-    assert error(model, repaired, new) < 0.8 * error(model, stp_fx.applyplanned(gm, plan), new)
+    assert error(model, repaired, new) < 0.8 * error(model, stp_fx.apply_plan(gm, plan), new)
     assert dict(repaired.named_parameters()).keys() == dict(model.named_parameters()).keys()
 
 
@@ -64,7 +64,7 @@ def test_channels_that_others_determine_are_removed_for_free(name):
             model[0].bias[index] = model[0].bias[0] + 0.5 * model[0].bias[2]  # at the border, too
     plan = build.analyze(gm).plan_for({"0": gone})
     repaired = reconstruct(gm, plan, [x] * 2).graph_module
-    assert error(model, stp_fx.applyplanned(repaired, plan), x) < 1e-6 * float(model(x).detach().var())
+    assert error(model, stp_fx.apply_plan(repaired, plan), x) < 1e-6 * float(model(x).detach().var())
 
 
 def test_a_layer_behind_the_damage_is_refitted_although_it_loses_nothing():
@@ -94,8 +94,8 @@ def test_what_a_sum_lacks_is_the_target():
     model.forward = lambda x: _stream(model, x)
     gm = stp_fx.trace(model, x)
     plan = planned(gm, 0.5)
-    with_sums = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
-    without = stp_fx.applyplanned(reconstruct(gm, plan, [x], residuals=False).graph_module, plan)
+    with_sums = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    without = stp_fx.apply_plan(reconstruct(gm, plan, [x], residuals=False).graph_module, plan)
     assert error(model, with_sums, x) < 0.97 * error(model, without, x)
 
 
@@ -138,9 +138,9 @@ def test_lost_head_dimensions_are_folded_into_the_scores(fused, product, monkeyp
     x, new = torch.randn(128, 6, 24, dtype=torch.float64), torch.randn(64, 6, 24, dtype=torch.float64)
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.25, products="inner"))
-    folded = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
+    folded = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
     monkeypatch.setattr(sequential, "find_folds", lambda *_: {})
-    plain = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
+    plain = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
     assert error(model, folded, new) < 0.9 * error(model, plain, new)
 
 
@@ -159,8 +159,8 @@ def test_queries_that_are_rotated_by_position_stay_as_they_are():
     x = torch.randn(64, 6, 24, dtype=torch.float64)
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
-    repaired = stp_fx.applyplanned(reconstruct(gm, plan, [x]).graph_module, plan)
-    assert error(model, repaired, x) < error(model, stp_fx.applyplanned(gm, plan), x)
+    repaired = stp_fx.apply_plan(reconstruct(gm, plan, [x]).graph_module, plan)
+    assert error(model, repaired, x) < error(model, stp_fx.apply_plan(gm, plan), x)
 
 
 def test_values_in_files_give_the_same_numbers(monkeypatch):
@@ -315,7 +315,7 @@ def test_queries_that_a_second_product_reads_stay_as_they_are():
     model, x = Twice(True, "").double(), torch.randn(64, 6, 24, dtype=torch.float64)
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
-    run = sequential._Sequence(gm, stp_fx.applyplanned(gm, plan), build.analyze(gm), build.analyze(gm).survivors(plan), True)
+    run = sequential._Sequence(gm, stp_fx.apply_plan(gm, plan), build.analyze(gm), build.analyze(gm).survivors(plan), True)
     assert not run._folds
 
 
@@ -334,7 +334,7 @@ def test_an_image_without_a_batch():
     gm = stp_fx.trace(model, x)
     plan = planned(gm)
     done = reconstruct(gm, plan, [x])
-    assert error(model, stp_fx.applyplanned(done.graph_module, plan), x) < 0.8 * error(model, stp_fx.applyplanned(gm, plan), x)
+    assert error(model, stp_fx.apply_plan(done.graph_module, plan), x) < 0.8 * error(model, stp_fx.apply_plan(gm, plan), x)
 
 
 def test_a_layer_with_a_hook_stays_and_is_named():
