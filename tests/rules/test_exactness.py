@@ -134,7 +134,7 @@ def flip_into(x: torch.Tensor, out: torch.Tensor) -> None:
 
 _LIBRARY = torch.library.Library("stp_effects", "FRAGMENT")
 _LIBRARY.define("flip_named(*, Tensor x, Tensor(a!) out) -> ()")
-_LIBRARY.impl("flip_named", lambda x, out: out.copy_(x.flip(1)) and None, "CPU")
+_LIBRARY.impl("flip_named", lambda x, out: [out.copy_(x.flip(1))] and None, "CPU")
 _LIBRARY.impl("flip_named", lambda x, out: None, "Meta")
 
 
