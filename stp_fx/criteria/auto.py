@@ -7,10 +7,10 @@ network.
 1. Without calibration data, or where no contraction reads a group: magnitude. In 10 cells of two networks it kept 0.035 more than
    LAMP, 0.031 more than BatchNorm's scales and 0.106 more than FPGM (of each, over the cells that have it); on the ResNet in the
    global scope, BatchNorm's scales kept more.
-2. Where kept channels take over what the removed ones gave (``compensation`` "least_squares" or "sequential"): reconstruction,
-   which scores what is left after just that. In 117 cells with least squares it kept 0.016 more than variance and 0.045 more than
-   magnitude, in 24 with sequential repair 0.005 more than variance. Where it cannot be computed (see :class:`Reconstruction`), or
-   would take longer than ``longest``: variance.
+2. Where kept channels take over what the removed ones gave (any other ``compensation``): reconstruction, which scores what is
+   left after just that. In 117 cells with least squares it kept 0.016 more than variance and 0.045 more than magnitude, in 24
+   with sequential repair 0.005 more than variance; repair by training, which begins with that, was not measured. Where it cannot
+   be computed (see :class:`Reconstruction`), or would take longer than ``longest``: variance.
 3. Without, or with "mean": for a network with BatchNorm whose running statistics are not measured again, magnitude (24 cells
    each: 0.063 and 0.032 more than variance), since the norms then go on with the statistics of the unpruned network; otherwise
    variance (48 cells each: 0.056 more than magnitude, 0.001 and 0.024 more than reconstruction).
@@ -45,7 +45,7 @@ from stp_fx.typed import BatchNorm, modules_of
 
 __all__ = ["Auto", "Chosen", "check_auto", "settled"]
 
-_ABSORBING = ("least_squares", "sequential")
+_ABSORBING = ("least_squares", "sequential", "blockwise", "distillation")
 """Compensations with which the kept channels take over what the removed ones gave, as reconstruction assumes."""
 _COMPENSATIONS = (None, "mean", *_ABSORBING)
 _SECONDS = 1.4e-10

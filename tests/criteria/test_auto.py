@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from stp_fx import passes
 from stp_fx.criteria import Auto, Chosen, CostAware, Magnitude, Reconstruction, Variance
 from stp_fx.errors import InputError
 from stp_fx.passes import Pipeline
+from stp_fx.passes.compensations import CompensationName
 
 # network, what is given beside the ratio -> the criterion of the same name, and a part of the reason
 BRANCHES: dict[str, tuple[type[nn.Module], dict[str, Any], str, str]] = {
@@ -274,3 +276,10 @@ def test_what_contradicts_is_refused() -> None:
 def test_fields_out_of_range(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Auto(**fields)
+
+
+@pytest.mark.parametrize("name", typing.get_args(CompensationName))
+def test_every_compensation_has_a_branch(name: str) -> None:
+    gm = stp_fx.trace(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(2, 4))
+    chosen = Auto(compensation=name).choose(gm, data=True)
+    assert isinstance(chosen.criterion, Variance if name == "mean" else Reconstruction)
