@@ -38,10 +38,8 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
     return sdpa_flop_count(query, key, value)
 
 
-_UNCOUNTED = {
-    torch.ops.aten._grouped_mm: _grouped_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-}
+_FORMULAS = {"_grouped_mm": _grouped_flops, "_scaled_dot_product_flash_attention_for_cpu": _attention_flops}
+_UNCOUNTED = {getattr(torch.ops.aten, name): flops for name, flops in _FORMULAS.items() if hasattr(torch.ops.aten, name)}
 """Products that PyTorch's counter leaves out. Code that chooses a kernel for attention gets it, whatever is chosen around it."""
 
 

@@ -45,7 +45,7 @@ DETECTION = (
 OPTIONS: dict[str, dict[str, Any]] = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 IMAGE = {"inception_v3": 299}
 # In double precision, smaller images where the network takes them: the law is about channels, not about pixels.
-SMALL_IMAGE = {"inception_v3": 96}
+SMALL_IMAGE = {"inception_v3": 299}  # its auxiliary head, in training, takes no smaller
 FIXED_IMAGE = ("vit_", "maxvit")
 # Padding to whole windows follows the image size and is fixed by the trace, so these are traced anew for smaller images.
 IMAGE_IN_TRACE = ("swin",)
