@@ -46,6 +46,7 @@ def allow_one(gm: fx.GraphModule, arguments: dict[str, Any], single: fx.GraphMod
         condition = check.args[0]
         if isinstance(condition, fx.Node) and _is_least(condition):
             condition.update_arg(1, 1)
+            check.update_arg(1, str(check.args[1]).replace("at least size 2", "at least size 1"))
             continue
         if batch is None:
             with gm.graph.inserting_after(placeholders[-1]):

@@ -169,6 +169,8 @@ def test_a_batch_of_one_is_taken_where_it_is_computed_alike() -> None:
             assert found is not expected
             if not mode:
                 assert all(torch.equal(a, b) for a, b in zip(*map(pytree.tree_leaves, (found, expected)), strict=True))
+        with pytest.raises(AssertionError, match="at least size 1 in dimension 0"):
+            gm(X[:0])
     other = stp_fx.trace(network(AloneOtherwise), X, frontend="export")
     with pytest.raises(AssertionError, match="at least size 2 in dimension 0"):
         other(X[:1])
