@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import fx
-
-from stp_fx.analysis.plan import PrunePlan
-from stp_fx.measure.calibration import reiterable
-from stp_fx.passes.artifacts import Artifacts, Outcome
-from stp_fx.passes.base import GraphPass
-from stp_fx.passes.reporting import repaired
-from stp_fx.rewrite.blockwise import Start, match
-from stp_fx.rewrite.training import Training
+from stp_fx.passes.by_training import RepairByTraining
 
 __all__ = ["ReconstructBlockwise"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ReconstructBlockwise(GraphPass):
+class ReconstructBlockwise(RepairByTraining):
     """Trains the blocks of the pruned network one after the other on ``calibration``, without labels: a block is given what the
     network *as pruned and repaired so far* gives it, and its output is to be what the original network has there.
 
@@ -56,24 +47,5 @@ class ReconstructBlockwise(GraphPass):
     to parameters as in Adafactor (arXiv 1804.04235).
     """
 
-    repairs: ClassVar[bool] = True
-    calibration: Iterable[Any] = dataclasses.field(repr=False)
-    steps: int = 200
+    reported: ClassVar[str] = "blockwise"
     rate: float = 0.03
-    start: Start | None = "sequential"
-    seed: int = 0
-    memory: int | None = None
-    plan: PrunePlan | None = dataclasses.field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        Training(self.steps, self.rate, self.seed).check(self.start, self.memory)
-
-    def requires(self, gm: fx.GraphModule) -> None:
-        super().requires(gm)
-        reiterable(self.calibration)
-
-    def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
-        plan = artifacts.planned(type(self).__name__) if self.plan is None else self.plan
-        training = Training(self.steps, self.rate, self.seed)
-        done = match(gm, plan, self.calibration, training, start=self.start, memory=self.memory)
-        return repaired(gm, artifacts, plan, "blockwise", done)
