@@ -44,9 +44,10 @@ class GraphPass:
     repairs: ClassVar[bool] = False
     """Whether a rewrite keeps the structure and only repairs weights, so that measurements, scores and the plan stay valid."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
+        """Registers the pass by its name, unless it is private, local, or only a base of others (``abstract=True``)."""
         super().__init_subclass__(**options)
-        if not cls.__name__.startswith("_") and "<locals>" not in cls.__qualname__:
+        if not abstract and not cls.__name__.startswith("_") and "<locals>" not in cls.__qualname__:
             _PASSES.add(cls.__name__, cls, owner=cls.__module__)
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ __all__ = ["RepairByTraining"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RepairByTraining(GraphPass):
+class RepairByTraining(GraphPass, abstract=True):
     """Trains ``whole`` networks or their blocks; ``reported`` is the name of the repair in reports."""
 
     repairs: ClassVar[bool] = True
