@@ -4,7 +4,7 @@
         [--scopes isomorphic,optimal] [--repairs "least squares,sequential"] [--out benchmarks/results/retention]
 
 Networks trained on Fashion-MNIST (``_fashion.py``), pruned to 70, 50 and 30 % of their MACs by several criteria, each with
-every repair, on the same calibration images. Methods are compared on 3,000 *training* images that are not among these; the
+every repair, on the same calibration images. Methods are compared on 10,000 *training* images that are not among these; the
 best one of each kind of repair is then tried on the 10,000 test images. torch-pruning 1.6.1 prunes the same checkpoints to the
 same MACs or just above, by magnitude and by Taylor scores, as it comes, with its BatchNorms recalibrated by a plain loop, and
 with our sequential repair of what it has chosen. Repairs by training, ``blockwise`` and ``distillation``, are tried if asked for
@@ -30,6 +30,7 @@ from torch import Tensor, fx, nn
 
 import stp_fx
 from stp_fx.passes import (
+    Artifacts,
     CollectGradients,
     CollectStatistics,
     CompensateLeastSquares,
@@ -50,13 +51,14 @@ from stp_fx.passes import (
 ROTATED = ("vit",)
 """Networks with a residual stream that can be rotated: by ``basis="rotate"`` as well."""
 CALIBRATION = 2048
-HELD_OUT = 3000
+HELD_OUT = 10_000
+Batches = list[tuple[Tensor, Tensor]]
 Accuracy = dict[str, float]
 """On held-out training images and, of what is best on these, on test images: "chosen on" and "test"."""
 
 
-def compensations(batches: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[GraphPass | None, bool]]:
-    """Name to the pass, and whether BatchNorm is recalibrated after the removal."""
+def compensations(batches: Batches, small: Batches) -> dict[str, tuple[GraphPass | None, bool]]:
+    """Name to the pass, and whether BatchNorm is recalibrated after the removal. Repairs that train read ``small`` batches."""
     return {
         "none": (None, False),
         "none + BN": (None, True),
@@ -65,8 +67,8 @@ def compensations(batches: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[Graph
         "least squares": (CompensateLeastSquares(), False),
         "least squares + BN": (CompensateLeastSquares(), True),
         "sequential": (ReconstructSequentially(batches), False),
-        "blockwise": (ReconstructBlockwise(batches), False),
-        "distillation": (Distill(batches), False),
+        "blockwise": (ReconstructBlockwise(small), False),
+        "distillation": (Distill(small), False),
     }
 
 
@@ -89,40 +91,60 @@ class Tried:
         return self.found
 
 
-def ours(name: str, model: nn.Module, data: Fashion, target: float, options: argparse.Namespace) -> dict[str, Accuracy]:
-    """Accuracy by "criterion, scope, repair"."""
-    batches, tried = data.calibration(CALIBRATION), Tried(data)
+class Basis:
+    """A network in one basis. What is measured of it, the scores and the damages of its groups serve every target."""
+
+    def __init__(self, name: str, gm: fx.GraphModule, data: Fashion, options: argparse.Namespace) -> None:
+        self._name, self._gm, self._options = name, gm, options
+        self._batches, self._small = data.calibration(CALIBRATION), data.calibration(CALIBRATION, 64)
+        collect: list[GraphPass] = [CollectStatistics(self._batches, covariance=True, maps=True, patches=1200)]
+        if "taylor" in options.criteria:
+            collect.append(CollectGradients(self._batches))
+        measured = Pipeline(*collect)(gm).artifacts
+        self._scored = {each: ScoreUnits(each)(gm, measured).artifacts for each in options.criteria.split(",")}
+        self._damages: dict[str, Artifacts] = {}
+
+    def _selected(self, criterion: str, scope: str, target: float) -> Artifacts:
+        scored = self._scored[criterion]
+        if scope != "optimal":
+            return SelectUnits(target, target="macs", scope=scope)(self._gm, scored).artifacts
+        if criterion not in self._damages:
+            self._damages[criterion] = MeasureDamage(self._batches)(self._gm, scored).artifacts
+        return SelectUnits(target, target="macs", allocation="optimal")(self._gm, self._damages[criterion]).artifacts
+
+    def try_all(self, target: float, tried: Tried) -> None:
+        wanted = self._options.repairs.split(",")
+        repairs = {
+            name: each
+            for name, each in compensations(self._batches, self._small).items()
+            if name.removesuffix(" + BN") in wanted and (has_batchnorm(self._gm) or not each[1])
+        }
+        for criterion in self._scored:
+            for scope in self._options.scopes.split(","):
+                selected = self._selected(criterion, scope, target)
+                for name, (compensate, recalibrate) in repairs.items():
+                    repair = () if compensate is None else (compensate,)
+                    pruned = Pipeline(*repair, RemoveChannels())(self._gm, selected).graph_module
+                    if recalibrate:
+                        pruned = RecalibrateBatchNorm(self._batches)(pruned).graph_module
+                    tried.add(f"{self._name}{name}", f"{self._name}{criterion}, {scope}, {name}", pruned)
+
+
+def bases_of(name: str, model: nn.Module, data: Fashion, options: argparse.Namespace) -> list[Basis]:
     gm = stp_fx.trace(model, data.test_x[:1])
-    in_basis(gm, data, target, options, "", tried)
+    found = [Basis("", gm, data, options)]
     if name in ROTATED:
-        in_basis(RotateResidual(batches)(gm).graph_module, data, target, options, "rotated, ", tried)
+        rotated = RotateResidual(data.calibration(CALIBRATION))(gm).graph_module
+        found.append(Basis("rotated, ", rotated, data, options))
+    return found
+
+
+def ours(bases: list[Basis], data: Fashion, target: float) -> dict[str, Accuracy]:
+    """Accuracy by "criterion, scope, repair"."""
+    tried = Tried(data)
+    for basis in bases:
+        basis.try_all(target, tried)
     return tried.finish()
-
-
-def in_basis(gm: fx.GraphModule, data: Fashion, target: float, options: argparse.Namespace, basis: str, tried: Tried) -> None:
-    batches = data.calibration(CALIBRATION)
-    wanted = options.repairs.split(",")
-    repairs = {
-        name: each
-        for name, each in compensations(batches).items()
-        if name.removesuffix(" + BN") in wanted and (has_batchnorm(gm) or not each[1])
-    }
-    collect = [CollectStatistics(batches, covariance=True, maps=True, patches=1200)]
-    if "taylor" in options.criteria:
-        collect.append(CollectGradients(batches))
-    measured = Pipeline(*collect)(gm).artifacts
-    for criterion in options.criteria.split(","):
-        scored = ScoreUnits(criterion)(gm, measured).artifacts
-        for scope in options.scopes.split(","):
-            select = SelectUnits(target, target="macs", scope=scope) if scope != "optimal" else None
-            select = select or Pipeline(MeasureDamage(batches), SelectUnits(target, target="macs", allocation="optimal"))
-            selected = select(gm, scored).artifacts
-            for name, (compensate, recalibrate) in repairs.items():
-                repair = () if compensate is None else (compensate,)
-                pruned = Pipeline(*repair, RemoveChannels())(gm, selected).graph_module
-                if recalibrate:
-                    pruned = RecalibrateBatchNorm(batches)(pruned).graph_module
-                tried.add(f"{basis}{name}", f"{basis}{criterion}, {scope}, {name}", pruned)
 
 
 def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, Accuracy]:
@@ -189,11 +211,12 @@ def main() -> None:
     results: dict[str, Any] = json.loads(kept.read_text())["results"] if arguments.resume and kept.exists() else {}
     for name in arguments.networks.split(","):
         model = load(name)
-        whole = data.accuracy(model)
+        whole, bases = data.accuracy(model), None
         for target in map(float, arguments.targets.split(",")):
             if f"{name} {target:g}" in results:
                 continue
-            mine, theirs = ours(name, model, data, target, arguments), peer(model, data, target)
+            bases = bases or bases_of(name, model, data, arguments)
+            mine, theirs = ours(bases, data, target), peer(model, data, target)
             results[f"{name} {target:g}"] = {"unpruned": whole, "ours": mine, "peer": theirs}
             (how, top), (their_how, their_top) = best(mine), best(theirs)
             report(arguments.out, results)

@@ -32,6 +32,7 @@ class RepairByTraining(GraphPass, abstract=True):
     start: Start | None = "sequential"
     seed: int = 0
     memory: int | None = None
+    original: fx.GraphModule | None = dataclasses.field(default=None, repr=False)
     plan: PrunePlan | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,5 +45,6 @@ class RepairByTraining(GraphPass, abstract=True):
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         plan = artifacts.planned(type(self).__name__) if self.plan is None else self.plan
         training = Training(self.steps, self.rate, self.seed)
-        done = match(gm, plan, self.calibration, training, whole=self.whole, start=self.start, memory=self.memory)
+        target, start = self.original, self.start
+        done = match(gm, plan, self.calibration, training, whole=self.whole, start=start, memory=self.memory, original=target)
         return repaired(gm, artifacts, plan, self.reported, done)

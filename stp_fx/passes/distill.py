@@ -16,12 +16,15 @@ class Distill(RepairByTraining):
 
     :class:`ReconstructBlockwise` with the network as its only block: what is trained, the optimizer, the observations held out
     and the arguments are the same. As many steps take about as long, and more memory. Outputs are compared by their mean
-    squared error; those of a classifier are its logits, if the network ends with them.
+    squared error; those of a classifier are its logits, if the network ends with them. After another repair::
+
+        Pipeline(ReconstructBlockwise(batches), Distill(batches, start=None, original=gm), RemoveChannels())
 
     Raises:
         PassError: no plan.
         PlanError: the plan does not fit.
-        InputError: no batch, one that does not fit, values that are not finite, or nothing to hold out (a single observation).
+        InputError: no batch, one that does not fit, values that are not finite, nothing to hold out (a single observation), or an
+            ``original`` with other calls or shapes.
 
     Source: knowledge distillation (arXiv 1503.02531), by logits (Ba and Caruana, arXiv 1312.6184).
     """

@@ -32,16 +32,18 @@ class ReconstructBlockwise(RepairByTraining):
     Args:
         steps: of the optimizer, a block.
         rate: the learning rate at its highest, relative to the weights. Blocks bear a higher one than a whole network.
-        start: the repair before the training: "sequential" (:class:`ReconstructSequentially`), or None. That pass is not to be
-            run before this one: the given graph is taken for the original.
+        start: the repair before the training: "sequential" (:class:`ReconstructSequentially`), or None.
         seed: of the order of batches.
         memory: bytes of values that are kept in memory; None: half of what is free. Others lie in temporary files.
+        original: the network whose values are to be reached, by default the given graph. Hand it over where a pass before this
+            one has repaired weights already.
         plan: by default the one of :class:`SelectUnits` in the same pipeline.
 
     Raises:
         PassError: no plan.
         PlanError: the plan does not fit.
-        InputError: no batch, one that does not fit, values that are not finite, or nothing to hold out (a single observation).
+        InputError: no batch, one that does not fit, values that are not finite, nothing to hold out (a single observation), or an
+            ``original`` with other calls or shapes.
 
     Source: block-wise reconstruction (arXiv 2510.14444) with asymmetric inputs (GPTAQ, arXiv 2504.02692); learning rates relative
     to parameters as in Adafactor (arXiv 1804.04235).

@@ -37,12 +37,13 @@ class ReconstructSequentially(GraphPass):
     Every batch runs through both networks once. A layer is observed at output positions drawn at random from all batches,
     32 for each of its inputs and at least 32,768, always the same ones. Values in between are kept, ``memory`` bytes of them in
     memory (None: half of what is free), the others in temporary files. ``plan`` defaults to the one of :class:`SelectUnits` in
-    the same pipeline.
+    the same pipeline. What layers should give is what ``original`` gives, by default the graph that the pass is given: hand it
+    over where an earlier repair has changed that one already, as for a second pass over the network.
 
     Raises:
         PassError: no plan.
         PlanError: the plan does not fit.
-        InputError: no batch, one that does not fit, or values that are not finite.
+        InputError: no batch, one that does not fit, values that are not finite, or an ``original`` with other calls or shapes.
 
     Source: asymmetric layer-wise reconstruction as in GPTAQ (arXiv 2504.02692), for whole channels; ridge regression (Hoerl and
     Kennard 1970).
@@ -52,6 +53,7 @@ class ReconstructSequentially(GraphPass):
     calibration: Iterable[Any] = dataclasses.field(repr=False)
     residuals: bool = True
     memory: int | None = None
+    original: fx.GraphModule | None = dataclasses.field(default=None, repr=False)
     plan: PrunePlan | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,5 +67,5 @@ class ReconstructSequentially(GraphPass):
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         plan = artifacts.planned(type(self).__name__) if self.plan is None else self.plan
-        done = reconstruct(gm, plan, self.calibration, residuals=self.residuals, memory=self.memory)
+        done = reconstruct(gm, plan, self.calibration, residuals=self.residuals, memory=self.memory, original=self.original)
         return repaired(gm, artifacts, plan, "sequential", done)

@@ -20,7 +20,7 @@ from stp_fx.ir.nested import mapped
 from stp_fx.measure.calibration import arguments_of, batches, device_of, reiterable
 from stp_fx.measure.distributed import several_processes, summed
 from stp_fx.rewrite.blocks import Block, TrainedCall, Values, find_blocks, trained_calls, values_of
-from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, take_over
+from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, checked_original, take_over
 from stp_fx.rewrite.removal import is_partial, remove
 from stp_fx.rewrite.rms_norm import rms_scale_factors
 from stp_fx.rewrite.sequential import Repaired, reconstruct
@@ -53,22 +53,25 @@ def match(
     whole: bool = False,
     start: Start | None = "sequential",
     memory: int | None = None,
+    original: fx.GraphModule | None = None,
 ) -> Repaired:
     """A copy of ``gm`` in which what ``plan`` keeps has been trained, block after block, or the ``whole`` network at once; see
     :class:`stp_fx.passes.ReconstructBlockwise` and :class:`stp_fx.passes.Distill`.
 
     Raises:
         PlanError: the plan does not fit.
-        InputError: no batch, one that does not fit, values that are not finite, or nothing to hold out.
+        InputError: no batch, one that does not fit, values that are not finite, nothing to hold out, or an ``original`` that
+            does not fit.
     """
+    target = checked_original(gm, original)
     with torch.inference_mode(False), torch.no_grad():
         graph = analyze(gm)
         survivors = graph.survivors(plan, partial=is_partial(gm))
         if plan.is_empty:
             return Repaired(gm, (), {})
         data = _Differentiable(reiterable(calibration))
-        begun = Repaired(gm, (), {}) if start is None else reconstruct(gm, plan, data, memory=memory)
-        run = _Blocks(gm, remove(begun.graph_module, plan), KeptPositions(graph, survivors), training, whole)
+        begun = Repaired(gm, (), {}) if start is None else reconstruct(gm, plan, data, memory=memory, original=target)
+        run = _Blocks(target, remove(begun.graph_module, plan), KeptPositions(graph, survivors), training, whole)
         run.through(data, memory_limit(device_of(gm)) if memory is None else memory)
         layers = tuple(dict.fromkeys((*begun.layers, *run.layers)))
         if not run.changed:

@@ -10,10 +10,12 @@ from torch import fx
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.survivors import Survivors
+from stp_fx.checks import shown
+from stp_fx.errors import InputError
 from stp_fx.ir.shapes import fetch
 from stp_fx.rules import TensorDims
 
-__all__ = ["KeptPositions", "calls_by_parameter", "take_over"]
+__all__ = ["KeptPositions", "calls_by_parameter", "checked_original", "take_over"]
 
 
 class KeptPositions:
@@ -41,6 +43,28 @@ class KeptPositions:
             if k != whole:
                 value = value.index_select(k, index.to(value.device))
         return value
+
+
+def checked_original(gm: fx.GraphModule, original: fx.GraphModule | None) -> fx.GraphModule:
+    """The network whose values a repair of ``gm`` is to reach: ``original``, or ``gm`` itself.
+
+    Raises:
+        InputError: ``original`` is not ``gm`` with other numbers: it lacks a node or a parameter, or has one of another shape.
+    """
+    if original is None or original is gm:
+        return gm
+    if not isinstance(original, fx.GraphModule):
+        raise InputError(f"`original` is a GraphModule, as `trace` gives it; got {shown(original)}")
+    names, ours = {node.name for node in original.graph.nodes}, dict(gm.named_parameters())
+    theirs = dict(original.named_parameters())
+    lost = [node.name for node in gm.graph.nodes if node.op != "get_attr" and node.name not in names]
+    lost += [name for name, each in theirs.items() if name not in ours or ours[name].shape != each.shape]
+    if lost:
+        raise InputError(
+            f"`original` is to be the network that was given, before its repair, with the same calls and shapes; they differ in "
+            f"{', '.join(lost[:4])}"
+        )
+    return original
 
 
 def take_over(

@@ -22,7 +22,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.in_place import may_write
 from stp_fx.measure.calibration import arguments_of, batches, device_of
 from stp_fx.rewrite.bias import add_to_bias, bias_place
-from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, take_over
+from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, checked_original, take_over
 from stp_fx.rewrite.observations import Rows, direct
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
@@ -51,21 +51,28 @@ class Repaired:
 
 
 def reconstruct(
-    gm: fx.GraphModule, plan: PrunePlan, calibration: Iterable[Any], *, residuals: bool = True, memory: int | None = None
+    gm: fx.GraphModule,
+    plan: PrunePlan,
+    calibration: Iterable[Any],
+    *,
+    residuals: bool = True,
+    memory: int | None = None,
+    original: fx.GraphModule | None = None,
 ) -> Repaired:
     """A copy of ``gm`` whose kept weights make up for the inputs that ``plan`` removes, layer after layer; see
     :class:`stp_fx.passes.ReconstructSequentially`.
 
     Raises:
         PlanError: the plan does not fit.
-        InputError: no batch, or one that does not fit.
+        InputError: no batch, or one that does not fit; an ``original`` that does not fit.
     """
+    target = checked_original(gm, original)
     graph = analyze(gm)
     survivors = graph.survivors(plan, partial=is_partial(gm))
     if plan.is_empty:
         return Repaired(gm, (), {})
     with torch.no_grad():
-        run = _Sequence(gm, remove(gm, plan), graph, survivors, residuals)
+        run = _Sequence(target, remove(gm, plan), graph, survivors, residuals)
         states = [run.start(arguments_of(gm, b)) for b in batches(gm, calibration, "sequential repair")]
         with States(states, (run.original, run.pruned), memory_limit(device_of(gm)) if memory is None else memory) as kept:
             run.through(kept)

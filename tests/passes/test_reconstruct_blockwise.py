@@ -185,6 +185,38 @@ def test_the_whole_is_trained_on_from_the_sequential_repair():
     assert error(model, stp_fx.apply_plan(trained, plan), new) < 0.9 * before
 
 
+@pytest.mark.parametrize("method", PASSES)
+def test_a_repair_before_it_is_as_good_as_its_own_start(method):
+    """If it is told what the original network is; else it would train towards the repaired one."""
+    model, x = made("residual")
+    gm, parts = stp_fx.trace(model, x), x[:32].chunk(4)
+    plan = planned(gm)
+    own = method(parts, steps=8, plan=plan)(gm).graph_module
+    before = ReconstructSequentially(parts, plan=plan)(gm).graph_module
+    after, astray = (method(parts, steps=8, start=None, plan=plan, original=each)(before).graph_module for each in (gm, None))
+    for (name, a), (_, b) in zip(own.state_dict().items(), after.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert any(not torch.equal(a, b) for a, b in zip(after.parameters(), astray.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", [*PASSES, ReconstructSequentially])
+def test_another_original_is_refused(method):
+    model, x = made("linear")
+    gm = stp_fx.trace(model, x)
+    plan = planned(gm)
+    others = {
+        "the smaller network": (stp_fx.apply_plan(gm, plan), r"the network that was given.*differ in .*weight"),
+        "other calls": (stp_fx.trace(made("tokens")[0], made("tokens")[1]), "the network that was given"),
+        "a module": (model, "GraphModule, as `trace` gives it"),
+    }
+    before = snapshot(gm)
+    for name, (other, said) in others.items():
+        with pytest.raises(InputError, match=said):
+            method(x.chunk(4), plan=plan, original=other)(gm)
+            pytest.fail(name)
+    assert_untouched(before)
+
+
 def test_a_linear_block_comes_to_the_solution_of_least_squares():
     """Of what the network as repaired so far gives it, towards what it gave in the original."""
     torch.manual_seed(0)
