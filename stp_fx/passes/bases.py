@@ -31,7 +31,8 @@ def in_basis(gm: fx.GraphModule, name: str | None, calibration: Iterable[Any] | 
     check_basis_name(name)
     if name is None:
         return gm
-    passes: tuple[GraphPass, ...] = (RotateResidual(None if calibration is None else reiterable(calibration)), RotateHeads())
+    batches = None if calibration is None else reiterable(calibration)
+    passes: tuple[GraphPass, ...] = (RotateResidual(batches), RotateHeads(batches))
     reasons: list[str] = []
     for each in passes:
         try:

@@ -211,9 +211,9 @@ def test_another_original_is_refused(method):
     }
     before = snapshot(gm)
     for name, (other, said) in others.items():
+        repair = method(x.chunk(4), plan=plan, original=other)
         with pytest.raises(InputError, match=said):
-            method(x.chunk(4), plan=plan, original=other)(gm)
-            pytest.fail(name)
+            pytest.fail(f"{name} was taken: {repair(gm)}")
     assert_untouched(before)
 
 

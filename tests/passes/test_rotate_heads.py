@@ -9,7 +9,7 @@ from prenorm import PreNorm
 from torch import nn
 
 import stp_fx
-from stp_fx.errors import NothingToRotateError
+from stp_fx.errors import InputError, NothingToRotateError
 from stp_fx.passes import RotateHeads
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -82,6 +82,65 @@ def test_the_first_positions_are_the_best_approximation_of_a_head(name: str) -> 
     for kept in range(1, 6):
         lost = torch.linalg.matrix_norm(product(rotated, slice(kept, 6)))
         torch.testing.assert_close(lost, singular[kept:].square().sum().sqrt(), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["heads of their own", "no bias", "written out"])
+def test_with_data_the_first_positions_lose_least_of_what_the_heads_give(name: str) -> None:
+    """Eckart and Young again: of what head 0 adds to the output on these inputs, any other rank-r matrix loses more."""
+    model, gm, _ = made(name)
+    x = torch.randn(64, 5, 10, dtype=torch.float64) * torch.linspace(0.1, 2, 10, dtype=torch.float64)
+    rotated = RotateHeads([x[:32], x[32:]])(gm).graph_module
+    torch.testing.assert_close(rotated(x), model(x), **CLOSE)
+    read: list[torch.Tensor] = []
+    for graph in (gm, rotated):
+        graph.get_submodule("out").register_forward_pre_hook(lambda _, args: read.append(args[0].detach()))
+        graph(x)
+    given = [
+        part[..., :6].reshape(-1, 6) @ graph.get_parameter("out.weight")[:, :6].T for part, graph in zip(read, (gm, rotated))
+    ]
+    torch.testing.assert_close(given[0], given[1], **CLOSE)
+    singular = torch.linalg.svdvals(given[0])
+    for kept in range(1, 6):
+        left = read[1][..., :kept].reshape(-1, kept) @ rotated.get_parameter("out.weight")[:, :kept].T
+        lost = torch.linalg.matrix_norm(given[0] - left)
+        torch.testing.assert_close(lost, singular[kept:].square().sum().sqrt(), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["heads of their own", "written out"])
+def test_with_data_the_first_positions_of_queries_and_keys_lose_least_of_the_scores(name: str) -> None:
+    """For queries and keys drawn independently from what the data shows: the expected square of what is lost is the sum of
+    the squares of the last singular values."""
+    _, gm, _ = made(name)
+    x = torch.randn(64, 5, 10, dtype=torch.float64) * torch.linspace(0.1, 2, 10, dtype=torch.float64)
+    rotated = RotateHeads([x])(gm).graph_module
+    factors = {}
+    for label, graph in (("before", gm), ("after", rotated)):
+        for each in ("q", "k"):
+            y = graph.get_submodule(each)(x)[..., :6].reshape(-1, 6).detach()
+            factors[label, each] = y
+    scores = factors["before", "q"] @ factors["before", "k"].T
+    torch.testing.assert_close(factors["after", "q"] @ factors["after", "k"].T, scores, **CLOSE)
+    singular = torch.linalg.svdvals(scores)
+    for kept in range(1, 6):
+        left = factors["after", "q"][:, :kept] @ factors["after", "k"][:, :kept].T
+        lost = torch.linalg.matrix_norm(scores - left)
+        torch.testing.assert_close(lost, singular[kept:].square().sum().sqrt(), rtol=1e-7, atol=1e-7)
+
+
+def test_positions_that_the_data_never_uses_leave_the_function_as_it_is() -> None:
+    """Second moments that cannot be inverted: the weights say which matrix to take for queries and keys."""
+    model, gm, _ = made("no bias")
+    x = torch.randn(4, 5, 1, dtype=torch.float64) * torch.randn(10, dtype=torch.float64)  # all inputs on one line
+    rotated = RotateHeads([x])(gm).graph_module
+    y = torch.randn(3, 5, 10, dtype=torch.float64)
+    torch.testing.assert_close(rotated(y), model(y), **CLOSE)
+
+
+def test_data_that_does_not_fit_is_refused() -> None:
+    _, gm, _ = made("heads of their own")
+    for bad, said in (([], "no batch"), ([torch.full((2, 5, 10), torch.nan, dtype=torch.float64)], "not finite")):
+        with pytest.raises(InputError, match=said):
+            RotateHeads(bad)(gm)
 
 
 def test_cutting_head_positions_costs_less() -> None:

@@ -12,6 +12,7 @@ from torch import fx
 
 from stp_fx.errors import NothingToRotateError, RewriteError
 from stp_fx.ir.provenance import floating_dtype, provenance_of, with_provenance
+from stp_fx.measure.second_moments import second_moments
 from stp_fx.rewrite.basis.affine import fold_norms
 from stp_fx.rewrite.basis.centre import centre
 from stp_fx.rewrite.basis.heads import find_heads, rotate_heads
@@ -69,15 +70,18 @@ def rotated_residuals(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Ten
     return _each_stream(gm, step)
 
 
-def rotated_heads(gm: fx.GraphModule) -> Changed:
+def rotated_heads(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None) -> Changed:
     """Every attention and every chain of two linear layers that lets matrices pass, in singular vectors, in a copy."""
     result = copied(gm).double()
     probe = Probe(result)
     done: list[str] = []
     refused: dict[str, str] = {}
-    for heads in find_heads(result, probe):
+    found = find_heads(result, probe)
+    wanted = {block: place for heads in found for block, place in heads.observed().items()} if calibration is not None else {}
+    observed = {} if calibration is None else second_moments(gm, calibration, wanted, "finding the basis of heads")
+    for heads in found:
         try:
-            tensors = rotate_heads(heads)
+            tensors = rotate_heads(heads, observed)
         except NothingToRotateError as error:
             if heads.carrier is None or len(heads.carrier.positions) > 1:  # else the hidden layer of an MLP
                 refused[heads.group.name] = str(error)

@@ -10,8 +10,10 @@ inverse transposed is on its queries changes nothing. (Rotary positions and norm
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -121,6 +123,7 @@ class Heads:
             for k in range(len(self.touched.axes[self.tensors_of(node)[0]][0].positions)):
                 yield Block(node, k)
 
+    @functools.cached_property
     def values(self) -> dict[Block, list[int]]:
         """The blocks that are values, with the heads that they are the values of (several, if queries are grouped)."""
         found: dict[Block, list[int]] = {}
@@ -143,9 +146,10 @@ class Heads:
         expected[..., served, :] = expected[..., served, :] @ matrix.T.to(expected)
         return same(expected, self.heads(tensors))
 
-    def pairs(self, values: Mapping[Block, list[int]]) -> list[tuple[Block, list[Block]]]:
+    @functools.cached_property
+    def pairs(self) -> list[tuple[Block, list[Block]]]:
         """Keys with their queries; empty if no way to pair the other blocks lets a matrix pass."""
-        rest = [block for block in self.blocks() if block not in values]
+        rest = [block for block in self.blocks() if block not in self.values]
         for queries, keys in _ways(rest):
             share = len(queries) // max(len(keys), 1)
             pairs = [(key, queries[k * share : (k + 1) * share]) for k, key in enumerate(keys)]
@@ -163,6 +167,26 @@ class Heads:
             for query in queries:
                 self.changed(tensors, query, lambda x, m=inverse: _left(m, x))
         return same(self.heads({}), self.heads(tensors))
+
+    def observed(self) -> dict[Block, tuple[str, tuple[Carrier, ...]]]:
+        """Where data shows what a block is worth: values where the output projection reads them, others as they are projected."""
+        found: dict[Block, tuple[str, tuple[Carrier, ...]]] = {}
+        for block, served in self.values.items():
+            assert self.carrier is not None
+            found[block] = self.source.name, (Carrier(self.carrier.dim, self.carrier.positions[served]),)
+        for block in (b for key, queries in self.pairs for b in (key, *queries)):
+            value = self.probe.graph.value(block.node.name)
+            carriers = self.touched.axes[self.tensors_of(block.node)[0]]
+            if isinstance(value, TensorDims):
+                for given in carriers_of_value(self.probe.graph, block.node.name, value, self.group.units):
+                    if np.array_equal(given.positions, carriers[0].positions):
+                        found[block] = block.node.name, (Carrier(given.dim, given.positions[[block.index]]),)
+        return found
+
+    def moments(self, block: Block, observed: Mapping[Block, torch.Tensor]) -> torch.Tensor:
+        """E[x x^T] of the positions of a block, as ``observed``; for inputs without correlation otherwise."""
+        rows = self.matrix(block)
+        return observed[block].to(rows) if block in observed else rows @ rows.T
 
     def matrix(self, block: Block) -> torch.Tensor:
         """Weight and bias of a block, [positions, inputs and one]."""
@@ -186,27 +210,27 @@ def find_heads(gm: fx.GraphModule, probe: Probe) -> list[Heads]:
     return found
 
 
-def rotate_heads(heads: Heads) -> Tensors:
+def rotate_heads(heads: Heads, observed: Mapping[Block, torch.Tensor]) -> Tensors:
     """New values of the projections of one attention: values and outputs, queries and keys, as far as they let matrices pass.
+
+    ``observed``: second moments of blocks, [positions, positions], by data; what it lacks is taken from the weights.
 
     Raises:
         NothingToRotateError: neither does.
     """
     tensors: Tensors = {}
-    values = heads.values()
-    covered = sorted(i for group in values.values() for i in group)
+    covered = sorted(i for group in heads.values.values() for i in group)
     if heads.carrier is not None and covered == list(range(len(heads.carrier.positions))):
-        for block, served in values.items():
-            _rotate_values(heads, tensors, block, served)
-    pairs = heads.pairs(values)
-    for key, queries in pairs:
-        _rotate_keys(heads, tensors, key, queries)
+        for block, served in heads.values.items():
+            _rotate_values(heads, tensors, block, served, heads.moments(block, observed))
+    for key, queries in heads.pairs:
+        _rotate_keys(heads, tensors, key, queries, observed)
     if not tensors:
         raise NothingToRotateError(f"'{heads.group.name}': neither what is read nor products let a matrix pass")
     return tensors
 
 
-def _rotate_values(heads: Heads, tensors: Tensors, block: Block, served: Sequence[int]) -> None:
+def _rotate_values(heads: Heads, tensors: Tensors, block: Block, served: Sequence[int], moments: torch.Tensor) -> None:
     """``A = W_o = Q R``: values become ``U^T R v`` and the output ``Q U``, with U the eigenvectors of ``R E[v v^T] R^T``."""
     assert heads.output is not None
     carrier = heads.touched.axes[heads.output][0]
@@ -217,8 +241,7 @@ def _rotate_values(heads: Heads, tensors: Tensors, block: Block, served: Sequenc
     q, r = torch.linalg.qr(columns.transpose(0, 1).flatten(0, 1))
     if r.shape[0] < heads.group.size:
         return
-    rows = heads.matrix(block)
-    _, vectors = torch.linalg.eigh(r @ rows @ rows.T @ r.T)
+    _, vectors = torch.linalg.eigh(r @ moments.to(r) @ r.T)
     vectors = vectors.flip(1)
     heads.changed(tensors, block, lambda x: _left(vectors.T @ r, x))
     fresh = (q @ vectors).unflatten(0, (len(served), -1)).transpose(0, 1)
@@ -227,14 +250,18 @@ def _rotate_values(heads: Heads, tensors: Tensors, block: Block, served: Sequenc
     tensors[heads.output] = moved.movedim(-1, carrier.dim).contiguous()
 
 
-def _rotate_keys(heads: Heads, tensors: Tensors, key: Block, queries: Sequence[Block]) -> None:
+def _rotate_keys(
+    heads: Heads, tensors: Tensors, key: Block, queries: Sequence[Block], observed: Mapping[Block, torch.Tensor]
+) -> None:
     """With ``E[q q^T] = L L^T`` and ``L^T M = U S V^T``, where ``E[k k^T] = M M^T``: keys become ``S^-1/2 U^T L^T k``."""
-    size = heads.group.size
-    jitter = 1e-12 * torch.eye(size, dtype=torch.float64)
-    moments = [sum(((m := heads.matrix(b)) @ m.T for b in blocks), torch.zeros(size, size)) for blocks in (queries, [key])]
-    if any(float(torch.linalg.cond(m)) > 1e10 for m in moments):
-        return  # a matrix that can hardly be inverted would cost digits
-    of_queries, of_keys = (torch.linalg.cholesky(m.double() + jitter * m.trace()) for m in moments)
+    jitter = 1e-12 * torch.eye(heads.group.size, dtype=torch.float64)
+    for known in (observed, {}):
+        moments = [torch.stack([heads.moments(b, known) for b in blocks]).sum(0) for blocks in (queries, [key])]
+        if not any(float(torch.linalg.cond(m)) > 1e10 for m in moments):
+            break  # a matrix that can hardly be inverted would cost digits
+    else:
+        return
+    of_queries, of_keys = (torch.linalg.cholesky(m.double() + jitter.to(m.device) * m.trace()) for m in moments)
     u, s, _ = torch.linalg.svd(of_queries.T @ of_keys)
     into_keys = s.rsqrt()[:, None] * (u.T @ of_queries.T)
     into_queries = s.sqrt()[:, None] * (u.T @ torch.linalg.inv(of_queries))

@@ -31,11 +31,12 @@ def principal_basis(
 
 
 def _of_data(gm: fx.GraphModule, stream: Stream, touched: Touched, calibration: Iterable[Any] | torch.Tensor) -> torch.Tensor:
-    wanted: dict[str, tuple[Carrier, ...]] = {}
+    wanted: dict[str, tuple[str, tuple[Carrier, ...]]] = {}
     for norm in stream.norms:
         value = touched.graph.value(norm.node.name)
         if isinstance(value, TensorDims):
-            wanted[norm.node.name] = carriers_of_value(touched.graph, norm.node.name, value, stream.units)
+            name = norm.node.name
+            wanted[name] = name, carriers_of_value(touched.graph, name, value, stream.units)
     found = second_moments(gm, calibration, wanted, "finding principal components")
     return torch.stack(list(found.values())).mean(0)
 
