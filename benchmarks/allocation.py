@@ -123,7 +123,7 @@ def report(out: Path, results: dict[str, Cell], commands: list[str]) -> Table:
 
 {markdown_machine(facts)}
 
-{__doc__.partition("Networks")[1]}{__doc__.partition("Networks")[2].strip()}
+Networks {__doc__.partition("Networks ")[2].strip()}
 
 The optimal allocation is at least as good as the best of the three scopes in {better} of {len(rows)} cells. Seconds on a machine
 that did other work as well. MACs left: {min(macs):.3f} to {max(macs):.3f}.
