@@ -1,22 +1,24 @@
 """Accuracy right after one-shot pruning, without any training.
 
-    python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--criteria variance,reconstruction]
+    python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--criteria reconstruction]
         [--scopes isomorphic,optimal] [--repairs "least squares,sequential"] [--out benchmarks/results/retention]
 
 Networks trained on Fashion-MNIST (``_fashion.py``), pruned to 70, 50 and 30 % of their MACs by several criteria, each with
 every repair, on the same calibration images. Methods are compared on 10,000 *training* images that are not among these; the
 best one of each kind of repair is then tried on the 10,000 test images. torch-pruning 1.6.1 prunes the same checkpoints to the
 same MACs or just above, by magnitude and by Taylor scores, as it comes, with its BatchNorms recalibrated by a plain loop, and
-with our sequential repair of what it has chosen. Repairs by training, ``blockwise`` and ``distillation``, are tried if asked for
-(``benchmarks/repair.py`` compares them, and has their seconds).
+with our sequential repair of what it has chosen. Repairs by training (``benchmarks/repair.py`` has their seconds) read the same
+images, without labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +59,28 @@ Accuracy = dict[str, float]
 """On held-out training images and, of what is best on these, on test images: "chosen on" and "test"."""
 
 
-def compensations(batches: Batches, small: Batches) -> dict[str, tuple[GraphPass | None, bool]]:
-    """Name to the pass, and whether BatchNorm is recalibrated after the removal. Repairs that train read ``small`` batches."""
+@dataclasses.dataclass(frozen=True)
+class Repair:
+    """``make`` gives the pass for the original graph; ``after`` names the repair that it follows; ``recalibrate``: BatchNorm."""
+
+    make: Callable[[fx.GraphModule], GraphPass] | None = None
+    recalibrate: bool = False
+    after: str = ""
+
+
+def repairs_of(batches: Batches, small: Batches) -> dict[str, Repair]:
+    """By name. Those that train read ``small`` batches."""
     return {
-        "none": (None, False),
-        "none + BN": (None, True),
-        "mean": (CompensateMean(), False),
-        "mean + BN": (CompensateMean(), True),
-        "least squares": (CompensateLeastSquares(), False),
-        "least squares + BN": (CompensateLeastSquares(), True),
-        "sequential": (ReconstructSequentially(batches), False),
-        "blockwise": (ReconstructBlockwise(small), False),
-        "distillation": (Distill(small), False),
+        "none": Repair(),
+        "none + BN": Repair(recalibrate=True),
+        "mean": Repair(lambda _: CompensateMean()),
+        "mean + BN": Repair(lambda _: CompensateMean(), True),
+        "least squares": Repair(lambda _: CompensateLeastSquares()),
+        "least squares + BN": Repair(lambda _: CompensateLeastSquares(), True),
+        "sequential": Repair(lambda _: ReconstructSequentially(batches)),
+        "blockwise": Repair(lambda _: ReconstructBlockwise(small)),
+        "distillation": Repair(lambda _: Distill(small)),
+        "blockwise then distillation": Repair(lambda gm: Distill(small, steps=300, start=None, original=gm), after="blockwise"),
     }
 
 
@@ -113,21 +125,25 @@ class Basis:
         return SelectUnits(target, target="macs", allocation="optimal")(self._gm, self._damages[criterion]).artifacts
 
     def try_all(self, target: float, tried: Tried) -> None:
-        wanted = self._options.repairs.split(",")
-        repairs = {
-            name: each
-            for name, each in compensations(self._batches, self._small).items()
-            if name.removesuffix(" + BN") in wanted and (has_batchnorm(self._gm) or not each[1])
-        }
         for criterion in self._scored:
             for scope in self._options.scopes.split(","):
                 selected = self._selected(criterion, scope, target)
-                for name, (compensate, recalibrate) in repairs.items():
-                    repair = () if compensate is None else (compensate,)
-                    pruned = Pipeline(*repair, RemoveChannels())(self._gm, selected).graph_module
-                    if recalibrate:
-                        pruned = RecalibrateBatchNorm(self._batches)(pruned).graph_module
+                for name, pruned in self._repaired(selected):
                     tried.add(f"{self._name}{name}", f"{self._name}{criterion}, {scope}, {name}", pruned)
+
+    def _repaired(self, selected: Artifacts) -> Iterator[tuple[str, fx.GraphModule]]:
+        """The smaller networks, by the name of the repair."""
+        wanted, done = self._options.repairs.split(","), dict[str, fx.GraphModule]()
+        for name, repair in repairs_of(self._batches, self._small).items():
+            if name.removesuffix(" + BN") not in wanted or (repair.recalibrate and not has_batchnorm(self._gm)):
+                continue
+            before = done[repair.after] if repair.after else self._gm
+            carried = selected.carried_to(before) if repair.after else selected
+            done[name] = before if repair.make is None else repair.make(self._gm)(before, carried).graph_module
+            pruned = RemoveChannels(selected.plan)(done[name]).graph_module
+            if repair.recalibrate:
+                pruned = RecalibrateBatchNorm(self._batches)(pruned).graph_module
+            yield name, pruned
 
 
 def bases_of(name: str, model: nn.Module, data: Fashion, options: argparse.Namespace) -> list[Basis]:
@@ -199,9 +215,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet,mobilenet,vit")
     parser.add_argument("--targets", default="0.3,0.5,0.7", help="fractions of the MACs to remove")
-    parser.add_argument("--criteria", default="magnitude,variance,taylor,reconstruction")
-    parser.add_argument("--scopes", default="local,isomorphic,optimal", help='of selection, or "optimal" allocation')
-    parser.add_argument("--repairs", default="none,mean,least squares,sequential", help="also: blockwise, distillation")
+    parser.add_argument("--criteria", default="reconstruction", help="also: magnitude, variance, taylor")
+    parser.add_argument("--scopes", default="isomorphic,optimal", help='of selection, or "optimal" allocation')
+    parser.add_argument(
+        "--repairs", default="least squares,sequential,blockwise,blockwise then distillation", help="see repairs_of"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "retention")
     parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     arguments = parser.parse_args()
