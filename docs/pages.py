@@ -1,9 +1,9 @@
 """What of a page can be run: its Python with what it prints, its commands, and how a long command is run in short.
 
 Every fenced block names its language. The ``python`` blocks of a page run one after another in one namespace; a ``text``
-block right after one is what it prints (``...`` stands for anything). A ``python`` block with a ``title="name.py"`` is a file
-instead. The lines of ``sh`` blocks, and inline code that begins like a command, are the page's commands. HTML comments hold
-what readers need not see:
+block right after one is what it prints (``...`` stands for anything), a ``pytb`` block the error that it ends with. A ``python``
+block with a ``title="name.py"`` is a file instead. The lines of ``sh`` blocks, and inline code that begins like a command, are
+the page's commands. HTML comments hold what readers need not see:
 
     <!-- python            statements that run in the page's namespace
     <!-- varies -->        the next output depends on the machine: all but its numbers is compared

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import types
 import warnings
 from collections.abc import Iterator
@@ -60,16 +62,18 @@ def run_python(page: Page, update: bool = False) -> None:
     """Runs a page's Python in an empty folder.
 
     Raises:
-        PageError: a block prints something else than the ``text`` block after it; whatever a block raises comes through.
+        PageError: a block prints something else than the ``text`` block after it, or does not end with the error of the ``pytb``
+            block; whatever else a block raises comes through.
     """
     warnings.simplefilter("error")
     module = types.ModuleType("__main__")
     printed, outputs = "", []
     with tempfile.TemporaryDirectory() as folder, _working_in(folder), _as_main(module):
-        for block in page.blocks:
+        for block, following in itertools.zip_longest(page.blocks, page.blocks[1:]):
             if block.kind == "python":
-                printed = _run_block(page, block, module.__dict__)
-            elif block.kind == "text":
+                fails = following is not None and following.kind == "pytb"
+                printed = _run_block(page, block, module.__dict__, fails)
+            elif block.kind in ("text", "pytb"):
                 outputs.append((block, printed))
                 if not update and not matches(block.code, printed, block.varies):
                     raise PageError(_difference(page, block, printed))
@@ -106,12 +110,19 @@ def _as_main(module: types.ModuleType) -> Iterator[None]:
         sys.modules["__main__"] = before
 
 
-def _run_block(page: Page, block: Block, namespace: dict[str, object]) -> str:
+def _run_block(page: Page, block: Block, namespace: dict[str, object], fails: bool) -> str:
+    """What a block prints; of one that ``fails``, the last line of the traceback."""
     code = compile("\n" * (block.line - 1) + block.code, str(page.path), "exec")  # tracebacks show the page's own lines
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        exec(code, namespace)
-    return output.getvalue()
+        if not fails:
+            exec(code, namespace)
+            return output.getvalue()
+        try:
+            exec(code, namespace)
+        except Exception as error:
+            return "".join(traceback.format_exception_only(error))
+    raise PageError(f"{page.name}, line {block.line}: the block raises nothing, and the page shows an error after it")
 
 
 def _difference(page: Page, block: Block, printed: str) -> str:
