@@ -2,7 +2,7 @@
 
     python benchmarks/_auto_cells.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5] [--stages global,weights]
 
-The networks, the calibration images and the 3,000 held-out training images are those of ``retention.py``. Criteria that read
+The networks, the calibration images and the 3,000 held-out training images are those of ``retention-repairs.json``. Criteria that read
 weights alone are tried without repair, with and without BatchNorm measured again; in the global scope, magnitude, variance and
 reconstruction with least squares. Every cell is written to ``results/auto-cells.json`` as it is done, and kept by the next run.
 """
@@ -18,7 +18,7 @@ import torch
 from _common import RESULTS, machine
 from _fashion import Fashion, load
 from _opponent import has_batchnorm
-from retention import CALIBRATION, HELD_OUT
+from retention import CALIBRATION
 from torch import fx
 
 import stp_fx
@@ -35,6 +35,7 @@ from stp_fx.passes import (
 NO_DATA = {"global": ("magnitude", "bn_scale", "lamp"), "local": ("magnitude", "bn_scale", "fpgm")}  # lamp keeps the order
 WITH_DATA = ("magnitude", "variance", "reconstruction")
 OUT = RESULTS / "auto-cells.json"
+HELD_OUT = 3000
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ CRITERIA = ("magnitude", "variance", "reconstruction", "taylor", "lamp", "fpgm",
 NORMS = {"resnet": True, "mobilenet": True, "vit": False, "crepe-tiny": True, "crepe-full": True, "minilm": False}
 """Whether a network has BatchNorm."""
 REPAIRS = {"none": None, "mean": "mean", "least squares": "least_squares", "sequential": "sequential"}
-TABLES = ("retention", "retention-criteria", "pretrained", "allocation", "auto-cells")
+TABLES = ("retention-repairs", "retention-criteria", "pretrained", "allocation", "auto-cells")
 ALLOCATION = {"least_squares": "least squares + BN"}
 """In allocation.json BatchNorm is recalibrated."""
 
@@ -95,8 +95,8 @@ def cells(results: Path = RESULTS) -> list[Cell]:
 def _measured(results: Path) -> Iterator[tuple[str, str, str, float]]:
     """(table, network and target, method, score); a method is variant, criterion, scope, repair."""
     read = {name: json.loads((results / f"{name}.json").read_text())["results"] for name in TABLES}
-    for where, found in read["retention"].items():
-        yield from (("retention", where, method, each["chosen on"]) for method, each in found["ours"].items())
+    for where, found in read["retention-repairs"].items():
+        yield from (("retention-repairs", where, method, each["chosen on"]) for method, each in found["ours"].items())
     for where, found in read["retention-criteria"].items():
         yield from (("retention-criteria", where, method, score) for method, score in found["ours"].items())
     for where, found in read["pretrained"].items():
@@ -171,8 +171,8 @@ data: accuracy, or rank agreement. "auto" is the score of the criterion that the
 cells in which that criterion is the best, or the worst, of those measured. A criterion's column: its mean over the cells that
 have it, and in brackets what "auto" has more over the same ones.
 
-`retention-criteria.json` is the retention table of 2026-11-24, on test images, with magnitude and Taylor scores, which the
-present one does not repeat. Taylor scores read labels. "no data": criteria that read weights alone; the "+ BN" cells among them
+`retention-repairs.json` is the retention table of 2026-11-30 with two criteria, before there were repairs by training.
+`retention-criteria.json` is that of 2026-11-24, on test images, with magnitude and Taylor scores too. Taylor scores read labels. "no data": criteria that read weights alone; the "+ BN" cells among them
 recalibrate after the removal.
 
 ## By situation

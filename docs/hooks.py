@@ -22,6 +22,7 @@ PAGES = {
 }
 _DIRECTIVE = re.compile(r"(?m)^::: (\S+)")
 _log = logging.getLogger("mkdocs.hooks.reference")
+_UP = re.compile(r"(?<=\]\()\.\./((?:\.\./)*)benchmarks/results/")
 _LINK = re.compile(r"(?<=\]\()(?!\w+://|#)([^)\s]+)(?=\))")
 
 
@@ -60,6 +61,11 @@ def _in_site(link: re.Match[str]) -> str:
     elif target == "LICENSE":
         target = "LICENSE.txt"
     return target.removeprefix("docs/") + hash_sign + anchor
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links of pages under docs/ to measured results, which lie one folder higher in the repository than in the site."""
+    return _UP.sub(r"\1results/", markdown)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
