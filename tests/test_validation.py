@@ -352,11 +352,12 @@ def test_time_is_bounded() -> None:
             return super().forward(x)
 
     model = Slow().eval()
-    start = time.perf_counter()
     found = validation_of(stp_fx.trace(model, X, validate=0.5))
-    assert time.perf_counter() - start < 5
+    assert found.forwards <= 2  # of 0.2 s at least; another two would not fit
     assert "the limit is 0.5 s" in " ".join(found.left_out.values())
-    assert len(validation_of(stp_fx.trace(model, X, validate=True)).ran) == 4
+    unbounded = validation_of(stp_fx.trace(model, X, validate=True))
+    assert len(unbounded.ran) == 4
+    assert unbounded.forwards > 2
 
 
 def test_the_time_of_a_capture_is_none_of_the_checks() -> None:

@@ -133,8 +133,12 @@ def leaves(value: Any, name: str = "output") -> dict[str, torch.Tensor]:
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def difference(expected: Any, found: Any) -> str:
-    """How two outputs differ beyond rounding, relative to the largest value of each tensor; empty if they do not."""
+def difference(expected: Any, found: Any, dtype: torch.dtype | None = None) -> str:
+    """How two outputs differ beyond rounding, relative to the largest value of each tensor; empty if they do not.
+
+    Args:
+        dtype: the precision whose rounding is meant; None: that of the outputs.
+    """
     first, second = leaves(expected), leaves(found)
     if set(first) != set(second):
         return f"the graph gives {', '.join(first) or 'nothing'}; the module gives {', '.join(second) or 'nothing'}"
@@ -147,7 +151,8 @@ def difference(expected: Any, found: Any) -> str:
                 return f"{name} differs"
             continue
         scale = torch.nan_to_num(one.abs(), 0.0, 0.0).max().item() if one.numel() else 0.0
-        tolerance = _TOLERANCES.get(min((one.dtype, other.dtype), key=lambda d: torch.finfo(d).bits), 1e-1) * scale
+        coarsest = dtype or min((one.dtype, other.dtype), key=lambda d: torch.finfo(d).bits)
+        tolerance = _TOLERANCES.get(coarsest, 1e-1) * scale
         if not torch.allclose(one, other.to(one.dtype), rtol=0.0, atol=tolerance, equal_nan=True):
             worst = (one - other).abs().max().item() if one.numel() else 0.0
             return f"{name} differs by {worst:.3g}, of values up to {scale:.3g}"

@@ -17,12 +17,13 @@ from stp_fx.ir.modes import has_modes
 from stp_fx.ir.outputs import kept_outputs, only_outputs
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.random_ops import FixedDraws
-from stp_fx.writeback.calls import Arguments, call_graph, call_original, difference, drawn, leaves, other_shapes
+from stp_fx.rewrite.slicing import copied
+from stp_fx.writeback.calls import Arguments, call_graph, call_original, difference, drawn, leaves, mapped, other_shapes
 from stp_fx.writeback.locate import first_difference, kept_scales, literals_before
 from stp_fx.writeback.obstacles import Failure, failure_of
 from stp_fx.writeback.sizes import Sizes
 
-__all__ = ["Check", "evaluating", "stress"]
+__all__ = ["Check", "agree_in_double", "evaluating", "stress"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,13 +31,17 @@ _log = logging.getLogger(__name__)
 class Check:
     """What a graph gives for the arguments, and for others like them in other sizes that it takes.
 
+    Args:
+        given, pattern: the arguments as they were given, and on the meta device.
+        dtype: the precision whose rounding a difference has to exceed; None: that of the outputs.
+
     Raises:
         WriteBackError: the graph gives no finite number for the arguments, so nothing can be held against it.
     """
 
-    def __init__(self, gm: fx.GraphModule, given: Arguments, pattern: Arguments) -> None:
+    def __init__(self, gm: fx.GraphModule, given: Arguments, pattern: Arguments, dtype: torch.dtype | None = None) -> None:
         device = next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
-        self._gm = gm
+        self._gm, self._dtype = gm, dtype
         call = provenance_of(gm).call
         self._outputs = () if call is None else call.outputs
         self._expected: list[tuple[Arguments, Any]] = []
@@ -78,12 +83,12 @@ class Check:
                     found = self._outputs_of(model, arguments)
                 except Exception as error:
                     return failure_of(error, model)
-                differs = difference(expected, found)
+                differs = difference(expected, found, self._dtype)
                 if differs:
                     return Failure(f"its {differs}")
         if self._trained is not None:
             found = self._in_training(model, self._expected[0][0])
-            differs = "it does not run" if found is None else difference(self._trained, found)
+            differs = "it does not run" if found is None else difference(self._trained, found, self._dtype)
             if differs:
                 return Failure(f"in training, {differs}")
         return None
@@ -112,6 +117,31 @@ class Check:
         with evaluating(model), evaluating(self._gm):
             module = first_difference(self._gm, model, self._expected[0][0])
         return dataclasses.replace(failure, module=module, constants=tuple(kept_scales(self._gm, sizes)))
+
+
+def agree_in_double(gm: fx.GraphModule, model: nn.Module, given: Arguments, pattern: Arguments) -> bool:
+    """Whether a graph and a module of a lower precision give the same once both compute in double precision.
+
+    Scores that differ by rounding alone come in either order (``topk``, ``argmax``), and then choose different things. Double
+    precision tells all but equal scores apart. Outputs may differ by the rounding of the module's own precision, since tensors
+    that it keeps outside its buffers still have it. False as well if one of the two does not run in double precision.
+    """
+    own = next((t.dtype for t in (*gm.parameters(), *gm.buffers()) if t.is_floating_point()), torch.float64)
+    if own == torch.float64:
+        return False
+
+    def widened(arguments: Arguments) -> Arguments:
+        return {k: mapped(v, lambda t: t.double() if t.is_floating_point() else t) for k, v in arguments.items()}
+
+    try:
+        graph, twin = copied(gm).double(), copied(model).double()
+        failure = Check(graph, widened(given), widened(pattern), own)(twin)
+    except Exception as error:
+        _log.debug("not comparable in double precision: %s", error)
+        return False
+    if failure is not None:
+        _log.debug("in double precision, %s", failure.text)
+    return failure is None
 
 
 @contextmanager
