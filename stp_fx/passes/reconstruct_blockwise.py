@@ -19,11 +19,11 @@ class ReconstructBlockwise(RepairByTraining):
     residual block, an attention, an MLP; behind a convolution with its norm and activation). Networks in which several such
     values go on side by side (a U-Net, a decoder that reads an encoder) are one block there.
 
-    Weights and biases of linear layers and convolutions and the affine parameters of norms are trained by Adam on the mean
-    squared error, whether they require a gradient or not. Everything runs in evaluation, with BatchNorm's statistics as they
-    are. The learning rate rises over a tenth of the steps and falls to zero as a cosine does; it is relative to the root mean
-    square of the layer's weight. A step reads one batch. Every eighth batch is held out (of a single batch, every eighth row),
-    and a block keeps the parameters that were best there, which may be those from before. Networks in half precision are
+    Weights and biases of linear layers, recurrent layers and convolutions and the affine parameters of norms are trained by Adam
+    on the mean squared error, whether they require a gradient or not. Everything runs in evaluation, with BatchNorm's statistics
+    as they are. The learning rate rises over a tenth of the steps and falls to zero as a cosine does; it is relative to the root
+    mean square of the layer's weight. A step reads one batch. Every eighth batch is held out (of a single batch, every eighth
+    row), and a block keeps the parameters that were best there, which may be those from before. Networks in half precision are
     trained through copies in single precision. Weights that are computed from others, or read by another block too, stay as
     they are; the log names them.
 

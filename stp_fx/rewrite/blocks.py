@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import is_parametrized
 
 from stp_fx.analysis.consumers import linear_calls
 from stp_fx.ir.nested import holds
@@ -19,6 +20,7 @@ from stp_fx.rewrite.side_by_side import Network
 __all__ = ["Block", "TrainedCall", "Values", "find_blocks", "trained_calls", "values_of"]
 
 _NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _NORM_FUNCTIONS = frozenset(
     {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, torch.layer_norm, torch.group_norm, torch.rms_norm}
 )
@@ -39,11 +41,13 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedCall:
-    """A linear layer, convolution or norm, and the names of its weight and bias; the first one's scale is that of both."""
+    """A linear or recurrent layer, convolution or norm, and the names of its weights and biases; none has a smaller scale than
+    the first one."""
 
     node: str
     parameters: tuple[str, ...]
     contracts: bool
+    recurrent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +60,19 @@ class Values:
 
 
 def trained_calls(gm: fx.GraphModule) -> tuple[list[TrainedCall], dict[str, str]]:
-    """The calls whose parameters can be trained, in graph order, and why other linear layers cannot be."""
+    """The calls whose parameters can be trained, in graph order, and why other layers cannot be."""
     linear = {call.node: call for call in linear_calls(gm)}
     found: list[TrainedCall] = []
     others: dict[str, str] = {}
     for node in gm.graph.nodes:
         call = linear.get(node.name)
-        if call is None:
+        layer = _recurrent(gm, node)
+        if layer is not None:
+            if layer._forward_hooks or layer._forward_pre_hooks or is_parametrized(layer):
+                others[node.name] = "it has hooks, or computes its weights"
+                continue
+            names = [f"{node.target}.{name}" for name, value in layer._parameters.items() if value is not None]
+        elif call is None:
             names = _norm_parameters(gm, node)
         elif call.weight is None:
             others[node.name] = "its weight is computed from others"
@@ -70,10 +80,16 @@ def trained_calls(gm: fx.GraphModule) -> tuple[list[TrainedCall], dict[str, str]
         else:
             names = [name for name in (call.weight, call.bias) if name is not None]
         if names and all(gm.get_parameter(name).is_floating_point() for name in names):
-            found.append(TrainedCall(node.name, tuple(names), call is not None))
+            found.append(TrainedCall(node.name, tuple(names), (call or layer) is not None, layer is not None))
         elif names:
             others[node.name] = "its weight does not hold floating point numbers"
     return found, others
+
+
+def _recurrent(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The recurrent module of torch's that a node calls."""
+    module = fetch(gm, str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, _RECURRENT) else None
 
 
 def _norm_parameters(gm: fx.GraphModule, node: fx.Node) -> list[str]:

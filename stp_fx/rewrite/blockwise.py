@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,10 +128,10 @@ class _Blocks:
         self._known = {node.name: node for node in gm.graph.nodes}
         self._readers = calls_by_parameter(small)
         self._calls, self.left_alone = trained_calls(small)
-        linear = {call.node for call in linear_calls(small)}
+        known = {call.node for call in linear_calls(small)} | {call.node for call in self._calls if call.recurrent}
         for site in find_sites(gm).all:
-            if site.weights and site.reader not in linear and not kept.is_whole(site.source):
-                self.left_alone[site.reader] = "it is neither a linear layer nor a convolution, or it has hooks"
+            if site.weights and site.reader not in known and not kept.is_whole(site.source):
+                self.left_alone[site.reader] = "it is neither a linear nor a recurrent layer nor a convolution, or it has hooks"
         self.layers: list[str] = []
         self.changed: list[str] = []
 
@@ -259,9 +260,10 @@ class _Blocks:
         parameters = Parameters([self.small.get_parameter(name) for name in names], scales)
         best, least, gained, reason = parameters.numbers(), error(), False, None
         order = in_random_order(split.trained, self._training.seed + number)
-        steps = self._training.steps
+        steps, recurrent = self._training.steps, any(call.recurrent for call in calls)
         for step in range(steps):
-            scale, reason = self._backward(states[next(order)], block, goal, split, parameters.in_half_precision)
+            with _differentiable(recurrent):
+                scale, reason = self._backward(states[next(order)], block, goal, split, parameters.in_half_precision)
             if self._anywhere(reason):
                 reason = reason or "its gradient cannot be computed"
                 break
@@ -311,6 +313,11 @@ class _Blocks:
         found = torch.tensor([float(reason is not None)], dtype=torch.float64, device=device_of(self.small))
         summed(0, [found])
         return bool(found.item())
+
+
+def _differentiable(recurrent: bool) -> contextlib.AbstractContextManager[None]:
+    """cuDNN differentiates recurrent layers in training mode only; PyTorch's own kernels do in evaluation as well."""
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
 
 
 def _own(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
