@@ -5,6 +5,7 @@ The state of most optimizers comes into being at their first step, so nothing of
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import warnings
@@ -47,7 +48,8 @@ def trial(optimizer: Optimizer, group: Mapping[str, Any], like: torch.Tensor, *,
                 if callable(getattr(made, "train", None)):  # of optimizers without a schedule, which have modes
                     made.train()
                 parameter.grad = torch.randn_like(parameter)
-                made.step()
+                with contextlib.suppress(Exception), torch.compiler.set_stance("force_eager"):  # what it has made so far will do
+                    made.step()
             return Trial(parameter, dict(made.state.get(parameter, {})))
-    except Exception:  # a class with arguments of its own, a step that needs a closure: nothing is known
+    except Exception:  # a class with arguments of its own, or one that refuses the parameter
         return Trial()
