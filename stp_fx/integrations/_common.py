@@ -59,7 +59,7 @@ def _inside(name: str, other: str) -> bool:
 def figures(manager: PATPassManager) -> dict[str, float]:
     """What is logged: MACs and parameters of the graph as it is now (dead units do not count), and the steps taken."""
     now = cost(manager.model)
-    return {"pat/macs": float(now.macs), "pat/params": float(now.params), "pat/step": float(manager.step)}
+    return {"pat/macs": float(now.macs), "pat/params": float(now.params), "pat/step": float(manager.taken)}
 
 
 class LateBatches:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import fx
@@ -9,7 +11,7 @@ from torch import fx
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.ir.modes import modes_of
-from stp_fx.ir.provenance import MASK_PREFIX, is_mask_buffer
+from stp_fx.ir.provenance import MASK_PREFIX, floating_dtype, is_mask_buffer
 from stp_fx.rules import TensorDims
 
 __all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
@@ -18,8 +20,9 @@ __all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
 def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> int:
     """Puts a mask before every contraction that sums over a unit that does not survive; returns how many.
 
-    A mask is a bool buffer (True: masked) and a ``masked_fill`` with zero: no gradient reaches a masked unit, and an overflow
-    there cannot leak. Consumers read zero, not the producers' zeroed output, which a bias or a norm would revive.
+    A mask is a buffer (1: masked) and a ``masked_fill`` with zero: no gradient reaches a masked unit, and an overflow there
+    cannot leak. Consumers read zero, not the producers' zeroed output, which a bias or a norm would revive. The buffer has the
+    dtype of the parameters: averages of weights and buffers (SWA) have no difference of booleans.
     """
     contracting = {entry.node for entry in graph.contractions}
     masks = _Masks(gm, graph, survivors)
@@ -36,6 +39,7 @@ class _Masks:
     def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
         self._gm, self._graph, self._survivors = gm, graph, survivors
         self._device = next((t.device for t in gm.parameters()), torch.device("cpu"))
+        self._dtype = floating_dtype(gm) or torch.get_default_dtype()
         self.made: dict[tuple[str, int, bytes, str], fx.Node] = {}
 
     def before(self, node: fx.Node, mode: str) -> None:
@@ -64,20 +68,25 @@ class _Masks:
         name = f"{MASK_PREFIX}_{sum(1 for b in self._gm._buffers if is_mask_buffer(b))}"
         shape = [1] * rank
         shape[dim] = len(removed)
-        self._gm.register_buffer(name, torch.from_numpy(removed.copy()).reshape(shape).to(self._device))
-        with self._gm.graph.inserting_before(node):
-            flags = self._gm.graph.get_attr(name)
-            return self._gm.graph.call_method("masked_fill", (current, flags, 0.0))
+        self._gm.register_buffer(name, torch.from_numpy(removed.copy()).reshape(shape).to(self._device, self._dtype))
+        graph = self._gm.graph
+        with graph.inserting_before(node):
+            flags = graph.call_method("bool", (graph.get_attr(name),))
+            return graph.call_method("masked_fill", (current, flags, 0.0))
 
 
-def _is_mask(node: fx.Node) -> bool:
+def _buffer_of(node: fx.Node) -> fx.Node | None:
+    """The node that reads the mask's buffer, if ``node`` is a mask."""
     flags = node.args[1] if node.op == "call_method" and node.target == "masked_fill" and len(node.args) > 1 else None
-    return isinstance(flags, fx.Node) and flags.op == "get_attr" and is_mask_buffer(str(flags.target))
+    if not isinstance(flags, fx.Node) or flags.op != "call_method" or flags.target != "bool":
+        return None
+    read = flags.args[0]
+    return read if isinstance(read, fx.Node) and read.op == "get_attr" and is_mask_buffer(str(read.target)) else None
 
 
 def _unmasked(node: fx.Node) -> fx.Node:
     """The value under any number of masks."""
-    while _is_mask(node):
+    while _buffer_of(node) is not None:
         node = node.args[0]  # type: ignore[assignment]
     return node
 
@@ -86,15 +95,17 @@ def drop_masks(gm: fx.GraphModule, *, idle: bool = False) -> None:
     """Removes all masks, or with ``idle`` only those that mask nothing any more."""
     dropped = False
     for node in list(gm.graph.nodes):
-        if not _is_mask(node):
+        read = _buffer_of(node)
+        if read is None or (idle and bool(getattr(gm, str(read.target)).any())):
             continue
-        flags = node.args[1]
-        if not idle or not bool(getattr(gm, flags.target).any()):
-            node.replace_all_uses_with(node.args[0])
-            gm.graph.erase_node(node)
-            if not flags.users:
-                gm.graph.erase_node(flags)
-                delattr(gm, flags.target)
-            dropped = True
+        flags: Any = node.args[1]
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        for each in (node, flags):
+            if not each.users:
+                gm.graph.erase_node(each)
+        if not read.users:
+            gm.graph.erase_node(read)
+            delattr(gm, str(read.target))
+        dropped = True
     if dropped:
         gm.recompile()

@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import fx, nn
 
-from stp_fx.checks import check_whole, is_a, is_whole, listed_argument, shown
-from stp_fx.criteria import Criterion, resolve
+from stp_fx.analysis.build import analyze
+from stp_fx.checks import check_callable, check_whole, is_a, is_whole, shown
+from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.criteria.auto import check_auto, settled
 from stp_fx.errors import InputError, translated
-from stp_fx.ir.provenance import has_provenance
+from stp_fx.ir import has_provenance, trace
+from stp_fx.ir.provenance import needs_whole_tensors
+from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import limited, reiterable
+from stp_fx.passes import RecalibrateBatchNorm, RemoveChannels
+from stp_fx.passes.compensations import compensation_named
+from stp_fx.passes.measure_damage import damage_for
+from stp_fx.rewrite.slicing import copied
 from stp_fx.selection.selection import Selection
+from stp_fx.training.step import StepPasses
 
-__all__ = ["check_state", "checked_recalibration", "criterion_for", "limited_loader", "listed_followers", "wrapped"]
+__all__ = ["own_graph", "step_passes", "wrapped"]
 
 
-def checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:
+def step_passes(
+    model: fx.GraphModule,
+    criterion: str | Criterion,
+    selection: Selection,
+    compensation: str | None,
+    recalibrate: int | bool | None,
+    train_loader: Iterable[Any] | None,
+    calibration_batches: int | None,
+    loss: object,
+    validate: Validate,
+) -> StepPasses:
+    """What every step is made of, by the manager's arguments of these names.
+
+    Raises:
+        InputError: an argument out of range, or data that is needed and not given.
+    """
+    known = _criterion_for(model, criterion, selection, compensation, train_loader, loss)
+    loader = _limited_loader(train_loader, calibration_batches)
+    repair = compensation_named(compensation, loader, "train_loader")
+    damage = damage_for(selection, compensation, loader, "train_loader")
+    needs = (*needs_of(known), *damage.needs, *repair.needs)
+    function = check_callable("loss", loss, "(graph, batch) -> scalar")
+    number = _checked_recalibration(recalibrate)
+    if loader is None and (needs or number):
+        raise InputError("the criterion, the compensation or the recalibration reads data: give `train_loader`")
+    recalibration = RecalibrateBatchNorm(loader, None if number is True else number) if number and loader is not None else None
+    sizes = {group.name: group.size for group in analyze(model).groups}
+    return StepPasses(known, needs, repair, damage, loader, function, recalibration, RemoveChannels(validate=validate), sizes)
+
+
+def _checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:
     """Batches for the recalibration of BatchNorm: True, False, None or a number.
 
     Raises:
@@ -29,7 +67,7 @@ def checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:
     raise InputError(f"`recalibrate` is a number of batches, at least 1, or True for all; got {shown(recalibrate)}")
 
 
-def criterion_for(
+def _criterion_for(
     gm: fx.GraphModule,
     criterion: str | Criterion,
     selection: Selection,
@@ -49,7 +87,7 @@ def criterion_for(
     return settled(known, gm, data=there, ignore=selection.ignore, compensation=compensation, recalibrated=True)
 
 
-def limited_loader(loader: Iterable[Any] | None, number: int | None) -> Iterable[Any] | None:
+def _limited_loader(loader: Iterable[Any] | None, number: int | None) -> Iterable[Any] | None:
     """The first ``number`` batches of the loader, at every iteration; all for None.
 
     Raises:
@@ -58,20 +96,6 @@ def limited_loader(loader: Iterable[Any] | None, number: int | None) -> Iterable
     if number is not None:
         check_whole("calibration_batches", number, 1)
     return None if loader is None else limited(reiterable(loader, "train_loader"), number)
-
-
-def listed_followers(followers: object) -> tuple[fx.GraphModule, ...]:
-    """Further graphs as a tuple.
-
-    Raises:
-        InputError: one graph in place of a list, or something that is no traced graph.
-    """
-    wanted = "give a list of graphs of the same structure, [averaged.module]"
-    found = listed_argument("followers", () if is_a(followers, tuple) and not followers else followers, wanted)
-    for each in found:
-        if not is_a(each, fx.GraphModule) or not has_provenance(each):
-            raise InputError(f"`followers` holds a {type(each).__name__}: {wanted}")
-    return found
 
 
 def wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None) -> nn.Module:
@@ -93,22 +117,14 @@ def wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None
     return result
 
 
-def check_state(state: object, expected: Mapping[str, Any]) -> None:
-    """Refuses what no manager's ``state_dict()`` can have given.
+def own_graph(gm: fx.GraphModule, example_inputs: Any, validate: Validate, inplace: bool) -> fx.GraphModule:
+    """The graph to prune: the given one or a copy of it, traced first where there are example inputs.
 
     Raises:
-        InputError: no mapping, other keys, or values of other kinds.
+        InputError: a module that has not been traced, or sharded parameters.
     """
-    if not is_a(state, Mapping) or "version" not in state:  # type: ignore[operator]
-        raise InputError(f"`state` is what state_dict() of a manager gave; got {shown(state)}")
-    given: Mapping[str, Any] = state  # type: ignore[assignment]
-    if given["version"] != expected["version"]:
-        return  # the caller says so
-    missing = next((key for key in expected if key not in given), None)
-    if missing is not None:
-        raise InputError(f"`state` has no entry {missing!r}: it is not what state_dict() of a manager gave")
-    whole = all(is_whole(given[key]) for key in ("step", "epoch"))
-    texts = all(given[key] is None or is_a(given[key], str) for key in ("plan", "masked"))
-    names = is_a(given["added"], list, tuple) and all(is_a(name, str) for name in given["added"])
-    if not (whole and texts and names and is_a(given["epochs"], list, tuple)):
-        raise InputError("`state` holds entries of the wrong kind: it is not what state_dict() of a manager gave")
+    graph = gm if example_inputs is None else trace(gm, example_inputs, validate=validate)
+    if not has_provenance(graph):
+        raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
+    needs_whole_tensors(graph)
+    return graph if inplace else copied(graph)
