@@ -172,8 +172,8 @@ cells in which that criterion is the best, or the worst, of those measured. A cr
 have it, and in brackets what "auto" has more over the same ones.
 
 `retention-repairs.json` is the retention table of 2026-11-30 with two criteria, before there were repairs by training.
-`retention-criteria.json` is that of 2026-11-24, on test images, with magnitude and Taylor scores too. Taylor scores read labels. "no data": criteria that read weights alone; the "+ BN" cells among them
-recalibrate after the removal.
+`retention-criteria.json` is that of 2026-11-24, on test images, with magnitude and Taylor scores too. Taylor scores read labels.
+"no data": criteria that read weights alone; the "+ BN" cells among them recalibrate after the removal.
 
 ## By situation
 
