@@ -3,8 +3,8 @@
     python benchmarks/_auto_cells.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5] [--stages global,weights]
 
 The networks, the calibration images and the 3,000 held-out training images are those of ``retention-repairs.json``. Criteria that
-read weights alone are tried without repair, with and without BatchNorm measured again; in the global scope, magnitude, variance and
-reconstruction with least squares. Every cell is written to ``results/auto-cells.json`` as it is done, and kept by the next run.
+read weights alone are tried without repair, with and without BatchNorm measured again; in the global scope, magnitude, variance
+and reconstruction with least squares. Every cell is written to ``results/auto-cells.json`` as it is done, and kept by the next run.
 """
 
 from __future__ import annotations
