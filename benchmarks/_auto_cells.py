@@ -4,7 +4,7 @@
 
 The networks, the calibration images and the 3,000 held-out training images are those of ``retention-repairs.json``. Criteria that
 read weights alone are tried without repair, with and without BatchNorm measured again; in the global scope, magnitude, variance
-and reconstruction with least squares. Every cell is written to ``results/auto-cells.json`` as it is done, and kept by the next run.
+and reconstruction with least squares. Every cell is written to ``results/auto-cells.json`` as it is done; the next run keeps it.
 """
 
 from __future__ import annotations

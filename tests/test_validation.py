@@ -500,7 +500,7 @@ def test_pat_refuses_and_changes_nothing(wrong_rule: fx.GraphModule) -> None:
     with pytest.raises(FunctionChangedError, match=r"pairs\.2"):
         pat.prune(0)
     assert_untouched(before)
-    assert pat.step == 0
+    assert pat.taken == 0
     pat = stp_fx.PATPassManager(wrong_rule, criterion=stp_fx.criteria.Random(), validate=False)
     assert pat.prune(0)
 
