@@ -29,7 +29,7 @@ CRITERIA = ("magnitude", "variance", "reconstruction", "taylor", "lamp", "fpgm",
 NORMS = {"resnet": True, "mobilenet": True, "vit": False, "crepe-tiny": True, "crepe-full": True, "minilm": False}
 """Whether a network has BatchNorm."""
 REPAIRS = {"none": None, "mean": "mean", "least squares": "least_squares", "sequential": "sequential"}
-TABLES = ("retention-repairs", "retention-criteria", "pretrained", "allocation", "auto-cells")
+TABLES = ("retention-repairs", "retention-criteria", "pretrained-criteria", "allocation", "auto-cells")
 ALLOCATION = {"least_squares": "least squares + BN"}
 """In allocation.json BatchNorm is recalibrated."""
 
@@ -99,8 +99,8 @@ def _measured(results: Path) -> Iterator[tuple[str, str, str, float]]:
         yield from (("retention-repairs", where, method, each["chosen on"]) for method, each in found["ours"].items())
     for where, found in read["retention-criteria"].items():
         yield from (("retention-criteria", where, method, score) for method, score in found["ours"].items())
-    for where, found in read["pretrained"].items():
-        yield from (("pretrained", where, method, next(iter(each.values()))) for method, each in found["ours"].items())
+    for where, found in read["pretrained-criteria"].items():
+        yield from (("pretrained-criteria", where, method, next(iter(each.values()))) for method, each in found["ours"].items())
     for where, found in read["allocation"].items():
         network, criterion, compensation, target = where.split(", ")
         for scope, each in found["methods"].items():

@@ -86,7 +86,7 @@ def best(found: Cell) -> tuple[str, Cell] | None:
 
 def report(out: Path, results: dict[str, Any]) -> str:
     """Written after every method; gives the table."""
-    cells = results["cells"]
+    cells = dict(sorted(results["cells"].items()))
     lines = list(dict.fromkeys(line for line in (*METHODS, *TRAINED) for cell in cells.values() if line in cell))
     rows = []
     for line in lines:
