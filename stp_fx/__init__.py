@@ -26,12 +26,13 @@ from stp_fx.errors import StpFxError
 from stp_fx.io import load, plan_shards, prune_shards, save
 from stp_fx.selection import PrunePlan
 from stp_fx.submodule import prune_submodule
-from stp_fx.training import PATPassManager, regularizers, schedules
+from stp_fx.training import Distillation, PATPassManager, regularizers, schedules
 from stp_fx.writeback import write_back
 
 __all__ = [
     "ChannelGraph",
     "Cost",
+    "Distillation",
     "PATPassManager",
     "PrunePlan",
     "Report",

@@ -33,6 +33,7 @@ __all__ = [
     "fx_tracing",
     "guards_of",
     "import_block",
+    "is_exporting",
     "is_pointwise",
     "joins_to_patch",
     "meta_kernels",
@@ -70,6 +71,10 @@ _TAGGED_LATER = frozenset({
 def is_pointwise(func: Any) -> bool:
     """Whether torch tags an op overload as working on each position by itself."""
     return torch.Tag.pointwise in func.tags or func in _TAGGED_LATER
+
+
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+"""Whether ``torch.export`` runs the code. (Not told before 2.7.)"""
 
 
 # -- torch.fx ----------------------------------------------------------------------------------------------------------

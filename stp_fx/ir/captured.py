@@ -21,7 +21,7 @@ from stp_fx.ir._torch_compat import import_block
 from stp_fx.ir.modes import graph_of_mode, has_modes
 from stp_fx.ir.patches import LOCK
 
-__all__ = ["KEY", "CapturedGraph"]
+__all__ = ["KEY", "CapturedGraph", "compiled"]
 
 KEY = "stp_fx"
 """Under which of a graph's ``meta`` the library keeps its own value. Copies get it by ``copy.deepcopy`` of the value."""
@@ -92,7 +92,7 @@ class CapturedGraph(fx.GraphModule):
 
 def _by_mode(whole: Callable[..., Any], graph: fx.Graph) -> Callable[..., Any]:
     """A ``forward`` that runs what the mode of its module runs; ``whole`` has the signature."""
-    modes = {f"_{name}": _compiled(graph_of_mode(graph, mode)) for name, mode in (("evaluation", False), ("training", True))}
+    modes = {f"_{name}": compiled(graph_of_mode(graph, mode)) for name, mode in (("evaluation", False), ("training", True))}
     # Global names of its own in place of a closure: who holds the function can be given other code (`training.adopt`). A code
     # object of its own: torch.compile counts recompilations by it.
     forward = types.FunctionType(_forward.__code__.replace(), {"__builtins__": builtins, **modes}, "forward")
@@ -103,7 +103,8 @@ def _forward(self: CapturedGraph, *args: Any, **kwargs: Any) -> Any:
     return (_training if self.training else _evaluation)(self, *args, **kwargs)  # type: ignore[name-defined]  # noqa: F821
 
 
-def _compiled(graph: fx.Graph) -> Callable[..., Any]:
+def compiled(graph: fx.Graph) -> Callable[..., Any]:
+    """A graph as a function, of the module that has its tensors and of its inputs."""
     code = graph.python_code("self")
     return graph_module._forward_from_src(code.src, code.globals)
 

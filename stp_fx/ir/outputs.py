@@ -17,7 +17,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir._torch_compat import children_of
 from stp_fx.text import listed
 
-__all__ = ["Outputs", "Rebuild", "is_plain", "kept_outputs", "names_of_outputs", "only_outputs"]
+__all__ = ["Outputs", "Rebuild", "is_plain", "kept_outputs", "names_of_outputs", "only_outputs", "parts_of"]
 
 _PLAIN = (tuple, list, dict)
 Outputs = tuple[str | int, ...]
@@ -123,6 +123,14 @@ def _parts(output: Any) -> list[str | int]:
     if isinstance(output, (tuple, list)):
         return list(getattr(output, "_fields", range(len(output))))
     return []
+
+
+def parts_of(output: Any) -> dict[str | int, Any]:
+    """What an output has, by key, field or position; nothing for what has no parts."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    by_place = isinstance(output, (tuple, list)) and not hasattr(output, "_fields")
+    return dict(enumerate(output)) if by_place else {name: getattr(output, str(name)) for name in _parts(output)}
 
 
 def _without(output: Any, names: list[str | int]) -> Any:

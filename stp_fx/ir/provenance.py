@@ -48,7 +48,8 @@ class Provenance:
     ``validation`` is what was checked at capture, None if nothing was. ``held`` names the modules that the model's own ``train``
     keeps in the other mode, by the mode that it is called with. ``read`` holds the whole numbers of those inputs, by position,
     whose numbers the forward read. ``basis`` are the changes of structure that a change of basis has made, as JSON
-    (:mod:`stp_fx.rewrite.basis.record`).
+    (:mod:`stp_fx.rewrite.basis.record`); ``turned`` names the groups whose channels it has made mixtures of earlier ones,
+    which no file keeps.
     """
 
     inputs: tuple[Any, ...]
@@ -66,6 +67,7 @@ class Provenance:
     held: Mapping[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     read: Mapping[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     basis: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Provenance:
         return self

@@ -28,10 +28,14 @@ class KeptPositions:
     def of(self, node: str) -> dict[int, torch.Tensor]:
         """Of each dimension of a value that the plan shortens, the positions that are kept (int64)."""
         if node not in self._known:
-            dims = self._graph.value(node)
-            flags = [self._survivors.flags(dim) for dim in dims.dims] if isinstance(dims, TensorDims) else []
+            flags = self.flags(node)
             self._known[node] = {k: torch.from_numpy(np.flatnonzero(f)) for k, f in enumerate(flags) if not f.all()}
         return self._known[node]
+
+    def flags(self, node: str) -> list[np.ndarray]:
+        """Of each dimension of a value, which positions are kept (bool); nothing for what is no tensor."""
+        dims = self._graph.value(node)
+        return [self._survivors.flags(dim) for dim in dims.dims] if isinstance(dims, TensorDims) else []
 
     def is_whole(self, node: str) -> bool:
         """Whether the plan shortens no dimension of a value."""

@@ -174,6 +174,48 @@ def test_growing_penalty() -> None:
         regularizers.GrowingReg(criterion="variance")
 
 
+def pushed(growing: regularizers.GrowingReg, gm: fx.GraphModule) -> dict[int, float]:
+    """By unit of the hidden layer: the factor of its bias that was added to the gradient."""
+    gm.zero_grad()
+    growing.apply_gradients(gm)
+    bias = gm.get_parameter("mid.bias")
+    assert bias.detach().abs().min() > 0
+    return {k: x for k, x in enumerate((bias.grad / bias.detach()).tolist()) if x} if bias.grad is not None else {}
+
+
+def test_a_growing_penalty_aimed_at_what_goes_next() -> None:
+    gm = traced()
+    growing = regularizers.GrowingReg(0.1, ratio=None, every=1, ceiling=0.35)
+    assert growing.aims
+    assert not regularizers.GrowingReg().aims
+    with pytest.raises(InputError, match=r"call aim\(gm, plan\) first"):
+        growing.apply_gradients(gm)
+    plan_for = lambda gm, *units: stp_fx.analyze(gm).plan_for({"mid": list(units)})  # noqa: E731
+    growing.aim(gm, plan_for(gm, 1, 4))
+    assert pushed(growing, gm) == pytest.approx({1: 0.1, 4: 0.1})
+    assert not any(p.grad[:1].any() for name, p in gm.named_parameters() if name.startswith("stem") and p.grad is not None)
+    growing.after_step(gm)
+    growing.aim(gm, plan_for(gm, 4, 6))  # scores have changed: 1 is let go, 6 begins
+    assert pushed(growing, gm) == pytest.approx({4: 0.2, 6: 0.1})
+    growing.after_step(gm)
+    again = regularizers.GrowingReg(0.1, ratio=None, every=1, ceiling=0.35)
+    again.load_state_dict(growing.state_dict())
+    masked = stp_fx.apply_plan(gm, plan_for(gm, 4), mask=True, validate=False)
+    for each in (growing, again):
+        each.aim(masked, plan_for(gm, 4, 6, 7))  # a plan has masked units too
+        assert pushed(each, masked) == pytest.approx({6: 0.2, 7: 0.1})
+        assert each.strength == pytest.approx(0.2)
+    small = stp_fx.apply_plan(gm, plan_for(gm, 4, 6, 7), validate=False)
+    assert pushed(growing, small) == {}  # they are gone
+    growing.aim(small, plan_for(small, 0))
+    for _ in range(4):
+        growing.after_step(small)
+    assert pushed(growing, small) == pytest.approx({0: 0.35})
+    growing.aim(small, None)
+    assert pushed(growing, small) == {}
+    assert growing.apply_gradients(small) == 0.0
+
+
 def test_gradual_magnitude_pruning() -> None:
     gm = traced()
     gmp = regularizers.GMP(0.8, steps=10, every=2)

@@ -94,7 +94,7 @@ def rotated_heads(gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor 
     if not done:
         return Changed(gm, (), refused)
     _check_same_function(probe.outputs, Probe(result).outputs)
-    return Changed(_as_before(result, gm), tuple(done), refused)
+    return Changed(_turned(_as_before(result, gm), done), tuple(done), refused)
 
 
 def _prepare(gm: fx.GraphModule, stream: Stream) -> None:
@@ -134,7 +134,13 @@ def _each_stream(gm: fx.GraphModule, step: Callable[[fx.GraphModule, Stream], bo
     if not done:
         return Changed(gm, (), refused)
     _check_same_function(before, Probe(result).outputs)
-    return Changed(_as_before(result, gm), tuple(done), refused)
+    return Changed(_turned(_as_before(result, gm), done), tuple(done), refused)
+
+
+def _turned(gm: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
+    """``gm``, which says of these groups that its channels are mixtures of earlier ones."""
+    with_provenance(gm, turned=(*provenance_of(gm).turned, *names))
+    return gm
 
 
 def _as_before(result: fx.GraphModule, gm: fx.GraphModule) -> fx.GraphModule:

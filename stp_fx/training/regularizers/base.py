@@ -13,6 +13,7 @@ from stp_fx.analysis.groups import Group
 from stp_fx.checks import is_number, is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.registry import Registry
+from stp_fx.selection import PrunePlan
 
 __all__ = ["BaseRegularizer", "Regularizer", "check_keys", "check_number", "known_regularizers", "register", "resolve"]
 
@@ -57,9 +58,20 @@ class Regularizer(Protocol):
 
 
 class BaseRegularizer:
-    """The hooks that a regularizer does not have: loss and gradients raise, the others do nothing."""
+    """The hooks that a regularizer does not have: loss and gradients raise, the others do nothing.
+
+    ``aims`` says whether :meth:`aim` does something, which whoever trains asks before planning: ``getattr(regularizer, "aims",
+    False)``. A regularizer need not have either.
+    """
 
     forms: ClassVar[tuple[str, ...]] = ()
+    aims: bool = False
+
+    def aim(self, gm: fx.GraphModule, plan: PrunePlan | None) -> None:
+        """Is told what the next pruning step would remove, if it were taken now, masked units included; None: no step follows.
+
+        To be called before training, after each step, and in between as often as scores are to be looked at anew.
+        """
 
     def attach(self, gm: fx.GraphModule) -> None:
         """Nothing to put into the graph."""
