@@ -23,7 +23,7 @@ from stp_fx.api import (
     trace,
 )
 from stp_fx.errors import StpFxError
-from stp_fx.io import load, prune_shards, save
+from stp_fx.io import load, plan_shards, prune_shards, save
 from stp_fx.selection import PrunePlan
 from stp_fx.submodule import prune_submodule
 from stp_fx.training import PATPassManager, regularizers, schedules
@@ -51,6 +51,7 @@ __all__ = [
     "load",
     "passes",
     "plan_of",
+    "plan_shards",
     "prune_graph",
     "prune_shards",
     "prune_submodule",

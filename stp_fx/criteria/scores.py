@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ def score(
     *,
     ignore: Any = (),
     seed: int = 0,
+    tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> Scores:
     """Scores every unit that may be removed with ``criterion`` (a name or a Criterion); ``gm`` is only read.
 
@@ -58,6 +59,8 @@ def score(
         measured: what :func:`stp_fx.measure.measured.measure` gave for this graph, for criteria that read data.
         ignore: parameters, modules or groups whose channels are kept; they are not scored.
         seed: for random criteria.
+        tensors: what parameters and buffers hold, by all of their names; None: those of ``gm``, which may otherwise be on the
+            meta device.
 
     Raises:
         InputError: a name that matches nothing, or measurements of other weights.
@@ -74,7 +77,8 @@ def score(
             check_stamp(gm, each.stamp, what, "collect them again on this graph")
     graph = analyze(gm)
     groups = prunable_groups(gm, graph, ignore)
-    tensors = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
+    if tensors is None:
+        tensors = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
         context = ScoreContext(tensors, seed, gm, known.statistics, known.gradients)
         values = score_groups(groups, chosen, context)

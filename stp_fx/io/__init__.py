@@ -6,6 +6,7 @@ can read them; :func:`load` builds the shortened network around them from the or
 
 from stp_fx.io.loading import load
 from stp_fx.io.saving import save
+from stp_fx.io.shard_plans import plan_shards
 from stp_fx.io.shards import prune_shards
 
-__all__ = ["load", "prune_shards", "save"]
+__all__ = ["load", "plan_shards", "prune_shards", "save"]

@@ -6,7 +6,7 @@ Report, section 1.3.3: for convolutions every spatial position is an observation
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.as_it_was import as_it_was
 from stp_fx.ir.modes import OneMode
 from stp_fx.ir.stamp import Stamp, stamp_of
+from stp_fx.ir.streamed import Streamed
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.distributed import several_processes
 from stp_fx.measure.moments import Moments, RunningMap, RunningMoments
@@ -70,20 +71,23 @@ def collect_statistics(
     covariance: bool = False,
     maps: bool = False,
     patches: int = 0,
+    streamed: Streamed | None = None,
 ) -> Statistics:
     """Runs the batches through the graph in eval mode, without gradients, and reads every site.
 
     With ``covariance`` the full second moments are kept as well: float64 [channels, channels] a site; with ``maps`` the
     mean maps; with ``patches`` the full second moments of the patches that convolutions read, where a patch has at most
-    so many values. Under ``torch.distributed`` every rank gives its own batches and gets the statistics of all.
+    so many values. Under ``torch.distributed`` every rank gives its own batches and gets the statistics of all. ``streamed``: a
+    copy of ``gm``, which may then be on the meta device, that is run in its place; its tensors are read anew for every batch.
 
     Raises:
         InputError: no batch, none with a sample, one that does not fit, or a value that is not finite: names the first
             site that has one.
     """
-    reader = _Sites(gm, covariance, maps, patches)
+    reader = _Sites(gm, covariance, maps, patches, streamed)
     with torch.no_grad():
-        for number, batch in enumerate(batches(gm, calibration, "collecting statistics")):
+        run = gm if streamed is None else streamed.module
+        for number, batch in enumerate(batches(run, calibration, "collecting statistics")):
             reader.read(arguments_of(gm, batch), number)
     for (source, dim, _), running in reader.running.items():
         if not running.count:
@@ -103,7 +107,7 @@ def collect_statistics(
 class _Sites:
     """What the consumers of a graph read, over all batches."""
 
-    def __init__(self, gm: fx.GraphModule, covariance: bool, maps: bool, patches: int) -> None:
+    def __init__(self, gm: fx.GraphModule, covariance: bool, maps: bool, patches: int, streamed: Streamed | None = None) -> None:
         self.running: dict[Key, RunningMoments] = {}
         self.keys: dict[tuple[str, str, int], Key] = {}
         self.maps: dict[Key, RunningMap] = {}
@@ -112,15 +116,17 @@ class _Sites:
         self._unfolded = _unfolded(gm, patches) if patches else {}
         self._covariance = covariance
         self._number = 0
-        self._nodes = {node.name: node for node in gm.graph.nodes}
+        self._streamed = streamed
+        run = gm if streamed is None else streamed.module
+        self._nodes = {node.name: node for node in run.graph.nodes}
         self._seen: set[Key] = set()
         sites: dict[str, list[Site]] = {}
         for site in find_sites(gm).all:
             sites.setdefault(site.reader, []).append(site)
-        self._evaluation = _Reader(self, gm, sites)
+        self._evaluation = _Reader(self, run, sites)
         trained = {name: sites.pop(name) for name in {n.name for n in self._evaluation.left_out} & sites.keys()}
         # What only training runs is run as well, after evaluation, for those who read there alone.
-        self._training = _Reader(self, gm, trained, training=True) if trained else None
+        self._training = _Reader(self, run, trained, training=True) if trained else None
 
     def read(self, arguments: tuple[Any, ...], number: int) -> None:
         self._number = number
@@ -129,6 +135,15 @@ class _Sites:
         if self._training is not None:
             with as_it_was(self._training.module):
                 self._training.run(*arguments)
+
+    def run_node(self, node: fx.Node, run: Callable[[fx.Node], Any]) -> Any:
+        """One node; of a streamed graph, with what it reads."""
+        if self._streamed is None or node.op == "get_attr":
+            return run(node)
+        self._streamed.load(node)
+        value = self._streamed.own(run(node))
+        self._streamed.release()
+        return value
 
     def look(self, site: Site, env: Mapping[fx.Node, Any]) -> None:
         """One site of the run that ``env`` belongs to."""
@@ -163,7 +178,7 @@ class _Reader(OneMode):
         if n not in self.left_out:
             for site in self._wanted.get(n.name, ()):
                 self._sites.look(site, self.env)
-        return super().run_node(n)
+        return self._sites.run_node(n, super().run_node)
 
 
 def _unfolded(gm: fx.GraphModule, limit: int) -> dict[str, Consumer]:

@@ -25,7 +25,8 @@ _TRIED = 64
 _BLOCK = 256
 """Columns at a time in a product with itself, of which only one triangle is worked out."""
 _WIDEST = 6144
-"""Inputs up to which their second moments are kept, 300 MB in float64; for more, as many observations are."""
+"""Inputs up to which their second moments are kept, 300 MB in float64; for more, as many observations are. Of fewer observations
+than inputs the observations are kept as well: the system is then as large as they are many."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class Regression:
         self._intercept = intercept
         self.wanted: int = max(_ROWS, _PER_INPUT * inputs) if inputs <= _WIDEST else _WIDEST
         """How many observations are enough."""
+        self._inputs = inputs
         kind = _Products if inputs <= _WIDEST else _Observations
         self._halves: tuple[_Half, _Half] = (kind(), kind())
         self.count: int = 0
@@ -69,8 +71,9 @@ class Regression:
 
     def reduce(self) -> None:
         """Merges over all processes of the default group; after the last batch."""
-        for half in self._halves:
-            half.finish()
+        few = self.count < self._inputs and not several_processes()
+        first, second = (half.observations() if few else half.finished() for half in self._halves)
+        self._halves = first, second
         if several_processes():
             sums = torch.tensor(
                 [self._square, self._output, self.unlike], dtype=torch.float64, device=self._halves[0].mean_x.device
@@ -96,6 +99,7 @@ class Regression:
         ridge = _WITHOUT_CHECK
         if first.count and second.count:
             first, second = (_mixed(half) for half in (first, second))
+            self._halves = first, second  # the whole ones are large, and in both
             found = _chosen(first.system(scale, self._intercept), second, self._intercept)
             if found is None:
                 return self._mean_alone(both)
@@ -167,8 +171,13 @@ class _Half(abc.ABC):
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
         """Observations of one batch."""
 
-    def finish(self) -> None:  # noqa: B027
+    def finished(self) -> _Half:
         """After the last observation."""
+        return self
+
+    def observations(self) -> _Half:
+        """After the last observation, of which there are fewer than inputs."""
+        return self
 
     @abc.abstractmethod
     def reduce(self) -> None:
@@ -211,12 +220,26 @@ class _Products(_Half):
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
         self._waiting.append((x, r))
         if sum(each.shape[1] for each, _ in self._waiting) >= x.shape[2]:
-            self.finish()
+            self._multiply()
 
-    def finish(self) -> None:
+    def finished(self) -> _Half:
+        self._multiply()
+        return self
+
+    def observations(self) -> _Half:
+        result = _Observations()
         if self._waiting:
-            x, r = (torch.cat([pair[k] for pair in self._waiting], 1) for k in (0, 1))
-            self._waiting = []
+            result._set(*self._together())
+        return result
+
+    def _together(self) -> tuple[torch.Tensor, torch.Tensor]:
+        x, r = (torch.cat([pair[k] for pair in self._waiting], 1) for k in (0, 1))
+        self._waiting = []
+        return x, r
+
+    def _multiply(self) -> None:
+        if self._waiting:
+            x, r = self._together()
             mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
             x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
             self._merge(x.shape[1], mean_x, mean_r, _square(x).double(), (r.mT @ x).double())
@@ -275,7 +298,8 @@ class _Products(_Half):
 
 
 class _Observations(_Half):
-    """The observations themselves, for more inputs than second moments are kept of; the dual problem is solved."""
+    """The observations themselves, where there are fewer than inputs, or more inputs than second moments are kept of; the dual
+    problem is solved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -322,7 +346,8 @@ class _Observations(_Half):
 
         def change(ridge: float) -> torch.Tensor | None:
             dual = _solved(matrix, ridge, right)
-            return None if dual is None else _scaled((dual.mT.to(x.dtype) @ x).double().mT, scale)
+            kind = x.dtype if x.shape[2] > _WIDEST else torch.float64
+            return None if dual is None else _scaled((dual.mT.to(kind) @ x.to(kind)).double().mT, scale)
 
         return change
 

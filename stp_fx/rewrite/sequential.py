@@ -20,6 +20,7 @@ from stp_fx.analysis.sites import find_sites
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
 from stp_fx.ir.in_place import may_write
+from stp_fx.ir.streamed import Streamed
 from stp_fx.measure.calibration import arguments_of, batches, device_of
 from stp_fx.rewrite.bias import add_to_bias, bias_place
 from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, checked_original, take_over
@@ -31,7 +32,7 @@ from stp_fx.rewrite.scores import Fold, Folding, find_folds
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, memory_limit
 from stp_fx.rewrite.slicing import copied
 
-__all__ = ["Repaired", "reconstruct"]
+__all__ = ["Repaired", "reconstruct", "reconstruct_streamed"]
 
 _SAME = 1e-9
 """Residuals whose square is a smaller part of the output's are rounding: the layer is left as it is."""
@@ -73,12 +74,28 @@ def reconstruct(
         return Repaired(gm, (), {})
     with torch.no_grad():
         run = _Sequence(target, remove(gm, plan), graph, survivors, residuals)
-        states = [run.start(arguments_of(gm, b)) for b in batches(gm, calibration, "sequential repair")]
-        with States(states, (run.original, run.pruned), memory_limit(device_of(gm)) if memory is None else memory) as kept:
-            run.through(kept)
+        run.over(gm, calibration, memory)
         result = copied(gm)
         take_over(result, run.small, survivors, run.changed)
     return Repaired(result, tuple(run.layers), run.left_alone)
+
+
+def reconstruct_streamed(
+    gm: fx.GraphModule, plan: PrunePlan, calibration: Iterable[Any], streamed: tuple[Streamed, Streamed], memory: int | None
+) -> dict[str, str]:
+    """:func:`reconstruct` of a network that does not fit into memory; returns why layers were left alone, by node.
+
+    ``gm`` is read for its structure and may be on the meta device. ``streamed``: the same network, and what the removal makes of
+    it, which is told to keep every tensor that changes.
+
+    Raises:
+        InputError: no batch, one that does not fit, or values that are not finite.
+    """
+    graph = analyze(gm)
+    with torch.no_grad():
+        run = _Sequence(gm, streamed[1].module, graph, graph.survivors(plan, partial=is_partial(gm)), True, streamed)
+        run.over(streamed[0].module, calibration, memory)
+    return run.left_alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +119,16 @@ class _Sequence:
     """``original`` and ``pruned`` network, and what happens between them."""
 
     def __init__(
-        self, gm: fx.GraphModule, small: fx.GraphModule, graph: ChannelGraph, survivors: Survivors, residuals: bool
+        self,
+        gm: fx.GraphModule,
+        small: fx.GraphModule,
+        graph: ChannelGraph,
+        survivors: Survivors,
+        residuals: bool,
+        streamed: tuple[Streamed, Streamed] | tuple[None, None] = (None, None),
     ) -> None:
         self.small = small
+        self._streamed = streamed
         self._kept = KeptPositions(graph, survivors)
         self._sizes: list[int] = []
         self.layers: list[str] = []
@@ -118,13 +142,13 @@ class _Sequence:
         for site in find_sites(gm).all:
             if site.weights and site.reader not in names and not self._kept.is_whole(site.source):
                 self.left_alone[site.reader] = "it is neither a linear layer nor a convolution, or it has hooks"
-        self.pruned = Network(small, self._kept.is_whole)
+        self.pruned = Network(small, self._kept.is_whole, streamed=streamed[1])
         self._places = {call.node: bias_place(small, call) for call in calls}
         possible = [call for call in calls if self._may_change(call)]
         paths = {c.node: residual_path(self.pruned, c.node, names) if residuals else None for c in possible}
         self._folds = find_folds(self.pruned, survivors, names)
         self._stops = self._grouped(possible, paths)
-        self.original = Network(gm, self._kept.is_whole, {name for stop in self._stops for name in stop.held})
+        self.original = Network(gm, self._kept.is_whole, {name for stop in self._stops for name in stop.held}, streamed[0])
 
     def _may_change(self, call: Consumer) -> bool:
         if self.pruned.by_name[call.node] in self.pruned.left_out:
@@ -149,6 +173,12 @@ class _Sequence:
     def _is_written(self, source: str) -> bool:
         return any(may_write(user, self.pruned.module) for user in self.pruned.by_name[source].users)
 
+    def over(self, gm: fx.GraphModule, calibration: Iterable[Any], memory: int | None) -> None:
+        """Refits all layers in order, on all batches; ``gm`` is what takes them, where they are run."""
+        states = [self.start(arguments_of(gm, b)) for b in batches(gm, calibration, "sequential repair")]
+        with States(states, (self.original, self.pruned), memory_limit(device_of(gm)) if memory is None else memory) as kept:
+            self.through(kept)
+
     def start(self, arguments: tuple[Any, ...]) -> BatchState:
         self._sizes.append(max((leaf.numel() for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)), default=0))
         return BatchState((self.original.start(arguments), self.pruned.start(arguments)))
@@ -157,6 +187,7 @@ class _Sequence:
         """Refits all layers in order."""
         self._shares = [size / max(sum(self._sizes), 1) for size in self._sizes]
         for stop in self._stops:
+            self._load(stop)
             inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
             regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
             foldings = self._foldings(states, stop)
@@ -172,6 +203,26 @@ class _Sequence:
                 self.left_alone.update((layer.node, _ROUTED) for layer in stop.layers)
             elif regression.lacking > max(_SAME, _rounding(stop.layers[0].current(self.small)) ** 2):
                 self._refit(stop, regression.fit())
+            for each in self._streamed:
+                if each is not None:
+                    each.release()
+
+    def _load(self, stop: _Stop) -> None:
+        """Reads what the layers of a stop read; a streamed network has it until the stop's end."""
+        streamed = self._streamed[1]
+        if streamed is None:
+            return
+        for layer in stop.layers:
+            streamed.load(self.pruned.by_name[layer.node])
+            place = self._places[layer.node]
+            if place is not None:
+                streamed.load_tensor(place)
+
+    def _change(self, name: str) -> None:
+        """Notes that a tensor of the small network has been changed."""
+        self.changed.add(name)
+        if self._streamed[1] is not None:
+            self._streamed[1].keep(name)
 
     def _is_alike(self, state: BatchState, stop: _Stop) -> bool:
         """Whether a stop's layers read the same things in both networks: of the same tokens, in the same order."""
@@ -316,11 +367,11 @@ class _Sequence:
             new = matrix.double() + change.reshape(groups, out, *matrix.shape[2:]).to(matrix.device)
             assert layer.weight is not None
             self.small.get_parameter(layer.weight).copy_(layer.like(new, current))
-            self.changed.add(layer.weight)
+            self._change(layer.weight)
             place = self._places[layer.node]
             if place is not None and fit.shift is not None:
                 add_to_bias(self.small, [layer], fit.shift[:, at : at + out].reshape(-1))
-                self.changed.add(place)
+                self._change(place)
             self.layers.append(layer.node)
             at += out
 

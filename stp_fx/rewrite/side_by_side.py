@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from stp_fx.ir.in_place import may_write
 from stp_fx.ir.modes import OneMode
 from stp_fx.ir.runner import run_node
+from stp_fx.ir.streamed import Streamed
 from stp_fx.measure.calibration import eval_twin
 
 Seen = Callable[[str, torch.Tensor], None]
@@ -25,10 +26,19 @@ __all__ = ["BatchState", "Network", "Seen", "States", "memory_limit"]
 
 class Network:
     """One graph in evaluation. ``at``: the place of each node. Values are dropped after their last use, those in ``held`` not
-    before they are released. ``compared`` says of a node that its whole numbers should be those of the other network."""
+    before they are released. ``compared`` says of a node that its whole numbers should be those of the other network. Of a
+    ``streamed`` graph, tensors are loaded when nodes read them; it has the same nodes as ``gm``."""
 
-    def __init__(self, gm: fx.GraphModule, compared: Callable[[str], bool], held: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        compared: Callable[[str], bool],
+        held: Collection[str] = (),
+        streamed: Streamed | None = None,
+    ) -> None:
+        gm = gm if streamed is None else streamed.module
         self._compared = compared
+        self._streamed = streamed
         self._graph = gm.graph
         self._run = OneMode(eval_twin(gm), gm.graph)
         self.module: nn.Module = self._run.module
@@ -58,7 +68,10 @@ class Network:
         for k in range(start, stop):
             node = self.nodes[k]
             if node.op != "placeholder":
+                self._load(node)
                 value = self._run.run_node(node)
+                if self._streamed is not None and node.op != "get_attr":
+                    value = self._streamed.own(value)
                 env[node] = value
                 if node.op != "get_attr" and _counts(value) and self._compared(node.name):
                     seen(node.name, value)
@@ -71,6 +84,7 @@ class Network:
     def run(self, env: Mapping[fx.Node, Any], node: fx.Node, own: Mapping[fx.Node, Any] | None = None) -> Any:
         """The value of one node, which is not kept; ``own`` values stand before those of ``env``. Stored tensors are fetched."""
         own = own or {}
+        self._load(node)
 
         def value_of(used: fx.Node) -> Any:
             if used in own:
@@ -78,6 +92,10 @@ class Network:
             return env[used] if used in env else run_node(used, value_of, self.module)
 
         return run_node(node, value_of, self.module)
+
+    def _load(self, node: fx.Node) -> None:
+        if self._streamed is not None:
+            self._streamed.load(node)
 
     def fetch_stored(self, env: dict[fx.Node, Any], place: int) -> None:
         """Puts the stored tensors that are read from ``place`` on into ``env``, as they are now."""
@@ -147,9 +165,9 @@ class BatchState:
         self.place, self.parted, self._numbers = kept
 
     def bytes(self) -> int:
-        """Memory of the kept values."""
+        """Memory of the kept values; stored tensors are the network's."""
         storages = {}
-        for leaf in tree_leaves([list(v.values()) for v in self.values]):
+        for leaf in tree_leaves([[each for node, each in v.items() if node.op != "get_attr"] for v in self.values]):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 storage = leaf.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()

@@ -30,9 +30,10 @@ def _loss(x: torch.Tensor, r: torch.Tensor, change: torch.Tensor, intercept: boo
 
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("noise", [0.01, 3.0])
-def test_the_fit_is_that_of_the_ridge_that_is_best_on_the_second_halves(intercept, noise):
+@pytest.mark.parametrize("inputs", [12, 150])
+def test_the_fit_is_that_of_the_ridge_that_is_best_on_the_second_halves(intercept, noise, inputs):
     torch.manual_seed(0)
-    sizes, inputs = (30, 7, 51, 1, 20), 12
+    sizes = (30, 7, 51, 1, 20)  # fewer than the larger number of inputs
     x = [torch.randn(n, inputs, dtype=torch.float64) @ torch.randn(inputs, inputs, dtype=torch.float64) + 1 for n in sizes]
     truth = torch.randn(inputs, 3, dtype=torch.float64)
     r = [each @ truth + noise * torch.randn(len(each), 3, dtype=torch.float64) * each.std() for each in x]

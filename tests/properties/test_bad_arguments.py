@@ -256,6 +256,23 @@ CALLS: dict[str, Call] = {
     "save": Call(stp_fx.save, lambda folder: {"pruned": PRUNED, "path": folder / "net.stp"}),
     "load": Call(stp_fx.load, lambda folder: {"path": _saved(folder), "model": network()}),
     "prune_shards": Call(stp_fx.prune_shards, _shards),
+    "prune_shards with data": Call(
+        stp_fx.prune_shards,
+        lambda folder: {**_shards(folder), "compensation": "sequential", "calibration": BATCHES, "memory": None, "device": "cpu"},
+        ("compensation", "calibration", "memory", "device"),
+    ),
+    "plan_shards": Call(
+        stp_fx.plan_shards,
+        lambda folder: {
+            "gm": GM,
+            "source": _shards(folder)["source"],
+            "criterion": "variance",
+            "ratio": 0.5,
+            "calibration": BATCHES,
+            "seed": 0,
+            "device": "cpu",
+        },
+    ),
     "prune_submodule": Call(
         stp_fx.prune_submodule,
         lambda _: {
