@@ -23,6 +23,7 @@ from stp_fx.api import (
     trace,
 )
 from stp_fx.errors import StpFxError
+from stp_fx.explorer import Explorer, explore
 from stp_fx.io import load, plan_shards, prune_shards, save
 from stp_fx.selection import PrunePlan
 from stp_fx.submodule import prune_submodule
@@ -33,6 +34,7 @@ __all__ = [
     "ChannelGraph",
     "Cost",
     "Distillation",
+    "Explorer",
     "PATPassManager",
     "PrunePlan",
     "Report",
@@ -49,6 +51,7 @@ __all__ = [
     "criteria",
     "errors",
     "estimate_keep_ratio",
+    "explore",
     "load",
     "passes",
     "plan_of",

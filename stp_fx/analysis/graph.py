@@ -24,7 +24,7 @@ from stp_fx.checks import is_a
 from stp_fx.errors import InputError
 from stp_fx.rules import Dim
 from stp_fx.text import html_table
-from stp_fx.views import draw, svg
+from stp_fx.views import Drawing, draw, svg
 
 __all__ = ["ChannelGraph"]
 
@@ -204,7 +204,11 @@ class ChannelGraph:
         Raises:
             InputError: an unknown view or suffix, or a negative ``fold``.
         """
-        return draw(drawing(self._solved), path, view, fold)
+        return draw(self.drawing(), path, view, fold)
+
+    def drawing(self) -> Drawing:
+        """The calls of the graph and its groups as plain data, of which pictures are made."""
+        return drawing(self._solved)
 
     def summary(self) -> str:
         """One line a group, ``name size axes``, under a line of totals."""
@@ -232,4 +236,4 @@ class ChannelGraph:
 
     def _repr_svg_(self) -> str | None:
         """The dependency view; None without Graphviz."""
-        return svg(drawing(self._solved))
+        return svg(self.drawing())

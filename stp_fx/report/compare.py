@@ -20,7 +20,7 @@ from stp_fx.report.paired import paired_latency
 from stp_fx.report.report import GroupChange, Report
 from stp_fx.selection import PrunePlan
 
-__all__ = ["compare"]
+__all__ = ["compare", "units_left"]
 
 
 def compare(before: fx.GraphModule, after: fx.GraphModule, *, latency: Any = False) -> Report:
@@ -42,6 +42,20 @@ def compare(before: fx.GraphModule, after: fx.GraphModule, *, latency: Any = Fal
         measured = paired_latency(before, after, None if latency is True else latency)
     size = safetensors_bytes(before), safetensors_bytes(after)
     return Report(cost(before), cost(after), changes, size, measured)
+
+
+def units_left(before: fx.GraphModule, after: fx.GraphModule) -> np.ndarray:
+    """Which units of ``before`` are left in ``after``, neither removed nor masked (bool, one a unit).
+
+    Raises:
+        InputError: ``after`` does not come from ``before``.
+    """
+    graph, left = analyze(before), _Left(before, after)
+    _check(before, after, graph, left)
+    units: np.ndarray = np.array(graph.survivors(provenance_of(before).masked, partial=True).units)
+    for group in graph.groups:
+        units[group.units] &= _alive_units(group, left)
+    return units
 
 
 class _Left:

@@ -13,7 +13,7 @@ from stp_fx.views.drawing import Call, Drawing
 if TYPE_CHECKING:
     import networkx as nx  # at run time only where a picture is made
 
-__all__ = ["KINDS", "network"]
+__all__ = ["KINDS", "Calls", "kind_of", "network", "together"]
 
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "convolution": ("#a6cee3", ("conv",)),
@@ -45,7 +45,7 @@ def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph[str]:
     """
     if fold is not None and (not is_whole(fold) or fold < 0):
         raise InputError(f"`fold` is a depth of modules, 0 for no folding; got {shown(fold)}")
-    view = _Calls(drawing)
+    view = Calls(drawing)
     if fold is not None:
         return view.network(view.folded(fold))
     deepest = max((len(call.scopes) for call in view.calls), default=0)
@@ -57,8 +57,8 @@ def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph[str]:
     return view.network(places)
 
 
-class _Calls:
-    """The calls that pass tensors on, with the groups that they touch."""
+class Calls:
+    """The calls that pass tensors on, with the groups that they touch; and which of them one box of a picture stands for."""
 
     def __init__(self, drawing: Drawing) -> None:
         self.calls = drawing.calls
@@ -82,18 +82,30 @@ class _Calls:
         for scope, members in inside.items():
             if len(members) > 1:
                 place.update(dict.fromkeys((member.name for member in members), f"{_FOLDED}{scope}"))
+        self._chain(place)
+        return place
+
+    def chained(self) -> dict[str, str]:
+        """Call to the first call of its chain; a chain ends with the module in whose code it stands."""
+        place = {call.name: call.name for call in self.calls}
+        self._chain(place, within=True)
+        return place
+
+    def _chain(self, place: dict[str, str], *, within: bool = False) -> None:
+        scopes = {call.name: call.scopes for call in self.calls}
         for call in self.calls:
             if place[call.name] == call.name and self._continues(call, place):
-                place[call.name] = place[self._inputs[call.name][0]]
+                (source,) = self._inputs[call.name]
+                if not within or scopes[source] == call.scopes:
+                    place[call.name] = place[source]
         for call in self.calls:
             if call.op == "get_attr" and len(set(readers := [place[r] for r in self._readers[call.name]])) == 1:
                 place[call.name] = readers[0]
-        return place
 
     def _continues(self, call: Call, place: Mapping[str, str]) -> bool:
         """Whether the call only carries on what one other has made, as the norm and the activation after a convolution."""
         sources = self._inputs[call.name]
-        if len(sources) != 1 or not call.op.startswith("call") or _kind(call) in ("convolution", "linear or matmul"):
+        if len(sources) != 1 or not call.op.startswith("call") or kind_of(call) in ("convolution", "linear or matmul"):
             return False
         (source,) = sources
         return (
@@ -103,11 +115,22 @@ class _Calls:
             and self._carried[source] == self._carried[call.name]
         )
 
+    def edges(self, place: Mapping[str, str]) -> dict[tuple[str, str], frozenset[int]]:
+        """Reading between two places, and the groups whose channels go through; in the graph's order."""
+        result: dict[tuple[str, str], frozenset[int]] = {}
+        for call in self.calls:
+            for source in self._inputs[call.name]:
+                key = place[source], place[call.name]
+                if key[0] != key[1]:
+                    shared = self._carried[source] & (call.carried | call.stored)
+                    result[key] = result.get(key, frozenset()) | shared
+        return result
+
     def network(self, place: Mapping[str, str]) -> nx.MultiDiGraph[str]:
         import networkx as nx
 
         result = nx.MultiDiGraph()
-        for at, members in _together(self.calls, place).items():
+        for at, members in together(self.calls, place).items():
             touched = [c.carried | c.stored for c in members]
             home = self._carried[members[-1].name]
             looks: dict[str, Any] = {"groups": frozenset().union(*touched), "home": min(home) if len(home) == 1 else None}
@@ -130,7 +153,8 @@ class _Calls:
 _FOLDED = "module "
 
 
-def _together(calls: Iterable[Call], place: Mapping[str, str]) -> dict[str, list[Call]]:
+def together(calls: Iterable[Call], place: Mapping[str, str]) -> dict[str, list[Call]]:
+    """The calls of every place, both in the graph's order."""
     result: dict[str, list[Call]] = {}
     for call in calls:
         result.setdefault(place[call.name], []).append(call)
@@ -144,7 +168,8 @@ def _connect(result: nx.MultiDiGraph, source: str, target: str, relation: str, g
     result.add_edge(source, target, key=relation, relation=relation, groups=data.get("groups", frozenset()) | groups, by=by)
 
 
-def _kind(call: Call) -> str:
+def kind_of(call: Call) -> str:
+    """The key of ``KINDS`` that a call belongs to, by its name."""
     if not call.op.startswith("call"):
         return "input, output, parameter"
     lower = call.call.lower().strip("_")
@@ -152,7 +177,7 @@ def _kind(call: Call) -> str:
 
 
 def _kind_of(at: str, members: list[Call]) -> str:
-    return "module (folded)" if at.startswith(_FOLDED) else _kind(_first(at, members))
+    return "module (folded)" if at.startswith(_FOLDED) else kind_of(_first(at, members))
 
 
 def _first(at: str, members: list[Call]) -> Call:

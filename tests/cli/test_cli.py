@@ -18,7 +18,7 @@ from stp_fx.cli import main
 from stp_fx.selection import PrunePlan
 
 SHAPE = ("-i", "1,1,8,8")
-COMMANDS = ("analyze", "prune", "compare", "sweep", "draw")
+COMMANDS = ("analyze", "prune", "compare", "sweep", "draw", "explore")
 
 
 @pytest.fixture
@@ -462,6 +462,23 @@ def test_draw(run: Any) -> None:
     assert "forced shape match" in pathlib.Path("combined.dot").read_text()
     assert "got -1" in run("draw", "net.py:make", *SHAPE, "-o", "net.dot", "--fold", "-1", code=2)[1]
     assert "unknown view 'sideways'" in run("draw", "net.py:make", *SHAPE, "-o", "net.dot", "--view", "sideways", code=2)[1]
+
+
+def test_explore(run: Any) -> None:
+    out, _ = run("explore", "net.py:make", *SHAPE, "-o", "net.html")
+    assert out == "net.html\n"
+    assert "<title>net.py:make</title>" in pathlib.Path("net.html").read_text()
+    run("prune", "net.py:make", *SHAPE, "--ratio", "0.5", "-o", "half.stp")
+    run("prune", "net.py:make", *SHAPE, "--ratio", "0.5", "-o", "half.json")
+    for option in (("--pruned", "half.stp", "--latency"), ("--plan", "half.json")):
+        found = from_json(run, "explore", "net.py:make", *SHAPE, "-o", "net.html", *option)
+        assert (found["output"], found["groups"]) == ("net.html", 2)
+        assert "stp_fx_plan" in pathlib.Path("net.html").read_text()
+    assert "must end in .html" in run("explore", "net.py:make", *SHAPE, "-o", "net.svg", code=2)[1]
+    both = run("explore", "net.py:make", *SHAPE, "-o", "net.html", "--pruned", "half.stp", "--plan", "half.json", code=2)[1]
+    assert "give one of them" in both
+    assert "cannot be read" in run("explore", "net.py:make", *SHAPE, "-o", "net.html", "--plan", "no.json", code=2)[1]
+    assert "not a plan" in run("explore", "net.py:make", *SHAPE, "-o", "net.html", "--plan", "net.py", code=2)[1]
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------
