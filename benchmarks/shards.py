@@ -1,10 +1,11 @@
 """A network that is never in memory as a whole: planned, cut and repaired shard by shard.
 
-    python benchmarks/shards.py [--layers 22] [--sequences 4] [--tokens 32] [--ratio 0.5] [--out benchmarks/results/shards]
+    python benchmarks/shards.py [--layers 22] [--sequences 8] [--tokens 64] [--ratio 0.5] [--out benchmarks/results/shards]
 
-A Llama of transformers with random weights in bfloat16, in the shape of TinyLlama (width 2048, 5632 in the MLP, 32 heads, 4 for
-keys and values, 32,000 tokens), of whose parameters a part is removed: traced on the meta device in float32, scored by magnitude,
-cut with and without sequential repair. The files lie in a temporary folder, which is deleted. One thread.
+A Llama of transformers in the shape of TinyLlama (width 2048, 5632 in the MLP, 32 heads, 4 for keys and values, 32,000 tokens),
+with random weights in bfloat16 whose output channels fall off as those of trained networks do. A part of its parameters is
+removed: it is traced on the meta device in float32, scored by magnitude, and cut with and without sequential repair. The files
+lie in a temporary folder, which is deleted. One thread.
 
 Each row is a process of its own. Memory is its largest resident memory (``getrusage``), with Python, PyTorch and transformers in
 it; times are seconds of the processor and of the clock.
@@ -62,12 +63,20 @@ def make(layers: int, whole: Path) -> None:
     shard: dict[str, torch.Tensor] = {}
     size = number = 0
     for name, tensor in model_of(layers).state_dict().items():
-        shard[name] = torch.ones(tensor.shape).bfloat16() if "norm" in name else (torch.randn(tensor.shape) / 50).bfloat16()
+        shard[name] = (torch.ones(tensor.shape) if "norm" in name else _weight(tensor.shape, "embed" in name)).bfloat16()
         size += 2 * tensor.numel()
         if size > SHARD:
             save_file(shard, whole / f"model-{number:05}.safetensors")
             shard, size, number = {}, 0, number + 1
     save_file(shard, whole / f"model-{number:05}.safetensors")
+
+
+def _weight(shape: torch.Size, embedding: bool) -> torch.Tensor:
+    """Random numbers whose output channels fall off, in any order, so that activations have few strong directions, as those of
+    trained networks have: what channels have in common is what a repair lives on."""
+    channels = shape[1] if embedding else shape[0]
+    scale = (1 + torch.randperm(channels)).float().rsqrt() * channels**0.5 / 100
+    return torch.randn(shape) * (scale if embedding else scale[:, None])
 
 
 def worker(step: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -130,8 +139,8 @@ def row(step: str, done: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--sequences", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--ratio", type=float, default=0.5, help="of the parameters")
     parser.add_argument("--out", type=Path, default=RESULTS / "shards")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -152,7 +161,7 @@ def main() -> None:
             found[step] = done.answer
             print(*zip(HEADER, row(step, done.answer), strict=True), flush=True)
     facts = machine()
-    about = (__doc__ or "").split("\n\n")[2:]
+    about = (__doc__ or "").strip().split("\n\n")[2:]
     changed = found[STEPS[-1]]["changed"]
     calibration = f"Calibration: {options.sequences} sequences of {options.tokens} tokens; the repair changed {changed} tensors."
     table = markdown_table(HEADER, [row(*each) for each in found.items()])

@@ -63,7 +63,7 @@ class Regression:
         n = x.shape[1]
         cut = (n + 1) // 2 if self.count else n // 2
         self.count += n
-        self._square += float(r.double().square().sum())
+        self._square += float(torch.linalg.vector_norm(r)) ** 2
         self._output += output * n
         for half, part in zip(self._halves, (slice(None, cut), slice(cut, None)), strict=True):
             if x[:, part].shape[1]:
@@ -72,8 +72,7 @@ class Regression:
     def reduce(self) -> None:
         """Merges over all processes of the default group; after the last batch."""
         few = self.count < self._inputs and not several_processes()
-        first, second = (half.observations() if few else half.finished() for half in self._halves)
-        self._halves = first, second
+        self._halves = tuple(half.observations() if few else half.finished() for half in self._halves)  # type: ignore[assignment]
         if several_processes():
             sums = torch.tensor(
                 [self._square, self._output, self.unlike], dtype=torch.float64, device=self._halves[0].mean_x.device
@@ -240,19 +239,20 @@ class _Products(_Half):
     def _multiply(self) -> None:
         if self._waiting:
             x, r = self._together()
-            mean_x, mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
+            mean_x, mean_r = _mean(x), _mean(r)
             x, r = x - mean_x[:, None].to(x.dtype), r - mean_r[:, None].to(r.dtype)
-            self._merge(x.shape[1], mean_x, mean_r, _square(x).double(), (r.mT @ x).double())
+            self._merge(x.shape[1], mean_x, mean_r, _square(x), r.mT @ x)
 
     def _merge(self, n: int, mean_x: torch.Tensor, mean_r: torch.Tensor, xx: torch.Tensor, rx: torch.Tensor) -> None:
         if not self.count:
-            self.count, self.mean_x, self.mean_r, self.xx, self.rx = n, mean_x, mean_r, xx, rx
+            self.count, self.mean_x, self.mean_r = n, mean_x, mean_r
+            self.xx, self.rx = (each.to(torch.float64, copy=True) for each in (xx, rx))
             return
         total = self.count + n
         dx, dr = mean_x - self.mean_x, mean_r - self.mean_r
         weight = self.count * n / total
-        self.xx = (self.xx + xx).baddbmm_(dx[:, :, None], dx[:, None, :], alpha=weight)
-        self.rx = (self.rx + rx).baddbmm_(dr[:, :, None], dx[:, None, :], alpha=weight)
+        self.xx.add_(xx).baddbmm_(dx[:, :, None], dx[:, None, :], alpha=weight)
+        self.rx.add_(rx).baddbmm_(dr[:, :, None], dx[:, None, :], alpha=weight)
         self.mean_x, self.mean_r = self.mean_x + dx * (n / total), self.mean_r + dr * (n / total)
         self.count = total
 
@@ -267,8 +267,8 @@ class _Products(_Half):
         xx, rx = self._about_zero()
         self.count = summed(self.count, [*sums, xx, rx])
         self.mean_x, self.mean_r = (s / self.count for s in sums)
-        self.xx = xx - _outer(self.mean_x, self.mean_x) * self.count
-        self.rx = rx - _outer(self.mean_r, self.mean_x) * self.count
+        self.xx, self.rx = xx, rx
+        self.xx, self.rx = self._about_zero(-self.count)  # about the means again
 
     def _nothing(self, inputs: torch.Size, outputs: torch.Size) -> None:
         """No observations, of inputs [groups, in] and outputs [groups, out]."""
@@ -301,11 +301,10 @@ class _Products(_Half):
         xx, rx = (self.xx, self.rx) if centred else self._about_zero()
         return float(((change @ xx - 2 * rx) * change).sum())
 
-    def _about_zero(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return (
-            self.xx + _outer(self.mean_x, self.mean_x) * self.count,
-            self.rx + _outer(self.mean_r, self.mean_x) * self.count,
-        )
+    def _about_zero(self, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        count = self.count if count is None else count
+        x = self.mean_x[:, None, :]
+        return self.xx.baddbmm(x.mT, x, alpha=count), self.rx.baddbmm(self.mean_r[:, :, None], x, alpha=count)
 
 
 class _Observations(_Half):
@@ -325,7 +324,7 @@ class _Observations(_Half):
 
     def _set(self, x: torch.Tensor, r: torch.Tensor) -> None:
         self.x, self.r, self.count = x, r, x.shape[1]
-        self.mean_x, self.mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
+        self.mean_x, self.mean_r = _mean(x), _mean(r)
 
     def reduce(self) -> None:
         self._set(rank_zeros(self.x), rank_zeros(self.r))  # every process ends with the fit of rank 0's observations
@@ -382,8 +381,9 @@ def _square(x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return a[:, :, None] * b[:, None, :]
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    """[groups, in], float64; as a product with ones, since a sum over rows in another dtype takes over ten times as long."""
+    return (x.new_ones(len(x), 1, x.shape[1]) @ x)[:, 0].double() / x.shape[1]
 
 
 def _inverse_root(variance: torch.Tensor) -> torch.Tensor:

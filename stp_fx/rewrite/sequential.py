@@ -258,7 +258,7 @@ class _Sequence:
                     wish, useful = self._with_fold(state, fold, folding, layer, rows, (wish, useful))
             lack = wish - given
             lacking.append(lack if useful is None else torch.where(useful, lack, 0.0))
-            size += float(given.square().mean()) / len(stop.layers)
+            size += float(torch.linalg.vector_norm(given)) ** 2 / given.numel() / len(stop.layers)
         r = torch.cat([each.reshape(rows.count, len(matrix), -1).movedim(1, 0) for each in lacking], 2)
         if not bool(torch.isfinite(r.sum() + x.sum())):
             raise InputError(f"calibration batch {number}: the input or the output of {first.node!r} is not finite")

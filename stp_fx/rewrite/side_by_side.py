@@ -19,6 +19,9 @@ from stp_fx.ir.runner import run_node
 from stp_fx.ir.streamed import Streamed
 from stp_fx.measure.calibration import eval_twin
 
+_MAPPED = os.name == "posix"
+"""Whether files of values are read by mapping them: they are deleted after a new one has been written, but before the tensors."""
+
 Seen = Callable[[str, torch.Tensor], None]
 
 __all__ = ["BatchState", "Network", "Seen", "States", "memory_limit"]
@@ -183,6 +186,7 @@ class States:
         self._bytes = [state.bytes() for state in states]
         self._stack = contextlib.ExitStack()
         self._folder: pathlib.Path | None = None
+        self._written = 0
 
     def __enter__(self) -> States:
         return self
@@ -202,23 +206,26 @@ class States:
             size = state.bytes()
             fits = sum(self._bytes) + size <= self._limit
             self._bytes[k] = size if fits else 0
-            self._states[k] = state if fits else self._write(k, state)
+            self._states[k] = state if fits else self._write(state)
+            if isinstance(held, pathlib.Path):
+                held.unlink()
 
     def __getitem__(self, k: int) -> BatchState:
         """One state, to be read only: what the caller changes in it may be lost."""
         held = self._states[k]
         return self._read(held) if isinstance(held, pathlib.Path) else held
 
-    def _write(self, k: int, state: BatchState) -> pathlib.Path:
+    def _write(self, state: BatchState) -> pathlib.Path:
         if self._folder is None:
             self._folder = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stp_fx_")))
-        path = self._folder / f"{k}.pt"
+        self._written += 1
+        path = self._folder / f"{self._written}.pt"
         values = [{n.name: value for n, value in v.items() if n.op != "get_attr"} for v in state.values]
         torch.save((values, state.kept), path)
         return path
 
     def _read(self, path: pathlib.Path) -> BatchState:
-        values, kept = torch.load(path, weights_only=False)
+        values, kept = torch.load(path, weights_only=False, mmap=_MAPPED)
         named = [{net.by_name[name]: value for name, value in v.items()} for net, v in zip(self._networks, values, strict=True)]
         state = BatchState((named[0], named[1]))
         state.kept = kept
@@ -231,6 +238,12 @@ def memory_limit(device: torch.device) -> int:
     """Bytes of values that are kept in memory by default: half of what is free where they lie."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        available = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
+        return available["MemAvailable"] * 1024 // 2  # with what files in memory can give up
+    except (OSError, ValueError, KeyError, IndexError):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (ValueError, OSError):
