@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import stp_fx
-from stp_fx.rewrite import regression
+from stp_fx.rewrite import halves, regression
 from stp_fx.rewrite.regression import Regression
 from stp_fx.rewrite.residuals import in_place, pulled_back
 from stp_fx.rewrite.sequential import reconstruct
@@ -76,9 +76,9 @@ def test_the_ridge_for_many_outputs_is_nearly_the_best_on_all_of_them(noise):
 
 
 def test_a_product_with_itself_in_blocks(monkeypatch):
-    monkeypatch.setattr(regression, "_BLOCK", 5)
+    monkeypatch.setattr(halves, "_BLOCK", 5)
     x = torch.randn(2, 9, 23, dtype=torch.float64)
-    assert torch.allclose(regression._square(x), torch.einsum("gni,gnj->gij", x, x))
+    assert torch.allclose(halves._square(x), torch.einsum("gni,gnj->gij", x, x))
 
 
 IMAGES = torch.randn(6, 8, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 1
