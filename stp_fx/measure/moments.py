@@ -9,7 +9,7 @@ import dataclasses
 
 import torch
 
-from stp_fx.measure.distributed import summed
+from stp_fx.measure.distributed import gathered, summed
 
 __all__ = ["Moments", "RunningMap", "RunningMoments"]
 
@@ -106,9 +106,12 @@ class RunningMap:
         self.count += value.shape[0]
 
     def reduce(self) -> None:
-        """Merges over all processes of the default group; every rank must have seen one shape."""
+        """Merges over all processes of the default group. There is no map if one of them, or two together, saw several shapes."""
         assert self.total is not None
-        self.count = summed(self.count, [self.total])
+        shapes = {None if uneven else shape for uneven, shape in gathered((self.uneven, self.total.shape))}
+        self.uneven = len(shapes) > 1 or None in shapes
+        if not self.uneven:
+            self.count = summed(self.count, [self.total])
 
     def result(self) -> torch.Tensor | None:
         return None if self.total is None or self.uneven else (self.total / self.count)[None].cpu()

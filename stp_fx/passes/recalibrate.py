@@ -16,6 +16,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from stp_fx.checks import is_whole, shown
 from stp_fx.errors import InputError
 from stp_fx.measure.calibration import arguments_of, batches
+from stp_fx.measure.distributed import several_processes, summed
 from stp_fx.passes.base import GraphPass
 from stp_fx.rewrite.slicing import copied
 from stp_fx.typed import BatchNorm, modules_of
@@ -31,6 +32,7 @@ class RecalibrateBatchNorm(GraphPass):
 
     They are reset, then averaged over the batches with equal weights (not blended by momentum), without gradients, the
     BatchNorms in train mode and everything else in eval mode. Nothing else changes; train/eval flags and momenta are restored.
+    Under ``torch.distributed`` every rank gives its own batches and gets the average over all.
     A graph without BatchNorm comes back unchanged. A batch needs more than one value a channel.
 
     Raises:
@@ -60,6 +62,8 @@ class RecalibrateBatchNorm(GraphPass):
                 norm.train().momentum = None  # torch's cumulative average
             for batch in islice(batches(result, self.calibration, "recalibrating BatchNorm"), self.limit):
                 result(*arguments_of(result, batch))
+            if several_processes():
+                _merge(list(norms.values()))
         for norm, momentum in momenta.items():
             norm.momentum = momentum
         for module, flag in flags:
@@ -72,6 +76,25 @@ def _norms(gm: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
     for name, module in modules_of(gm):
         if isinstance(module, BatchNorm) and module.running_mean is not None:
             yield name, module
+
+
+def _merge(norms: list[BatchNorm]) -> None:
+    """Averages over the batches of all processes."""
+    parts: list[torch.Tensor] = []
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        count = torch.as_tensor(norm.num_batches_tracked, device=norm.running_mean.device).double().reshape(1)
+        parts += [count, norm.running_mean.double() * count, norm.running_var.double() * count]
+    together = torch.cat(parts)
+    summed(0, [together])
+    found = together.split([len(part) for part in parts])
+    for norm, count, mean, variance in zip(norms, found[::3], found[1::3], found[2::3], strict=True):
+        if count > 0 and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(mean / count)
+            norm.running_var.copy_(variance / count)
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.fill_(int(count))
 
 
 def _check_finite(norms: dict[str, BatchNorm]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from stp_fx.measure.distributed import several_processes, summed
+from stp_fx.measure.distributed import gathered, group_device, rank_zeros, several_processes, summed
 
 __all__ = ["Fit", "Regression"]
 
@@ -257,12 +257,23 @@ class _Products(_Half):
         self.count = total
 
     def reduce(self) -> None:
+        known = gathered((self.count, self.mean_x.shape, self.mean_r.shape))
+        shapes = next((shapes for count, *shapes in known if count), None)
+        if shapes is None:
+            return
+        if not self.count:  # the small batches of this process have left nothing for this half
+            self._nothing(*shapes)
         sums = [self.mean_x * self.count, self.mean_r * self.count]
         xx, rx = self._about_zero()
         self.count = summed(self.count, [*sums, xx, rx])
         self.mean_x, self.mean_r = (s / self.count for s in sums)
         self.xx = xx - _outer(self.mean_x, self.mean_x) * self.count
         self.rx = rx - _outer(self.mean_r, self.mean_x) * self.count
+
+    def _nothing(self, inputs: torch.Size, outputs: torch.Size) -> None:
+        """No observations, of inputs [groups, in] and outputs [groups, out]."""
+        self.mean_x, self.mean_r = (torch.zeros(each, dtype=torch.float64, device=group_device()) for each in (inputs, outputs))
+        self.xx, self.rx = torch.zeros_like(_outer(self.mean_x, self.mean_x)), torch.zeros_like(_outer(self.mean_r, self.mean_x))
 
     def merged(self, other: _Half) -> _Half:
         assert isinstance(other, _Products)
@@ -317,11 +328,7 @@ class _Observations(_Half):
         self.mean_x, self.mean_r = x.mean(1, dtype=torch.float64), r.mean(1, dtype=torch.float64)
 
     def reduce(self) -> None:
-        import torch.distributed as dist
-
-        for each in (self.x, self.r):  # every process ends with the fit of rank 0's observations
-            dist.broadcast(each, src=0)
-        self._set(self.x, self.r)
+        self._set(rank_zeros(self.x), rank_zeros(self.r))  # every process ends with the fit of rank 0's observations
 
     def merged(self, other: _Half) -> _Half:
         assert isinstance(other, _Observations)

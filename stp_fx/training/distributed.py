@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torch import nn
 
 from stp_fx.errors import PlanError
-from stp_fx.measure.distributed import several_processes
+from stp_fx.measure.distributed import gathered, rank_zeros, several_processes
 from stp_fx.selection import PrunePlan
 
 __all__ = ["assert_same_plan", "share_buffers"]
@@ -17,7 +16,7 @@ def share_buffers(model: nn.Module) -> None:
     two forwards, and measurements would depend on more than a checkpoint keeps."""
     if several_processes():
         for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+            rank_zeros(buffer)
 
 
 def assert_same_plan(plan: PrunePlan) -> None:
@@ -28,8 +27,7 @@ def assert_same_plan(plan: PrunePlan) -> None:
     """
     if not several_processes():
         return
-    digests: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, plan.digest())
+    digests = gathered(plan.digest())
     if len(set(digests)) > 1:
         other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
         raise PlanError(

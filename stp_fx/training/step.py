@@ -12,7 +12,7 @@ from torch import fx
 
 from stp_fx.criteria import Criterion, score
 from stp_fx.ir.provenance import provenance_of
-from stp_fx.measure.distributed import several_processes
+from stp_fx.measure.distributed import several_processes, together
 from stp_fx.measure.measured import measure
 from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
 from stp_fx.passes.compensations import Compensation
@@ -71,8 +71,20 @@ class StepPasses:
         """The step with this selection. Neither ``model`` nor ``followers`` are changed.
 
         Raises:
-            StpFxError: what one of the passes raises.
+            StpFxError: what one of the passes raises; PassError: another rank has failed.
         """
+        with together("a pruning step"):
+            return self._prepare(model, followers, selection, masking, last, regularizer)
+
+    def _prepare(
+        self,
+        model: fx.GraphModule,
+        followers: Sequence[fx.GraphModule],
+        selection: Selection,
+        masking: bool,
+        last: bool,
+        regularizer: Regularizer | None,
+    ) -> Prepared:
         graph = _readable(model, regularizer if last else None)
         measured = measure(graph, self.needs, self.loader if self.needs else None, self.loss)
         scores = score(graph, self.criterion, measured, ignore=selection.ignore)

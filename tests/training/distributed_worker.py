@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import stp_fx
-from stp_fx.errors import InputError, PlanError
-from stp_fx.passes import ReconstructBlockwise
+from stp_fx.errors import InputError, PassError, PlanError
+from stp_fx.passes import RecalibrateBatchNorm, ReconstructBlockwise
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(32) % 4
@@ -93,6 +95,62 @@ def refused(rank: int) -> None:
     assert torch.equal(before, gm.get_parameter("conv.weight"))
 
 
+def uneven(rank: int) -> None:
+    """Ranks whose batches differ in size, number and resolution, with one of a single image, come to one repaired network."""
+    size = 8 + 2 * rank
+    images = torch.randn(9, 3, size, size, generator=torch.Generator().manual_seed(rank))
+    loader = [images[k : k + 4] for k in range(0, 9, 4)] if rank == 0 else [images[:1], images[1:3]]
+    for compensation in ("mean", "least_squares", "sequential"):
+        torch.manual_seed(0)
+        gm = stp_fx.trace(Net(), IMAGES[:2])
+        pruned = stp_fx.prune_graph(gm, "variance", 0.5, calibration=loader, compensation=compensation)
+        mine = torch.cat([p.detach().flatten() for p in pruned.parameters()])
+        others = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(others, mine)
+        assert all(torch.allclose(mine, other) for other in others), compensation
+
+
+def recalibrated(rank: int, loader: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """BatchNorm's statistics are those of all ranks' batches."""
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    found = RecalibrateBatchNorm([x for x, _ in loader])(gm).graph_module.get_submodule("norm")
+    given = [gm.get_submodule("stem")(x) for x, _ in batches()]
+    mean = torch.stack([each.mean((0, 2, 3)) for each in given]).mean(0)
+    variance = torch.stack([each.transpose(0, 1).flatten(1).var(1) for each in given]).mean(0)
+    assert torch.allclose(found.running_mean, mean, atol=1e-6)
+    assert torch.allclose(found.running_var, variance, atol=1e-6)
+    assert found.num_batches_tracked == len(given)
+
+
+class Broken:
+    """Data that fail on rank 1."""
+
+    def __init__(self, rank: int, loader: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.rank, self.loader = rank, loader
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield self.loader[0]
+        if self.rank == 1:
+            raise OSError("the disk is gone")
+
+
+def failing(rank: int, loader: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """A rank that fails and stays alive: the others learn it soon, by name, and nothing is changed."""
+    torch.manual_seed(0)
+    gm = stp_fx.trace(Net(), IMAGES[:2])
+    pat = stp_fx.PATPassManager(gm, criterion="variance", ratio=0.5, train_loader=Broken(rank, loader), optimizer=())
+    before = {key: value.clone() for key, value in gm.state_dict().items()}
+    since = time.monotonic()
+    kind, text = (InputError, "disk is gone") if rank == 1 else (PassError, "rank 1 failed with InputError")
+    for _ in range(2 - rank):  # rank 0 is told again, at once
+        with pytest.raises(kind, match=text):
+            pat.prune(0)
+    assert time.monotonic() - since < 30
+    assert pat.taken == 0
+    assert all(torch.equal(value, before[key]) for key, value in gm.state_dict().items())
+
+
 def sharded() -> None:
     """What is spread over ranks is refused, and trains on."""
     torch.manual_seed(0)
@@ -117,11 +175,14 @@ def main() -> None:
     trained(world, loader)
     matched(world, loader)
     refused(rank)
+    uneven(rank)
+    recalibrated(rank, loader)
     sharded()
     torch.manual_seed(0)
     gm = stp_fx.trace(Net(width=48), IMAGES[:8])  # wide enough that fewer channels are faster, whatever else the machine does
     pat = stp_fx.PATPassManager(gm, ratio=0.0005, target="latency")  # every rank measures for itself
     pat.prune(0)
+    failing(rank, loader)  # last: its collectives no longer meet
     del pat, gm
     gc.collect()  # as in the tutorial: gloo's threads must not outlive the interpreter
     dist.destroy_process_group()
