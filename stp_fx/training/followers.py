@@ -21,8 +21,8 @@ from stp_fx.selection import PrunePlan
 __all__ = ["followed", "listed_followers", "restored"]
 
 
-def listed_followers(followers: object, model: fx.GraphModule) -> tuple[fx.GraphModule, ...]:
-    """Further graphs as a tuple; a wrapper such as ``AveragedModel`` stands for the graph in it.
+def listed_followers(followers: object, model: fx.GraphModule) -> tuple[tuple[nn.Module, ...], tuple[fx.GraphModule, ...]]:
+    """Further modules as a tuple, and the graphs in them; a wrapper such as ``AveragedModel`` stands for the graph in it.
 
     Raises:
         InputError: one graph in place of a list, something that is or holds no traced graph, the model itself, or a graph of
@@ -30,14 +30,15 @@ def listed_followers(followers: object, model: fx.GraphModule) -> tuple[fx.Graph
     """
     wanted = "give a list of graphs of the same structure, such as [AveragedModel(gm)]"
     given = () if is_a(followers, tuple) and not followers else followers
-    found = tuple(_graph(each, wanted) for each in listed_argument("followers", given, wanted))
+    modules = listed_argument("followers", given, wanted)
+    found = tuple(_graph(each, wanted) for each in modules)
     own = {id(p) for p in model.parameters()}
     for each in found:
         if any(id(p) in own for p in each.parameters()):
             raise InputError(f"`followers` holds the model, or a graph that shares parameters with it: {wanted}")
         if _shapes(each) != _shapes(model):
             raise InputError(f"`followers` holds a {type(each).__name__} of another structure than the model: {wanted}")
-    return found
+    return modules, found
 
 
 def _graph(given: Any, wanted: str) -> fx.GraphModule:

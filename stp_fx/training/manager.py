@@ -7,8 +7,8 @@ how much, and puts the result into the model that the loop holds.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +22,13 @@ from stp_fx.analysis.cost import cost
 from stp_fx.analysis.groups import Group
 from stp_fx.analysis.names import prunable_groups
 from stp_fx.checks import check_flag, is_whole, shown
-from stp_fx.criteria import Criterion, score
+from stp_fx.criteria import Criterion
 from stp_fx.errors import InputError
 from stp_fx.ir import provenance_of
 from stp_fx.ir.validation import Validate
-from stp_fx.selection.choice import select
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
 from stp_fx.text import ROWS, html_table
-from stp_fx.training import regularizers, schedules
+from stp_fx.training import checkpoint, regularizers, schedules
 from stp_fx.training.adopt import adopt, keep_forward
 from stp_fx.training.arguments import own_graph, step_passes, wrapped
 from stp_fx.training.commit import Change, commit, entry
@@ -40,6 +39,7 @@ from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
 from stp_fx.training.state import VERSION, check_state, described, rebuilt, structure
 from stp_fx.training.step import Prepared, changes_to, without_observers
+from stp_fx.training.targets import Targets
 
 __all__ = ["PATPassManager"]
 
@@ -147,11 +147,12 @@ class PATPassManager:
         )
         self.criterion: Criterion = self._passes.criterion
         self._selection = selection
-        self.followers: tuple[fx.GraphModule, ...] = listed_followers(followers, self.model)
+        self._averages, self.followers = listed_followers(followers, self.model)
         self.taken, self.epoch, self.count, self._wrap = 0, -1, 0, wrap
-        self._whole = cost(self.model)
-        self._own = {name: shares.ratios(own, len(self.epochs)) for name, own in (selection.ratios or {}).items()}
-        self._plan_of_random_scores()
+        own = {name: shares.ratios(each, len(self.epochs)) for name, each in (selection.ratios or {}).items()}
+        sizes = self._passes.sizes
+        self._targets = Targets(selection, self.ratios, own, cost(self.model), sizes, self.mask_until_last)
+        self._targets.check(self.model)
         self._groups: tuple[Any, list[Group]] | None = None
         self._after_step: RemovableHandle | None = None
         self._take_optimizers(optimizer)
@@ -241,7 +242,8 @@ class PATPassManager:
             InputError: something else than optimizers, those of another network, or one whose state cannot be cut.
         """
         self._take_optimizers(optimizer)
-        commit(train_new(self.optimizers, self.model, self._new(provenance_of(self.model).added)))
+        added = [(name, self.model.get_parameter(name)) for name in provenance_of(self.model).added]
+        commit(train_new(self.optimizers, self.model, added))
         self._hook_optimizers()
 
     def _take_optimizers(self, optimizer: Any) -> None:
@@ -251,7 +253,7 @@ class PATPassManager:
             raise InputError(f"{type(self.regularizer).__name__} works after each step of the optimizer: give `optimizer`")
         if optimizer is None:
             _log.warning("no optimizer is given, so none follows the model: give `optimizer`, or () if there is none, or later")
-        self.optimizers, self._following = optimizers, following
+        self.optimizers, self._outer, self._following = optimizers, following[: len(optimizers)], following
 
     def _hook_optimizers(self) -> None:
         if self._after_step is not None:
@@ -265,9 +267,6 @@ class PATPassManager:
                 regularizer.after_step(self.model, self._prunable())
 
         self._after_step = self.optimizers[-1].register_step_post_hook(after_step)
-
-    def _new(self, names: Iterable[str]) -> list[tuple[str, nn.Parameter]]:
-        return [(name, self.model.get_parameter(name)) for name in names]
 
     def _prunable(self) -> list[Group]:
         graph = analyze(self.model)
@@ -287,16 +286,21 @@ class PATPassManager:
         last = due == len(self.epochs)
         masking = self.mask_until_last and not last
         ready = self._passes.prepare(
-            self.model, self.followers, self._selection_at(due), masking=masking, last=last, regularizer=self.regularizer
+            self.model,
+            self.followers,
+            self._targets.at(self.model, due, self.taken),
+            masking=masking,
+            last=last,
+            regularizer=self.regularizer,
         )
         commit([*self._changes(ready), *(entry(self.__dict__, key, value) for key, value in {**position, "taken": due}.items())])
         _ = self.parallel
-        now = cost(self.model)
+        now, whole = cost(self.model), self._targets.whole
         _log.info(
             "step %d of %d, %s: %s %d axes; MACs %s of %s (%.1f%%), parameters %s of %s (%.1f%%)",
             due, len(self.epochs), _text(position), "masked" if masking else "shortened", len(ready.plan.kept),
-            f"{now.macs:,}", f"{self._whole.macs:,}", 100 * now.macs / max(self._whole.macs, 1),
-            f"{now.params:,}", f"{self._whole.params:,}", 100 * now.params / max(self._whole.params, 1),
+            f"{now.macs:,}", f"{whole.macs:,}", 100 * now.macs / max(whole.macs, 1),
+            f"{now.params:,}", f"{whole.params:,}", 100 * now.params / max(whole.params, 1),
         )  # fmt: skip
         return True
 
@@ -305,30 +309,6 @@ class PATPassManager:
         if self._wrap is None or moved:
             changes.append(entry(self.__dict__, "_parallel", None))
         return changes
-
-    def _plan_of_random_scores(self) -> None:
-        """Plans once at the final ratio, so that arguments that do not fit the model are refused now; keeps no result."""
-        scores = score(self.model, "random", ignore=self._selection.ignore)
-        selection = dataclasses.replace(self._selection_at(len(self.epochs)), allocation="scope")  # no damages are known yet
-        select(self.model, scores, selection, whole=self._passes.sizes)
-
-    def _selection_at(self, step: int) -> Selection:
-        """The selection of a step, for the graph as it is now: a masked one still counts all its units, a shortened one those
-        that are left."""
-        ratio = self.ratios[step - 1]
-        target, scope = self._selection.target, self._selection.scope
-        if not self.mask_until_last and self.taken and (target != "channels" or scope != "local"):
-            ratio = max(0.0, 1 - (1 - ratio) / self._left(target))
-        own = {name: shares[step - 1] for name, shares in self._own.items()}
-        return dataclasses.replace(self._selection, ratio=ratio, ratios=own)
-
-    def _left(self, target: str) -> float:
-        """The fraction that earlier steps have left of what ``target`` counts."""
-        if target in ("macs", "params"):
-            return getattr(cost(self.model), target) / getattr(self._whole, target)
-        if target == "channels":
-            return sum(group.size for group in analyze(self.model).groups) / sum(self._passes.sizes.values())
-        return 1 - self.ratios[self.taken - 1]
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -360,6 +340,10 @@ class PATPassManager:
             InputError: a state of another schedule, ratio, criterion or version, one that is damaged, or a model that has been
                 pruned otherwise.
         """
+        self._load(state, lambda gm: None)
+
+    def _load(self, state: Mapping[str, Any], check: Callable[[fx.GraphModule], None]) -> None:
+        """``check`` is given the graph of the state's structure, before anything is changed."""
         check_state(state, self.state_dict())
         load, save = (getattr(self.regularizer, name, None) for name in ("load_state_dict", "state_dict"))
         if load is None and state["regularizer"] is not None:
@@ -371,9 +355,13 @@ class PATPassManager:
         if any(known[key] != (list(state[key]) if key == "added" else state[key]) for key in known):
             if self.taken or provenance_of(self.model).plan is not None:
                 raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
-            changes += self._changes(rebuilt(self.model, self.followers, state, detached))
-        elif detached is not None:
-            changes += adopt(self.model, without_observers(self.model, detached)).changes
+            ready = rebuilt(self.model, self.followers, state, detached)
+            check(ready.result)
+            changes += self._changes(ready)
+        else:
+            check(self.model)
+            if detached is not None:
+                changes += adopt(self.model, without_observers(self.model, detached)).changes
         position = {"taken": int(state["step"]), "epoch": int(state["epoch"]), "count": int(state["count"])}
         changes += [entry(self.__dict__, name, value) for name, value in position.items()]
         if load is not None and save is not None and state["regularizer"] is not None:
@@ -381,6 +369,31 @@ class PATPassManager:
             changes.insert(0, Change(lambda: load(state["regularizer"]), lambda: load(before)))
         commit(changes)
         _ = self.parallel
+
+    def save(self, path: str | os.PathLike[str], **objects: Any) -> None:
+        """Writes the whole run into one file: the state of this manager, the model, the optimizers, the followers, ``objects``
+        with state dicts (``scheduler=scheduler, scaler=scaler``), and the random states of every rank. To be called on all ranks.
+
+        Raises:
+            InputError: an object without ``state_dict`` and ``load_state_dict``.
+            FileError: the file cannot be written; what was there is as it was.
+        """
+        averages = [each.state_dict() for each in self._averages]
+        parts = {"manager": self.state_dict(), "model": self.model.state_dict(), "followers": averages}
+        checkpoint.write(path, {**parts, **checkpoint.saved(objects, self._outer)})
+
+    def load(self, path: str | os.PathLike[str], **objects: Any) -> None:
+        """Goes on from :meth:`save`, in a manager that was made as the one that saved, around the unpruned model, with
+        ``objects`` of the same names.
+
+        Raises:
+            FileError: no such file, or one that :meth:`save` has not written.
+            InputError: the file is of another run (see :meth:`load_state_dict`), model or objects.
+        """
+        found = checkpoint.read(path, objects)
+        self._load(found["manager"], lambda gm: checkpoint.check_fits(gm, found["model"], "model"))
+        self.model.load_state_dict(found["model"])
+        checkpoint.load_others(found, self._averages, self._outer, objects)
 
 
 def _text(position: Mapping[str, int]) -> str:
