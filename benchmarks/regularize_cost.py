@@ -1,12 +1,14 @@
-"""What the regularizers cost in each training step, beside the step itself.
+"""What the regularizers and distillation cost in each training step, beside the step itself.
 
     python benchmarks/regularize_cost.py [--networks resnet50] [--batch 8] [--out benchmarks/results/regularize_cost]
+    python benchmarks/regularize_cost.py --only distillation --networks resnet18 --out benchmarks/results/distillation_cost
 
 One thread, 224 x 224, SGD with momentum; the contestants take turns. Seconds are the processor's, not the clock's, since
 other programs may share the machine. Medians, and for the ratio the lowest and the highest turn. `gradients`: a manager's
 `regularize()`; `loss`: the loss term and its backward pass (variance entropy: what a whole step takes longer, a small
 difference of two long times: look at its spread); `step`: what follows each optimizer step, the mean over as many steps as
-it takes to come round.
+it takes to come round. Distillation: what a whole step takes longer with a teacher's `logits`, and with these and the ends of
+the `blocks`; `forward`: a forward pass of the teacher alone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torchvision
@@ -32,17 +35,29 @@ EVERY = 10  # steps between two rounds of gradual magnitude pruning
 
 
 class Loop:
-    """A training step on one batch of noise, with the loss term of ``regularizer`` if it has no other form."""
+    """A training step on one batch of noise, with the loss term of ``regularizer`` if it has no other form, or with a teacher
+    that is heard about logits and ``features``."""
 
-    def __init__(self, gm: fx.GraphModule, batch: int, regularizer: str | None = None) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        batch: int,
+        regularizer: str | None = None,
+        teacher: fx.GraphModule | None = None,
+        features: Literal["blocks"] | None = None,
+    ) -> None:
         self.optimizer = torch.optim.SGD(gm.parameters(), lr=1e-6, momentum=0.9)
         self.images, self.labels = torch.randn(batch, 3, 224, 224), torch.randint(0, 1000, (batch,))
         self.pat = stp_fx.PATPassManager(gm, start_epoch=1, optimizer=self.optimizer, regularizer=regularizer)
+        self.distill = None if teacher is None else stp_fx.Distillation(teacher, gm, features=features)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
         output = self.pat.model(self.images)
-        (torch.nn.functional.cross_entropy(output, self.labels) + self.pat.loss()).backward()
+        loss = torch.nn.functional.cross_entropy(output, self.labels) + self.pat.loss()
+        if self.distill is not None:
+            loss = loss + self.distill(output, self.images)
+        loss.backward()
         self.optimizer.step()
 
 
@@ -61,6 +76,11 @@ def calls(gm: fx.GraphModule, optimizer: torch.optim.Optimizer) -> dict[tuple[st
     return result
 
 
+def teacher_forward(teacher: fx.GraphModule, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        teacher(images)
+
+
 def seconds_of(call: Callable[[], object], times: int = 1) -> float:
     start = time.process_time()
     for _ in range(times):
@@ -68,17 +88,25 @@ def seconds_of(call: Callable[[], object], times: int = 1) -> float:
     return (time.process_time() - start) / times
 
 
-def measure(name: str, batch: int, rounds: int) -> list[list[str]]:
+def measure(name: str, batch: int, rounds: int, only: str = "") -> list[list[str]]:
     torch.manual_seed(0)
     gm = stp_fx.trace(torchvision.models.get_model(name, weights=None).train(), torch.randn(2, 3, 224, 224))
-    observed = Loop(copy.deepcopy(gm), batch, "variance_entropy")
+    teacher = copy.deepcopy(gm).eval()
+    longer = {
+        ("variance_entropy", "loss"): Loop(copy.deepcopy(gm), batch, "variance_entropy"),
+        ("distillation", "logits"): Loop(copy.deepcopy(gm), batch, teacher=teacher),
+        ("distillation", "blocks"): Loop(copy.deepcopy(gm), batch, teacher=teacher, features="blocks"),
+    }
+    longer = {key: loop for key, loop in longer.items() if only in ("", key[0])}
     plain = Loop(gm, batch)
     called = calls(gm, torch.optim.SGD(gm.parameters(), lr=1e-6))
+    called["distillation", "forward"] = (lambda: teacher_forward(teacher, plain.images), 1)
+    called = {key: call for key, call in called.items() if only in ("", key[0])}
     steps: list[float] = []
     taken: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 1):
         step = seconds_of(plain.step)
-        added = {("variance_entropy", "loss"): seconds_of(observed.step) - step}
+        added = {key: seconds_of(loop.step) - step for key, loop in longer.items()}
         added |= {key: seconds_of(call, times) for key, (call, times) in called.items()}
         if turn:  # the first one warms up
             steps.append(step)
@@ -97,15 +125,19 @@ def main() -> None:
     parser.add_argument("--networks", default="resnet50")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="a regularizer's name, or distillation")
     parser.add_argument("--out", type=Path, default=RESULTS / "regularize_cost")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for name in arguments.networks.split(",") for row in measure(name, arguments.batch, arguments.rounds)]
-    table = Table(*HEADER, title="regularizers in a training step")
+    rows = [
+        row for name in arguments.networks.split(",") for row in measure(name, arguments.batch, arguments.rounds, arguments.only)
+    ]
+    table = Table(*HEADER, title="what is added to a training step")
     for row in rows:
         table.add_row(*row)
     wide_console().print(table)
-    text = f"# Regularizers in a training step\n\n{markdown_machine(machine())}\n\n{markdown_table(HEADER, rows, left=3)}\n"
+    what = arguments.only.capitalize() or "Regularizers and distillation"
+    text = f"# {what} in a training step\n\n{markdown_machine(machine())}\n\n{markdown_table(HEADER, rows, left=3)}\n"
     write(arguments.out, text, {"machine": machine(), "rows": rows})
 
 

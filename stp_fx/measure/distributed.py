@@ -154,4 +154,4 @@ def _store() -> Any:
 
 def group_device() -> torch.device:
     """Where collectives of the default group find their tensors."""
-    return torch.device("cuda", torch.cuda.currentgroup_device()) if "nccl" in dist.get_backend() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else torch.device("cpu")

@@ -346,5 +346,7 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 def _relative_error(wanted: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """The mean squared error beside the variance of what is wanted; 0 where that does not vary."""
     wanted, given = exact(wanted), exact(given)
-    spread = _mean((wanted - _mean(wanted)).square())
-    return torch.where(spread > 0, _mean((given - wanted).square()) / torch.where(spread > 0, spread, 1.0), 0.0)
+    number = max(wanted.numel(), 1)
+    spread = F.mse_loss(wanted, _mean(wanted).expand_as(wanted), reduction="sum") / number
+    error = F.mse_loss(given, wanted, reduction="sum") / number
+    return torch.where(spread > 0, error / torch.where(spread > 0, spread, 1.0), 0.0)
