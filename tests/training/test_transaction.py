@@ -22,6 +22,9 @@ from stp_fx.errors import InputError
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.training.commit import Change, commit, entry
 
+# An interrupt that arrives in a `__del__` or in the callback of a weak reference can only be reported.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 TRAINING = str(Path(stp_fx.__file__).parent / "training")
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
