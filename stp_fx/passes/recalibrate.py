@@ -88,7 +88,7 @@ def _merge(norms: list[BatchNorm]) -> None:
         parts += [count, norm.running_mean.double() * count, norm.running_var.double() * count]
     together = torch.cat(parts)
     summed(0, [together])
-    found = together.split([len(part) for part in parts])
+    found: tuple[torch.Tensor, ...] = torch.split(together, [len(part) for part in parts])  # pyright: ignore
     for norm, count, mean, variance in zip(norms, found[::3], found[1::3], found[2::3], strict=True):
         if count > 0 and norm.running_mean is not None and norm.running_var is not None:
             norm.running_mean.copy_(mean / count)

@@ -116,7 +116,7 @@ def _keep_buffers(held: nn.Module, result: nn.Module, changes: list[Change]) -> 
     for prefix, module in result.named_modules(remove_duplicate=False):
         for name, buffer in list(module._buffers.items()):
             old = None if buffer is None else known.get(f"{prefix}.{name}" if prefix else name)
-            if old is not None and old is not buffer and _fits(old, buffer):
+            if old is not None and buffer is not None and old is not buffer and _fits(old, buffer):
                 changes.append(_written(old.data, buffer.data))
                 module._buffers[name] = old
 

@@ -43,7 +43,7 @@ def listed_followers(followers: object, model: fx.GraphModule) -> tuple[tuple[nn
 
 def _graph(given: Any, wanted: str) -> fx.GraphModule:
     for each in (given, getattr(given, "module", None)) if is_a(given, nn.Module) else ():
-        if is_a(each, fx.GraphModule) and has_provenance(each):
+        if isinstance(each, fx.GraphModule) and has_provenance(each):
             return each
     raise InputError(f"`followers` holds a {type(given).__name__}: {wanted}")
 

@@ -168,7 +168,9 @@ def cut_states(optimizers: Sequence[Optimizer], cuts: Mapping[int, Cuts]) -> lis
         _check_class(optimizer)
         for parameter, state in _state(optimizer).items():
             cut = cuts.get(id(parameter))
-            for key, value in state.items() if cut is not None else ():
+            if cut is None:
+                continue
+            for key, value in state.items():
                 what = f"{type(optimizer).__name__} keeps {key!r} of {cut.name!r}"
                 if not (isinstance(value, torch.Tensor) and value.shape == cut.values.shape and type(value) is torch.Tensor):
                     _check_value(value, parameter.shape, what)

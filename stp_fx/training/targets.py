@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from torch import fx
 
@@ -23,7 +24,7 @@ class Targets:
 
     selection: Selection
     ratios: tuple[float, ...]
-    own: Mapping[str, tuple[float, ...]]
+    own: Mapping[Any, tuple[float, ...]]
     whole: Cost
     sizes: Mapping[str, int]
     mask_until_last: bool
