@@ -65,9 +65,10 @@ def main() -> None:
         print(*rows[-1], sep=" | ", flush=True)
     dist.destroy_process_group()
     verdict = f"{len(rows)} optimizers, {len(rows) * len(COMBINATIONS)} cells, {len(wrong)} not as they have to be"
-    text = f"# Optimizers beside a pruning step\n\n{markdown_machine(machine())}\n\n{markdown_table(header, rows,
-    left=1)}\n\n{verdict}\n" write(arguments.out, text + "".join(f"- {each}\n" for each in wrong), {"machine": machine(), "rows":
-    rows, "wrong": wrong}) print(verdict)
+    table = markdown_table(header, rows, left=1)
+    text = f"# Optimizers beside a pruning step\n\n{markdown_machine(machine())}\n\n{table}\n\n{verdict}\n"
+    write(arguments.out, text + "".join(f"- {each}\n" for each in wrong), {"machine": machine(), "rows": rows, "wrong": wrong})
+    print(verdict)
 
 
 if __name__ == "__main__":

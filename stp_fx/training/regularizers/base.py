@@ -31,7 +31,8 @@ class Regularizer(Protocol):
 
     ``groups`` are those of ``analyze(gm)`` that may lose units; None: all. Use "loss" or "gradients", not both. Masked units
     do not count, and parameters that do not require gradients get none. ``attach(gm)`` is called before
-    training and ``detach(gm)`` after the last step of pruning.
+    training; ``detach(gm)`` at the last step of pruning, with a copy of the graph that becomes what the loop holds if the step is
+    made.
     """
 
     forms: ClassVar[tuple[str, ...]]
