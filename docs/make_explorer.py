@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import stp_fx
 
 SIZE = (1280, 860)
-COLOURS = 96
+COLOURS = 200
 STATES = {
     "resnet18": "theme=light&open=layer2.0&find=layer2.0.conv2.weight:0",
     "swin_t": "theme=dark&open=features.1.0&find=features.1.0.attn.qkv",
@@ -43,7 +43,7 @@ def explorers() -> dict[str, stp_fx.Explorer]:
     return {
         "resnet18": stp_fx.explore(gm, pruned=pruned, title="ResNet-18"),
         "swin_t": stp_fx.explore(stp_fx.trace(swin, image.to("meta")), title="Swin-T"),
-        "llama": stp_fx.explore(stp_fx.trace(llama, tokens, outputs="logits"), title="Llama, 8 layers of Llama-3-70B's widths"),
+        "llama": stp_fx.explore(stp_fx.trace(llama, tokens, outputs="logits"), title="Llama-3-70B, 8 layers"),
     }
 
 

@@ -21,8 +21,9 @@ def drawing(solved: Solved) -> Drawing:
     group_of = np.zeros(solved.units, dtype=np.int64)
     for group in solved.groups:
         group_of[group.units] = group.index
+    known: dict[int, frozenset[int]] = {}
     calls = tuple(
-        Call(n.name, n.op, n.call, n.path, n.inputs, n.scopes, _carried(solved, group_of, n.name), _stored(solved, n))
+        Call(n.name, n.op, n.call, n.path, n.inputs, n.scopes, _carried(solved, group_of, known, n.name), _stored(solved, n))
         for n in solved.found.flow
         if n.name in passing or not n.op.startswith(("call", "get"))
     )
@@ -37,14 +38,16 @@ def _tensors(value: Any) -> Iterator[TensorDims]:
             yield from _tensors(item)
 
 
-def _carried(solved: Solved, group_of: np.ndarray, name: str) -> frozenset[int]:
-    """The groups whose units the node's value holds."""
+def _carried(solved: Solved, group_of: np.ndarray, known: dict[int, frozenset[int]], name: str) -> frozenset[int]:
+    """The groups whose units the node's value holds; ``known`` has those of arrays of elements, which recur, by their id."""
     dims = [dim for tensor in _tensors(solved.found.values.get(name)) for dim in tensor.dims]
-    ids = [f.ids[f.ids >= 0] for dim in dims for f in dim if f.ids is not None]
-    if not ids:
-        return frozenset()
-    _, units = solved.touched.of(np.unique(solved.label[np.concatenate([i.ravel() for i in ids])]))
-    return frozenset(group_of[units].tolist())
+    found: set[int] = set()
+    for ids in (factor.ids for dim in dims for factor in dim if factor.ids is not None):
+        if id(ids) not in known:
+            _, units = solved.touched.of(solved.label[ids[ids >= 0].ravel()])
+            known[id(ids)] = frozenset(np.flatnonzero(np.bincount(group_of[units], minlength=1)).tolist())
+        found |= known[id(ids)]
+    return frozenset(found)
 
 
 def _stored(solved: Solved, node: FlowNode) -> frozenset[int]:

@@ -116,13 +116,19 @@ class Calls:
         )
 
     def edges(self, place: Mapping[str, str]) -> dict[tuple[str, str], frozenset[int]]:
-        """Reading between two places, and the groups whose channels go through; in the graph's order."""
+        """Reading between two places, and the groups whose channels go through; in the graph's order.
+
+        What a function reads of parameters counts as the place's, as a module's own parameters do.
+        """
+        touched = {
+            at: frozenset().union(*(c.carried | c.stored for c in calls)) for at, calls in together(self.calls, place).items()
+        }
         result: dict[tuple[str, str], frozenset[int]] = {}
         for call in self.calls:
             for source in self._inputs[call.name]:
                 key = place[source], place[call.name]
                 if key[0] != key[1]:
-                    shared = self._carried[source] & (call.carried | call.stored)
+                    shared = self._carried[source] & touched[key[1]]
                     result[key] = result.get(key, frozenset()) | shared
         return result
 

@@ -306,3 +306,27 @@ def test_bad_requests_are_named(gm: torch.fx.GraphModule, pruned: torch.fx.Graph
     with pytest.raises(InputError, match="meta device"):
         stp_fx.explore(empty, latency=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_edges_carry_the_groups_that_both_ends_have(gm: torch.fx.GraphModule) -> None:
+    found = boxes(stp_fx.analyze(gm).drawing())
+    names = [group.name for group in stp_fx.analyze(gm).groups]
+    ends = {(found.boxes[s].first.path, found.boxes[t].first.path): {names[k] for k in groups} for s, t, groups in found.edges}
+    assert ends["stem", "layers.0.norm"] == {"stem.weight:0"}
+    assert ends["layers.0.norm", "layers.0.qkv"] == {"stem.weight:0"}
+    assert ends["", "head"] == {"stem.weight:0"}
+
+
+def test_what_a_function_reads_of_parameters_counts_as_the_boxes_own() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Linear(3, 8), nn.Parameter(torch.zeros(4, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(self.first(x).relu(), self.weight)
+
+    found = boxes(stp_fx.analyze(stp_fx.trace(Functional().eval(), torch.zeros(2, 3), validate=False)).drawing())
+    assert [
+        (found.boxes[s].first.call, sorted(groups)) for s, t, groups in found.edges if found.boxes[t].first.call == "linear"
+    ] == [("Linear", [0])]

@@ -135,25 +135,49 @@ const Layout = (() => {
     });
     const byId = new Map(items.map((item) => [item.id, item]));
     const drawn = lines.map((line, k) => {
-      const path = graph.edge(line.from, line.to, String(k)).points.map(moved);
+      const inner = graph.edge(line.from, line.to, String(k)).points.map(moved).slice(1, -1);
       const anchor = (id, way) => {
-        const inner = byId.get(id) && byId.get(id).inner;
-        const port = inner && inner.ports.get(`${way}:${line.value}`);
-        return port ? { x: port.x + byId.get(id).x, y: port.y + byId.get(id).y } : null;
+        if (id.includes(":")) return moved(node(id));
+        const item = byId.get(id), port = item.inner && item.inner.ports.get(`${way}:${line.value}`);
+        return port ? { x: port.x + item.x, y: port.y + item.y } : null;
       };
       const [from, to] = [anchor(line.from, "out"), anchor(line.to, "in")];
-      if (from) path[0] = from;
-      if (to) path[path.length - 1] = to;
-      if (line.from.includes(":")) path[0] = border(moved(node(line.from)), false);
-      if (line.from.includes(":") && !turned) path.splice(1, 0, moved(node(line.from)));
-      if (line.to.includes(":")) path[path.length - 1] = border(moved(node(line.to)), true);
-      return { path, groups: [...line.groups].sort((a, b) => a - b), arrow: !line.to.includes(":") && !to };
+      const path = ends(from, to, byId.get(line.from), byId.get(line.to), inner, turned);
+      if (line.from.includes(":")) path.unshift(border(path[0], false));
+      const exit = line.to.includes(":") ? border(path[path.length - 1], true) : null;
+      return { d: route(path, line.from.includes(":"), turned, exit), groups: [...line.groups].sort((a, b) => a - b), arrow: !exit && !to };
     });
     function border(p, far) {
       return turned ? { x: far ? width : 0, y: p.y } : { x: p.x, y: far ? height : 0 };
     }
     const places = new Map([...entries.map((id) => [id, border(moved(node(id)), false)]), ...exits.map((id) => [id, border(moved(node(id)), true)])]);
     return { scope, width, height, items, lines: drawn, ports: places };
+  }
+
+  /** The points of a line: where it leaves, those between, where it arrives. Boxes are left at the foot and entered at the top. */
+  function ends(from, to, source, target, inner, turned) {
+    const [along, across, length, breadth] = turned ? ["x", "y", "width", "height"] : ["y", "x", "height", "width"];
+    const middle = (item) => item[across] + item[breadth] / 2;
+    const near = (item, wanted) => Math.min(Math.max(wanted, middle(item) - 0.3 * item[breadth]), middle(item) + 0.3 * item[breadth]);
+    const at = (u, v) => (turned ? { x: v, y: u } : { x: u, y: v });
+    const next = inner.length > 2 ? inner[1][across] : to ? to[across] : middle(target);
+    const start = from || at(near(source, next), source[along] + source[length]);
+    const last = inner.length > 2 ? inner[inner.length - 2][across] : start[across];
+    return [start, ...inner, to || at(near(target, last), target[along])];
+  }
+
+  /** Straight past the boxes of each rank, and across in the gap between two ranks, where dagre has put every other point. */
+  function route(points, entered, turned, exit) {
+    const [along, across] = turned ? ["x", "y"] : ["y", "x"];
+    const at = (u, v) => (turned ? `${v} ${u}` : `${u} ${v}`);
+    const path = entered ? points.slice(1) : points;
+    let text = entered ? `M${at(points[0][across], points[0][along])}L${at(path[0][across], path[0][along])}` : `M${at(path[0][across], path[0][along])}`;
+    for (let k = 1; k < path.length; k += 2) {
+      const [before, gap, after] = [path[k - 1], path[k], path[k + 1] || path[k]];
+      const [low, high, v] = [gap[along] - GAP / 2 + 1, gap[along] + GAP / 2 - 1, gap[along]];
+      text += `L${at(before[across], low)}C${at(before[across], v)} ${at(after[across], v)} ${at(after[across], high)}L${at(after[across], after[along])}`;
+    }
+    return exit ? `${text}L${at(exit[across], exit[along])}` : text;
   }
 
   const ruler = document.createElement("canvas").getContext("2d");
@@ -175,7 +199,7 @@ const Layout = (() => {
     const root = placed(-1, open, local(open), sizes, turned);
     const result = { width: root.width + PAD, height: root.height + PAD, boxes: [], frames: [], lines: [] };
     (function unpack(one, x, y, depth) {
-      for (const line of one.lines) result.lines.push({ ...line, path: line.path.map((p) => ({ x: p.x + x, y: p.y + y })) });
+      for (const line of one.lines) result.lines.push({ ...line, x, y });
       for (const item of one.items) {
         const at = { x: item.x + x, y: item.y + y, width: item.width, height: item.height, index: Number(item.id.slice(1)) };
         if (item.inner) {

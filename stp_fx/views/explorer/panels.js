@@ -87,7 +87,7 @@ const Panels = (() => {
   function units(k) {
     const { units: number } = groups[k];
     if (groups[k].left === null) return null;
-    const width = Math.min(number, 128);
+    const width = Math.min(number, 64);
     const canvas = el("canvas", { width, height: Math.ceil(number / width), title: "units in order: coloured where kept" });
     const pen = canvas.getContext("2d");
     const probe = getComputedStyle(document.documentElement);

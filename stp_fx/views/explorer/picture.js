@@ -38,7 +38,8 @@ const Picture = (() => {
     const rest = (module ? touched : carried).length - chips.length;
     const main = carried.length ? Model.groups[carried[0]] : null;
     const share = main ? ` (${Model.changed ? `${main.kept}/` : ""}${main.of})` : "";
-    const name = main ? Words.clip(main.short, 24) + share : "";
+    const around = module ? Model.scopes[k].parent : Model.boxes[k].scope;
+    const name = main ? Words.clip(Layout.relative(main.short, around), 24) + share : "";
     const more = rest > 0 ? `+${rest}` : "";
     const chipsWidth = chips.length * (CHIP + 3) + (more ? Layout.textWidth(more, false, 11) + 8 : 0);
     const wide = module && chips.length > 1;
@@ -109,20 +110,10 @@ const Picture = (() => {
     return group;
   }
 
-  function path(points) {
-    const [start, ...rest] = points;
-    let text = `M${start.x} ${start.y}`;
-    rest.forEach((p, k) => {
-      const next = rest[k + 1];
-      text += next ? `Q${p.x} ${p.y} ${(p.x + next.x) / 2} ${(p.y + next.y) / 2}` : `L${p.x} ${p.y}`;
-    });
-    return text;
-  }
-
   function lineOf(line) {
     const [group] = line.groups;
     const look = line.groups.length === 1 ? colourOf(group) : line.groups.length ? "" : "none";
-    const drawn = svg("path", { class: `edge ${look}`, d: path(line.path) });
+    const drawn = svg("path", { class: `edge ${look}`, d: line.d, transform: `translate(${line.x} ${line.y})` });
     if (line.arrow) drawn.setAttribute("marker-end", "url(#arrow)");
     drawn.dataset.groups = line.groups.join(" ");
     return drawn;
