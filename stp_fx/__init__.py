@@ -2,6 +2,7 @@
 
 from stp_fx import criteria, errors, passes
 from stp_fx.api import (
+    Block,
     ChannelGraph,
     Cost,
     Report,
@@ -12,12 +13,14 @@ from stp_fx.api import (
     Validation,
     analyze,
     apply_plan,
+    blocks_of,
     compare,
     cost,
     estimate_keep_ratio,
     plan_of,
     prune_graph,
     report_of,
+    score_blocks,
     sensitivity,
     sweep,
     trace,
@@ -31,6 +34,7 @@ from stp_fx.training import Distillation, PATPassManager, regularizers, schedule
 from stp_fx.writeback import write_back
 
 __all__ = [
+    "Block",
     "ChannelGraph",
     "Cost",
     "Distillation",
@@ -46,6 +50,7 @@ __all__ = [
     "Validation",
     "analyze",
     "apply_plan",
+    "blocks_of",
     "compare",
     "cost",
     "criteria",
@@ -63,6 +68,7 @@ __all__ = [
     "report_of",
     "save",
     "schedules",
+    "score_blocks",
     "sensitivity",
     "sweep",
     "trace",

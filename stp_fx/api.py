@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 from typing_extensions import Unpack
 
+from stp_fx.analysis.blocks import Block, blocks_of
 from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import Cost, cost
 from stp_fx.analysis.graph import ChannelGraph
@@ -46,11 +47,13 @@ from stp_fx.report.report import Report
 from stp_fx.report.run_report import RunReport
 from stp_fx.report.sweep import Sensitivity, Sweep, sensitivity, sweep
 from stp_fx.selection import PrunePlan
+from stp_fx.selection.block_scores import score_blocks
 from stp_fx.selection.estimate import estimate_keep_ratio
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
 from stp_fx.text import listed
 
 __all__ = [
+    "Block",
     "ChannelGraph",
     "Cost",
     "Report",
@@ -61,12 +64,14 @@ __all__ = [
     "Validation",
     "analyze",
     "apply_plan",
+    "blocks_of",
     "compare",
     "cost",
     "estimate_keep_ratio",
     "plan_of",
     "prune_graph",
     "report_of",
+    "score_blocks",
     "sensitivity",
     "sweep",
     "trace",
@@ -215,7 +220,8 @@ def _recalibration(data: Iterable[Any] | None, recalibrate: int | bool) -> Graph
 
 
 def apply_plan(gm: fx.GraphModule, plan: PrunePlan, *, mask: bool = False, validate: Validate = "auto") -> fx.GraphModule:
-    """Removes the channels that ``plan`` leaves out (or masks them), without scoring anything; returns a new GraphModule.
+    """Removes the blocks that ``plan`` names and the channels that it leaves out (or masks them), without scoring anything; gives
+    a new GraphModule.
 
     ``validate``: whether a removal is run beside the masked graph and compared, as for :func:`prune_graph`.
 

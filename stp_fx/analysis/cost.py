@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from stp_fx.analysis.build import analyze
+from stp_fx.analysis.bypass import channels_of
 from stp_fx.analysis.counts import Cost
 from stp_fx.ir.provenance import provenance_of
 
@@ -20,7 +21,10 @@ def cost(gm: fx.GraphModule) -> Cost:
     Raises:
         InputError: ``gm`` carries no recorded example inputs.
     """
-    return analyze(gm).survivors(provenance_of(gm).masked, partial=True).cost
+    masked = provenance_of(gm).masked
+    if masked is not None:
+        gm, masked = channels_of(gm, masked)
+    return analyze(gm).survivors(masked, partial=True).cost
 
 
 def parameter_names(gm: fx.GraphModule) -> list[str]:

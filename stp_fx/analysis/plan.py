@@ -1,10 +1,10 @@
-"""PrunePlan: what stays of every shortened axis. Plain data, the only thing handed from selection to rewrites."""
+"""PrunePlan: what stays of every shortened axis, and which blocks go. Plain data, all that selection hands to rewrites."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import numpy as np
@@ -22,11 +22,13 @@ AxisKey = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PrunePlan:
-    """Which indices stay, for every axis that a plan shortens.
+    """Which indices stay, for every axis that a plan shortens, and which blocks are removed.
 
     ``kept[name, dim]``: original indices that stay, int64, ascending (any sequence of integers is accepted).
     ``sizes[name, dim]``: the axis's original length. Both have the same keys, sorted; entries that keep everything are
-    dropped, so plans that do the same are equal. Raises :class:`PlanError`, naming the entry, for anything else.
+    dropped, so plans that do the same are equal. ``blocks``: names of :class:`~stp_fx.analysis.blocks.Block`, sorted. They are
+    removed first; entries for axes of tensors that are removed with them mean nothing. Raises :class:`PlanError`, naming the
+    entry, for anything else.
 
     >>> plan = PrunePlan({("conv.weight", 0): [0, 2, 3]}, {("conv.weight", 0): 4})
     >>> plan.then(PrunePlan({("conv.weight", 0): [1, 2]}, {("conv.weight", 0): 3})).kept
@@ -35,6 +37,7 @@ class PrunePlan:
 
     kept: Mapping[AxisKey, npt.NDArray[np.int64]]
     sizes: Mapping[AxisKey, int]
+    blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_a(self.kept, Mapping) or not is_a(self.sizes, Mapping):
@@ -54,11 +57,18 @@ class PrunePlan:
         shortened = sorted(key for key, indices in kept.items() if len(indices) < sizes[key])
         object.__setattr__(self, "kept", {key: kept[key] for key in shortened})
         object.__setattr__(self, "sizes", {key: sizes[key] for key in shortened})
+        object.__setattr__(self, "blocks", _checked_blocks(self.blocks))
 
     @property
     def is_empty(self) -> bool:
-        """True if the plan shortens nothing."""
-        return not self.kept
+        """True if the plan removes nothing."""
+        return not self.kept and not self.blocks
+
+    def without_blocks(self, names: Iterable[str] | None = None) -> PrunePlan:
+        """The part of the plan about axes: of all tensors, or of those of these ``names``, which the removal of blocks leaves."""
+        held = None if names is None else set(names)
+        kept = {key: indices for key, indices in self.kept.items() if held is None or key[0] in held}
+        return PrunePlan(kept, {key: self.sizes[key] for key in kept})
 
     def then(self, second: PrunePlan) -> PrunePlan:
         """This plan and then ``second``, whose indices refer to the tensors that this plan left, as one plan."""
@@ -74,7 +84,7 @@ class PrunePlan:
                     f"the second is for an axis of {second.sizes[key]}"
                 )
             kept[key] = kept[key][indices]
-        return PrunePlan(kept, sizes)
+        return PrunePlan(kept, sizes, tuple({*self.blocks, *second.blocks}))
 
     def after(self, first: PrunePlan) -> PrunePlan:
         """What is left of this plan once ``first``, for the same tensors, is done: in the indices that it leaves.
@@ -94,12 +104,13 @@ class PrunePlan:
             if first.sizes[key] != self.sizes[key]:
                 raise PlanError(f"plans for different axes: {_label(key)} of {self.sizes[key]} and of {first.sizes[key]}")
             kept[key], sizes[key] = np.flatnonzero(np.isin(present, indices)), len(present)
-        return PrunePlan(kept, sizes)
+        return PrunePlan(kept, sizes, tuple(set(self.blocks) - set(first.blocks)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PrunePlan):
             return NotImplemented
-        return self.sizes == other.sizes and all(np.array_equal(kept, other.kept[key]) for key, kept in self.kept.items())
+        alike = self.sizes == other.sizes and self.blocks == other.blocks
+        return alike and all(np.array_equal(kept, other.kept[key]) for key, kept in self.kept.items())
 
     def __hash__(self) -> int:
         return hash(self.digest())
@@ -110,11 +121,13 @@ class PrunePlan:
         for (name, dim), indices in self.kept.items():
             state.update(f"{len(name.encode())} {name} {dim} {self.sizes[name, dim]} {len(indices)}\n".encode())
             state.update(indices.astype("<i8").tobytes())
+        for name in self.blocks:
+            state.update(f"block {len(name.encode())} {name}\n".encode())
         return state.hexdigest()
 
     def to_json(self) -> str:
         """The plan as JSON; :meth:`from_json` is its inverse. Format: :mod:`stp_fx.analysis.plan_json`."""
-        return encode_plan(self.kept, self.sizes)
+        return encode_plan(self.kept, self.sizes, self.blocks)
 
     @classmethod
     def from_json(cls, text: str | bytes, axes: Mapping[AxisKey, int] | None = None) -> PrunePlan:
@@ -128,15 +141,16 @@ class PrunePlan:
         return cls(*decode_plan(text, axes))
 
     def summary(self) -> str:
-        """One line a shortened axis, ``name:dim kept/size``, under a line of totals."""
+        """One line a block and a shortened axis, ``name:dim kept/size``, under a line of totals."""
         entries = (f"  {_label(key)} {len(kept)}/{self.sizes[key]}" for key, kept in self.kept.items())
-        return "\n".join([self._totals(), *entries])
+        return "\n".join([self._totals(), *(f"  block {name}" for name in self.blocks), *entries])
 
     def _totals(self) -> str:
         removed = sum(self.sizes[key] - len(indices) for key, indices in self.kept.items())
         tensors = len({name for name, _ in self.kept})
         total = sum(self.sizes.values())
-        return f"{len(self.kept)} axes of {tensors} tensors shortened, {removed} of {total} indices removed"
+        blocks = f"{len(self.blocks)} block{'s' * (len(self.blocks) != 1)} removed, " if self.blocks else ""
+        return f"{blocks}{len(self.kept)} axes of {tensors} tensors shortened, {removed} of {total} indices removed"
 
     def __repr__(self) -> str:
         return f"PrunePlan({self._totals()})"
@@ -160,6 +174,16 @@ def _checked_key(key: object) -> AxisKey:
     if len(pair) == 2 and isinstance(pair[0], str) and pair[0] and is_whole(pair[1]) and pair[1] >= 0:
         return pair[0], int(pair[1])
     raise PlanError(f"a plan entry's key is (tensor name, dimension >= 0); got {shown(key)}")
+
+
+def _checked_blocks(names: object) -> tuple[str, ...]:
+    if not is_a(names, tuple, list):
+        raise PlanError(f"the blocks of a plan are a tuple of names; got {shown(names)}")
+    given = cast("tuple[object, ...]", names)
+    wrong = next((name for name in given if not isinstance(name, str) or not name), None)
+    if wrong is not None or len(set(given)) < len(given):
+        raise PlanError(f"the blocks of a plan are different names; got {shown(names if wrong is None else wrong)}")
+    return tuple(sorted(cast("tuple[str, ...]", given)))
 
 
 def _checked_size(key: AxisKey, size: object) -> int:

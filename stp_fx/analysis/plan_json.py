@@ -3,20 +3,21 @@
 ``{"stp_fx_plan": 1, "cuts": [{"size": 64, "kept": [0, 3, [8, 31]], "axes": [["conv.weight", 0], ["bn.weight", 0]]}]}``
 
 A cut lists the axes that keep the same indices of the same size, so indices shared by a convolution, its norm and its
-consumers are written once. An item of ``kept`` is an index, or the first and last of a run of at least three.
+consumers are written once. An item of ``kept`` is an index, or the first and last of a run of at least three. A plan that removes
+blocks also has ``"blocks": ["layers.3.mlp"]``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stp_fx.errors import PlanError
 
-__all__ = ["VERSION", "decode_plan", "encode_plan"]
+__all__ = ["VERSION", "decode_blocks", "decode_plan", "encode_plan"]
 
 VERSION = 1
 _KEY = "stp_fx_plan"
@@ -29,7 +30,7 @@ _INDICES, _INDICES_A_LETTER = 1 << 22, 256
 AxisKey = tuple[str, int]
 
 
-def encode_plan(kept: Mapping[AxisKey, np.ndarray], sizes: Mapping[AxisKey, int]) -> str:
+def encode_plan(kept: Mapping[AxisKey, np.ndarray], sizes: Mapping[AxisKey, int], blocks: Sequence[str] = ()) -> str:
     """Plan as JSON text; entries in the order of ``kept``."""
     cuts: dict[tuple[int, bytes], list[AxisKey]] = {}
     for key, indices in kept.items():
@@ -37,7 +38,8 @@ def encode_plan(kept: Mapping[AxisKey, np.ndarray], sizes: Mapping[AxisKey, int]
     entries = [
         {"size": size, "kept": _runs(kept[axes[0]]), "axes": [list(axis) for axis in axes]} for (size, _), axes in cuts.items()
     ]
-    return json.dumps({_KEY: VERSION, "cuts": entries}, separators=(",", ":"))
+    own = {"blocks": list(blocks)} if blocks else {}
+    return json.dumps({_KEY: VERSION, **own, "cuts": entries}, separators=(",", ":"))
 
 
 def _runs(indices: np.ndarray) -> list[Any]:
@@ -50,22 +52,11 @@ def _runs(indices: np.ndarray) -> list[Any]:
 
 def decode_plan(
     text: str | bytes, axes: Mapping[AxisKey, int] | None = None
-) -> tuple[dict[AxisKey, np.ndarray], dict[AxisKey, int]]:
-    """``kept`` and ``sizes`` of a plan; entries for other axes than the given ``axes``, or of other sizes, are refused.
+) -> tuple[dict[AxisKey, np.ndarray], dict[AxisKey, int], tuple[str, ...]]:
+    """``kept``, ``sizes`` and ``blocks`` of a plan; entries for axes that are not in ``axes``, or of other sizes, are refused.
 
     Raises :class:`PlanError` for what :func:`encode_plan` cannot have written."""
-    document = _parse(text)
-    if not isinstance(document, dict) or _KEY not in document:
-        raise PlanError(f'not a plan: a JSON object with "{_KEY}" is expected, got {_short(document)}')
-    version = document[_KEY]
-    if type(version) is not int or version != VERSION:
-        raise PlanError(
-            f"plan version {_short(version)} is unknown; this stp_fx reads version {VERSION}: "
-            "use the stp_fx that wrote it, or a newer one"
-        )
-    _check_fields("plan", document, {_KEY, "cuts"})
-    if not isinstance(document["cuts"], list):
-        raise PlanError(f'"cuts" is a list; got {_short(document["cuts"])}')
+    document = _document(text)
     kept: dict[AxisKey, np.ndarray] = {}
     sizes: dict[AxisKey, int] = {}
     room = _INDICES + _INDICES_A_LETTER * len(text)
@@ -82,7 +73,36 @@ def decode_plan(
             if axis in kept:
                 raise PlanError(f"cuts[{place}]: axis {axis[0]}:{axis[1]} is listed twice")
             kept[axis], sizes[axis] = indices, size
-    return kept, sizes
+    return kept, sizes, tuple(document.get("blocks", ()))
+
+
+def decode_blocks(text: str | bytes) -> tuple[str, ...]:
+    """The blocks of a plan alone. Raises :class:`PlanError` for what is no plan."""
+    return tuple(_document(text).get("blocks", ()))
+
+
+def _document(text: str | bytes) -> dict[str, Any]:
+    """A plan's JSON object, of which the fields are checked and the cuts not yet."""
+    document = _parse(text)
+    if not isinstance(document, dict) or _KEY not in document:
+        raise PlanError(f'not a plan: a JSON object with "{_KEY}" is expected, got {_short(document)}')
+    version = document[_KEY]
+    if type(version) is not int or version != VERSION:
+        raise PlanError(
+            f"plan version {_short(version)} is unknown; this stp_fx reads version {VERSION}: "
+            "use the stp_fx that wrote it, or a newer one"
+        )
+    _check_fields("plan", document, {_KEY, "cuts"} | (document.keys() & {"blocks"}))
+    if not isinstance(document["cuts"], list):
+        raise PlanError(f'"cuts" is a list; got {_short(document["cuts"])}')
+    blocks = document.get("blocks", [])
+    if (
+        not isinstance(blocks, list)
+        or any(type(name) is not str or not name for name in blocks)
+        or len(set(blocks)) < len(blocks)
+    ):
+        raise PlanError(f'"blocks" is a list of different names; got {_short(blocks)}')
+    return document
 
 
 def _parse(text: str | bytes) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from stp_fx.analysis.plan_json import decode_blocks
 from stp_fx.errors import FileError, InputError, PlanError, StpFxError, translated
 from stp_fx.io.contents import Contents, decode, is_whole
 from stp_fx.io.files import read_file
@@ -19,6 +20,7 @@ from stp_fx.rewrite.basis.record import replay
 from stp_fx.rewrite.bias import restore_biases
 from stp_fx.rewrite.removal import mask, remove
 from stp_fx.rewrite.slicing import copied
+from stp_fx.rewrite.without_blocks import without_blocks
 from stp_fx.selection import PrunePlan
 
 __all__ = ["load"]
@@ -76,14 +78,23 @@ def _rebuilt(contents: Contents, model: nn.Module, dtype: torch.dtype | None) ->
         graph = copied(graph) if contents.added or contents.basis else graph
         if provenance_of(graph).basis != contents.basis:
             replay(graph, contents.basis)
+        graph = _without_blocks(graph, contents.plan)
         _check_same(contents, stored_tensors(graph), graph)
         restore_biases(graph, contents.added)
         original = {(name, dim): size for name, sizes in contents.original.items() for dim, size in enumerate(sizes)}
-        result = remove(graph, _plan(contents.plan, original))
+        result = remove(graph, _plan(contents.plan, original).without_blocks())
         if contents.masked is not None:
             left = {(n, dim): size for n, s in stored_tensors(result).items() for dim, size in enumerate(s.tensor.shape)}
             result = mask(result, _plan(contents.masked, left))
         return result
+
+
+def _without_blocks(graph: fx.GraphModule, plan: str) -> fx.GraphModule:
+    try:
+        blocks = decode_blocks(plan)
+        return without_blocks(graph, blocks) if blocks else graph
+    except PlanError as error:
+        raise FileError(f"damaged, or of another network: its plan cannot be carried out: {error}") from error
 
 
 def _plan(text: str, axes: Mapping[tuple[str, int], int]) -> PrunePlan:
@@ -109,7 +120,7 @@ def _check_same(contents: Contents, ours: Mapping[str, Stored], graph: fx.GraphM
     Raises:
         FileError: the first tensor that differs.
     """
-    pruned = provenance_of(graph).plan is not None and not provenance_of(graph).plan.is_empty
+    pruned = provenance_of(graph).plan is not None and bool(provenance_of(graph).plan.kept)
     hint = " (the given graph has been pruned already: give the original one)" if pruned else ""
     for name, sizes in contents.original.items():
         if name not in ours:

@@ -85,6 +85,8 @@ def prune_shards(
     if memory is not None and (not is_whole(memory) or memory < 0):
         raise InputError(f"`memory` is None or a number of bytes; got {shown(memory)}")
     place, folder = device_named(device), Path(path_of(target))
+    if plan.blocks:
+        raise InputError("`plan` removes blocks, which files cannot be written without: prune in memory")
     if _exists(folder):
         raise FileError(f"{str(folder)!r} exists; give a folder that does not")
     with normal_mode():

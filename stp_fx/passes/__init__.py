@@ -12,16 +12,19 @@ from stp_fx.passes.compensate_mean import CompensateMean
 from stp_fx.passes.distill import Distill
 from stp_fx.passes.layer_norm_to_rms_norm import LayerNormToRMSNorm
 from stp_fx.passes.mask import MaskChannels
+from stp_fx.passes.mask_blocks import MaskBlocks
 from stp_fx.passes.measure_damage import MeasureDamage
 from stp_fx.passes.pipeline import Pipeline
 from stp_fx.passes.recalibrate import RecalibrateBatchNorm
 from stp_fx.passes.reconstruct_blockwise import ReconstructBlockwise
 from stp_fx.passes.reconstruct_sequentially import ReconstructSequentially
 from stp_fx.passes.remove import RemoveChannels
+from stp_fx.passes.remove_blocks import RemoveBlocks
 from stp_fx.passes.rotate_heads import RotateHeads
 from stp_fx.passes.rotate_residual import RotateResidual
 from stp_fx.passes.score import ScoreUnits
 from stp_fx.passes.select import SelectUnits
+from stp_fx.passes.select_blocks import SelectBlocks
 from stp_fx.passes.unmask import UnmaskChannels
 from stp_fx.passes.update_variance import UpdateBatchNormVariance
 from stp_fx.report.mean_check import MeanCheck, mean_check
@@ -42,6 +45,7 @@ __all__ = [
     "GraphPass",
     "LatencyModel",
     "LayerNormToRMSNorm",
+    "MaskBlocks",
     "MaskChannels",
     "MeanCheck",
     "MeasureDamage",
@@ -51,10 +55,12 @@ __all__ = [
     "RecalibrateBatchNorm",
     "ReconstructBlockwise",
     "ReconstructSequentially",
+    "RemoveBlocks",
     "RemoveChannels",
     "RotateHeads",
     "RotateResidual",
     "ScoreUnits",
+    "SelectBlocks",
     "SelectUnits",
     "UnmaskChannels",
     "UpdateBatchNormVariance",

@@ -17,7 +17,7 @@ __all__ = ["MaskChannels"]
 
 @dataclasses.dataclass(frozen=True)
 class MaskChannels(GraphPass):
-    """Masks the units of a plan in place of removing them.
+    """Masks the units, and the blocks, of a plan in place of removing them.
 
     ``plan`` defaults to the one that :class:`SelectUnits` made in the same pipeline. In a graph that is masked already the units
     of both plans are masked.

@@ -6,12 +6,15 @@ import dataclasses
 
 from torch import fx
 
+from stp_fx.analysis.blocks import planned_blocks
+from stp_fx.analysis.bypass import tensor_names
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import FunctionChangedError
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.validation import Budget, Validate, together
 from stp_fx.passes.artifacts import Artifacts, Outcome
 from stp_fx.passes.base import GraphPass
+from stp_fx.passes.remove_blocks import RemoveBlocks
 from stp_fx.passes.reporting import reported
 from stp_fx.rewrite.removal import remove
 from stp_fx.rewrite.validate import validate_removal
@@ -22,7 +25,8 @@ __all__ = ["RemoveChannels"]
 
 @dataclasses.dataclass(frozen=True)
 class RemoveChannels(GraphPass):
-    """Shortens parameters, buffers, gradients, module attributes and graph literals; the input graph is only read.
+    """Shortens parameters, buffers, gradients, module attributes and graph literals; the input graph is only read. Blocks of the
+    plan are taken out first, as :class:`RemoveBlocks` does.
 
     ``plan`` defaults to the one that :class:`SelectUnits` made in the same pipeline. ``validate``: whether the result is run
     beside the masked graph, and compared: "auto", True, False, or a limit in seconds (see :func:`stp_fx.trace`).
@@ -41,11 +45,16 @@ class RemoveChannels(GraphPass):
         Budget(self.validate)
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
-        plan = artifacts.planned("RemoveChannels") if self.plan is None else self.plan
+        whole = artifacts.planned("RemoveChannels") if self.plan is None else self.plan
+        plan = whole
+        if whole.blocks:
+            names = tuple(block.name for block in planned_blocks(gm, whole.blocks))
+            gm = RemoveBlocks(names, self.validate).run(gm, Artifacts()).graph_module
+            plan = whole.without_blocks(tensor_names(gm))
         result = self._validated(gm, plan, remove(gm, plan))
         result = reported(result, artifacts, plan, "Prune")
         report = provenance_of(result).report or artifacts.report
-        return Outcome(result, not plan.is_empty, Artifacts(report=report) if not plan.is_empty else artifacts)
+        return Outcome(result, not whole.is_empty, Artifacts(report=report) if not whole.is_empty else artifacts)
 
     def _validated(self, gm: fx.GraphModule, plan: PrunePlan, result: fx.GraphModule) -> fx.GraphModule:
         """``result`` with what was checked in its provenance."""

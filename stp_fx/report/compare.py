@@ -9,6 +9,7 @@ import numpy as np
 from torch import fx
 
 from stp_fx.analysis.build import analyze
+from stp_fx.analysis.bypass import tensor_names
 from stp_fx.analysis.cost import cost
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Group
@@ -35,13 +36,15 @@ def compare(before: fx.GraphModule, after: fx.GraphModule, *, latency: Any = Fal
     graph = analyze(before)
     left = _Left(before, after)
     _check(before, after, graph, left)
-    unmasked = graph.survivors(provenance_of(before).masked, partial=True)
+    masked = provenance_of(before).masked
+    unmasked = graph.survivors(None if masked is None else masked.without_blocks(), partial=True)
     changes = tuple(_changes(after, graph, left, unmasked))
+    blocks = tuple(sorted(left.blocks))
     measured = None
     if latency is not False:
         measured = paired_latency(before, after, None if latency is True else latency)
     size = safetensors_bytes(before), safetensors_bytes(after)
-    return Report(cost(before), cost(after), changes, size, measured)
+    return Report(cost(before), cost(after), changes, size, measured, blocks)
 
 
 def units_left(before: fx.GraphModule, after: fx.GraphModule) -> np.ndarray:
@@ -65,6 +68,13 @@ class _Left:
         self._removed = _removed(before), _removed(after)
         masked = provenance_of(after).masked
         self._after = self._removed[1] if masked is None else self._removed[1].then(masked)
+        self._held = tensor_names(after)
+        hidden = provenance_of(before).masked
+        self.blocks = set(self._after.blocks) - set(self._removed[0].blocks) - set(() if hidden is None else hidden.blocks)
+
+    def has(self, tensor: str) -> bool:
+        """Whether ``after`` has a tensor, or lacks it for another reason than a block that was removed."""
+        return tensor in self._held or self._removed[0].blocks == self._removed[1].blocks
 
     def of(self, key: tuple[str, int], size: int, *, masked: bool = True) -> np.ndarray | None:
         """Bool, one a position of the axis in ``before``; None if ``after`` has positions there that ``before`` has not."""
@@ -83,7 +93,7 @@ def _removed(gm: fx.GraphModule) -> PrunePlan:
 def _check(before: fx.GraphModule, after: fx.GraphModule, graph: ChannelGraph, left: _Left) -> None:
     tensors = dict(after.named_parameters(remove_duplicate=False)) | dict(after.named_buffers(remove_duplicate=False))
     for axis in graph.axes:
-        if is_mask_buffer(axis.tensor):
+        if is_mask_buffer(axis.tensor) or not left.has(axis.tensor):
             continue
         tensor = tensors.get(axis.tensor)
         if tensor is None:
@@ -103,6 +113,8 @@ def _changes(after: fx.GraphModule, graph: ChannelGraph, left: _Left, unmasked: 
     """The groups that lost units, with the MACs and parameters that the loss of theirs alone saves."""
     marks = _compensations(after)
     for group in graph.groups:
+        if not any(left.has(member.axis.tensor) for member in group.members):
+            continue  # it went with a block
         was = unmasked.units[group.units]
         lost = was & ~_alive_units(group, left)
         if lost.any():
@@ -116,7 +128,7 @@ def _changes(after: fx.GraphModule, graph: ChannelGraph, left: _Left, unmasked: 
 def _alive_units(group: Group, left: _Left) -> np.ndarray:
     """Bool, one a unit of the group: those that have a position left."""
     alive = np.zeros(group.size, dtype=bool)
-    member = next(m for m in group.members if not is_mask_buffer(m.axis.tensor))
+    member = next(m for m in group.members if not is_mask_buffer(m.axis.tensor) and left.has(m.axis.tensor))
     kept = left.of((member.axis.tensor, member.axis.dim), member.axis.size)
     alive[member.unit if kept is None else member.unit[kept[member.index]]] = True
     return alive

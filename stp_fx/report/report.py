@@ -44,7 +44,8 @@ class Report:
     """Two graphs side by side, and every group that lost units. ``str`` gives a table as plain text, rich prints it in
     colour, :meth:`to_markdown` and :meth:`to_dict` are for documents and programs.
 
-    ``size`` are the bytes of both state dicts as safetensors writes them; ``latency`` is None unless it was measured.
+    ``size`` are the bytes of both state dicts as safetensors writes them; ``latency`` is None unless it was measured. ``blocks``
+    names those that the second graph is without, or has masked, and the first has.
     """
 
     before: Cost
@@ -52,6 +53,7 @@ class Report:
     groups: tuple[GroupChange, ...]
     size: tuple[int, int] = (0, 0)
     latency: Latency | None = None
+    blocks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return as_text(self)
@@ -97,6 +99,7 @@ class Report:
             result["seconds"] = {"before": seconds[0], "after": seconds[1], "left": self.latency.left}
             result["seconds"] |= {"rounds": len(self.latency.before), "inputs": list(self.latency.inputs)}
             result["seconds"] |= {"threads": self.latency.threads, "device": self.latency.device}
+        result["blocks"] = list(self.blocks)
         result["groups"] = [
             {
                 "name": each.name,

@@ -124,6 +124,8 @@ def _mark(compensation: str | None) -> str:
 
 def _footnotes(report: Report) -> list[str]:
     lines = ["Size on disk: of the state dict, as safetensors writes it."]
+    if report.blocks:
+        lines.insert(0, f"Without the blocks {', '.join(report.blocks)}.")
     if report.latency is not None:
         each = report.latency
         threads = f"{each.threads} thread{'' if each.threads == 1 else 's'}"

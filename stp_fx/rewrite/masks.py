@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from stp_fx.analysis.blocks import Block
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.ir.modes import modes_of
 from stp_fx.ir.provenance import MASK_PREFIX, floating_dtype, is_mask_buffer
 from stp_fx.rules import TensorDims
 
-__all__ = ["add_masks", "drop_masks", "is_mask_buffer"]
+__all__ = ["add_block_masks", "add_masks", "drop_masks", "is_mask_buffer"]
 
 
 def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> int:
@@ -38,8 +40,6 @@ class _Masks:
 
     def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
         self._gm, self._graph, self._survivors = gm, graph, survivors
-        self._device = next((t.device for t in gm.parameters()), torch.device("cpu"))
-        self._dtype = floating_dtype(gm) or torch.get_default_dtype()
         self.made: dict[tuple[str, int, bytes, str], fx.Node] = {}
 
     def before(self, node: fx.Node, mode: str) -> None:
@@ -65,14 +65,28 @@ class _Masks:
         node.replace_input_with(current, masked)
 
     def _new(self, node: fx.Node, current: fx.Node, dim: int, removed: np.ndarray, rank: int) -> fx.Node:
-        name = f"{MASK_PREFIX}_{sum(1 for b in self._gm._buffers if is_mask_buffer(b))}"
         shape = [1] * rank
         shape[dim] = len(removed)
-        self._gm.register_buffer(name, torch.from_numpy(removed.copy()).reshape(shape).to(self._device, self._dtype))
-        graph = self._gm.graph
-        with graph.inserting_before(node):
-            flags = graph.call_method("bool", (graph.get_attr(name),))
-            return graph.call_method("masked_fill", (current, flags, 0.0))
+        return _masked(self._gm, node, current, torch.from_numpy(removed.copy()).reshape(shape))
+
+
+def add_block_masks(gm: fx.GraphModule, blocks: Sequence[Block]) -> None:
+    """Puts a mask before every sum of ``blocks``, in place: a flag, and a ``masked_fill`` with zero of what the block adds."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    for block in blocks:
+        total, value = nodes[block.total], nodes[block.value]
+        total.replace_input_with(value, _masked(gm, total, value, torch.ones((), dtype=torch.bool)))
+    gm.recompile()
+
+
+def _masked(gm: fx.GraphModule, node: fx.Node, value: fx.Node, removed: torch.Tensor) -> fx.Node:
+    """What ``node`` is to read in place of ``value``: zero where the flags are set."""
+    name = f"{MASK_PREFIX}_{sum(1 for b in gm._buffers if is_mask_buffer(b))}"
+    device = next((t.device for t in gm.parameters()), torch.device("cpu"))
+    gm.register_buffer(name, removed.to(device, floating_dtype(gm) or torch.get_default_dtype()))
+    with gm.graph.inserting_before(node):
+        flags = gm.graph.call_method("bool", (gm.graph.get_attr(name),))
+        return gm.graph.call_method("masked_fill", (value, flags, 0.0))
 
 
 def _buffer_of(node: fx.Node) -> fx.Node | None:

@@ -7,20 +7,24 @@ from collections.abc import Collection
 import numpy as np
 from torch import fx
 
+from stp_fx.analysis.blocks import planned_blocks
 from stp_fx.analysis.build import analyze
+from stp_fx.analysis.bypass import channels_of, tensor_names
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import InputError, RewriteError
 from stp_fx.ir.provenance import provenance_of, with_provenance
-from stp_fx.rewrite.masks import add_masks, drop_masks
+from stp_fx.rewrite.masks import add_block_masks, add_masks, drop_masks
 from stp_fx.rewrite.refit import refit
 from stp_fx.rewrite.rms_norm import rescale_rms_norms
 from stp_fx.rewrite.slicing import copied, shortened_copy
+from stp_fx.rewrite.without_blocks import without_blocks
 
 __all__ = ["is_partial", "mask", "remove", "unmask"]
 
 
 def remove(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
-    """A new, smaller graph: parameters, buffers, gradients, module attributes and the graph's literals shortened by ``plan``.
+    """A new, smaller graph: parameters, buffers, gradients, module attributes and the graph's literals shortened by ``plan``,
+    after its blocks have been taken out.
 
     The result has been run once on meta tensors, and every value has the shape that the analysis promised.
 
@@ -30,6 +34,9 @@ def remove(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
         RewriteError: the result would not have the promised shapes.
     """
     _check_plan(plan)
+    if plan.blocks:
+        gm = without_blocks(gm, plan.blocks)
+        plan = plan.without_blocks(tensor_names(gm))
     graph = analyze(gm)
     survivors = graph.survivors(plan, partial=is_partial(gm))
     result = shortened_copy(gm, graph, survivors)
@@ -51,7 +58,8 @@ def remove(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
 
 
 def mask(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
-    """A graph of the same shapes in which consumers read zero from the units of ``plan``, and of an earlier mask.
+    """A graph of the same shapes in which consumers read zero from the units of ``plan``, and of an earlier mask; sums read zero
+    from its blocks.
 
     Raises:
         InputError: ``plan`` is not a PrunePlan.
@@ -61,11 +69,16 @@ def mask(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
     result = copied(gm)
     together, before = plan, provenance_of(gm).masked
     if before is not None:
-        analyze(gm).survivors(plan, partial=True)  # a plan that does not fit is refused by its own names
+        if not plan.blocks:
+            analyze(gm).survivors(plan, partial=True)  # a plan that does not fit is refused by its own names
         together = _both(before, plan)
         drop_masks(result)
-    graph = analyze(result)
-    add_masks(result, graph, graph.survivors(together, partial=is_partial(gm)))
+    blocks = planned_blocks(result, together.blocks) if together.blocks else []
+    reduced, channels = channels_of(result, together)
+    graph = analyze(reduced)
+    add_masks(result, graph, graph.survivors(channels, partial=is_partial(gm)))
+    if blocks:
+        add_block_masks(result, blocks)
     return with_provenance(result, masked=together, report=None)
 
 
@@ -95,7 +108,7 @@ def _both(first: PrunePlan, second: PrunePlan) -> PrunePlan:
     for key, indices in second.kept.items():
         sizes[key] = second.sizes[key]
         kept[key] = np.intersect1d(kept[key], indices) if key in kept else indices
-    return PrunePlan(kept, sizes)
+    return PrunePlan(kept, sizes, tuple({*first.blocks, *second.blocks}))
 
 
 def _of_original(plan: PrunePlan, added: Collection[str]) -> PrunePlan:

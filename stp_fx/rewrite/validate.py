@@ -30,9 +30,10 @@ from stp_fx.measure.latency import example_values
 from stp_fx.rewrite.removal import is_partial, mask, remove
 from stp_fx.rewrite.slicing import copied
 
-__all__ = ["CHECK", "Guilty", "validate_removal"]
+__all__ = ["CHECK", "Guilty", "validate_blocks", "validate_removal"]
 
 CHECK = "masked = removed"
+_BLOCKS = "blocks masked = removed"
 _MASKED_COPY = 1 << 32
 """Bytes of parameters of which a masked copy is made without being told to (validate=True)."""
 _DOUBLE_COPY = 1 << 30
@@ -75,6 +76,27 @@ def validate_removal(
     guilty = comparison.guilty()
     found = Validation({CHECK: comparison.largest}, {}, {}, budget.seconds, budget.forwards, budget.slowest)
     return found, Guilty(tuple(group.name for group in guilty), text)
+
+
+def validate_blocks(
+    gm: fx.GraphModule, names: Sequence[str], removed: fx.GraphModule, budget: Budget
+) -> tuple[Validation, str | None]:
+    """What was compared, and what differs between ``gm`` with the named blocks masked and ``removed``, which is ``gm`` without
+    them."""
+    reason = _unfit(gm, budget) or budget.refuses(2)
+    if reason is not None:
+        return Validation(left_out={_BLOCKS: reason}, seconds=budget.seconds), None
+    reference, comparison, text = mask(gm, PrunePlan({}, {}, tuple(names))), None, None
+    for example in _examples(gm):
+        if comparison is None or (comparison.failed and budget.refuses(2) is None):
+            comparison = _Comparison(gm, PrunePlan({}, {}), example, budget)
+            text = comparison.graphs_differ(reference, removed)
+            budget.allow(int(comparison.failed))
+    assert comparison is not None
+    differences = {} if comparison.silent else {_BLOCKS: comparison.largest}
+    left = {_BLOCKS: comparison.silent} if comparison.silent else {}
+    left |= {f"{_BLOCKS} in train mode": comparison.untold} if comparison.untold else {}
+    return Validation(differences, {}, left, budget.seconds, budget.forwards, budget.slowest), text
 
 
 def _unfit(gm: fx.GraphModule, budget: Budget) -> str | None:
@@ -135,6 +157,15 @@ class _Comparison:
             removed = remove(self._gm, self._graph.plan_removing(flags)) if removed is None else removed
         except StpFxError as error:
             return str(error)
+        return self._in_both_modes(exact, inexact, reference, removed)
+
+    def graphs_differ(self, reference: fx.GraphModule, removed: fx.GraphModule) -> str | None:
+        """What differs between two graphs that must give the same, in words."""
+        return self._in_both_modes(np.ones(1, dtype=bool), np.zeros(1, dtype=bool), reference, removed)
+
+    def _in_both_modes(
+        self, exact: np.ndarray, inexact: np.ndarray, reference: fx.GraphModule, removed: fx.GraphModule
+    ) -> str | None:
         text = self._differs(exact, inexact, reference, removed)
         if text is None and not self.silent and has_modes(self._gm.graph):
             self._budget.allow(2)

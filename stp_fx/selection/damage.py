@@ -30,7 +30,7 @@ from stp_fx.measure.statistics import Statistics
 from stp_fx.rewrite.compensation import Method, compensate
 from stp_fx.rewrite.removal import mask
 
-__all__ = ["NEEDS", "Damages", "measure_damages"]
+__all__ = ["NEEDS", "Damages", "Outputs", "measure_damages"]
 
 NEEDS = ("covariance", "maps", "patches")
 """What the curves, and least squares where damages are measured with it, read of the statistics."""
@@ -76,7 +76,7 @@ def measure_damages(
     ranks = [_ranks(values.numpy()) for values in scores.values]
     curves = damage_curves(gm, statistics, scores.groups, ranks)
     if fractions:
-        output = _Output(gm, list(_first(gm, calibration, samples)))
+        output = Outputs.of_first(gm, calibration, samples)
         graph = analyze(gm)
         for k in _watched(len(curves)):
             group, rank = scores.groups[k], ranks[k]
@@ -123,7 +123,7 @@ def _without(
     return mask(gm if method is None else compensate(gm, plan, statistics, method)[0], plan)
 
 
-def _first(gm: fx.GraphModule, calibration: Iterable[Any], samples: int) -> Iterator[tuple[Any, ...]]:
+def _first(gm: fx.GraphModule, calibration: Iterable[Any] | None, samples: int) -> Iterator[tuple[Any, ...]]:
     """The arguments of the first batches, until they have so many samples; the last batch is not cut, since its tensors need not
     share a batch dimension."""
     seen = 0
@@ -135,16 +135,25 @@ def _first(gm: fx.GraphModule, calibration: Iterable[Any], samples: int) -> Iter
             return
 
 
-class _Output:
-    """The output of the network as it is, and the error of another network's."""
+class Outputs:
+    """The outputs of the network as it is, and the error of another network's."""
 
     def __init__(self, gm: fx.GraphModule, arguments: Sequence[tuple[Any, ...]]) -> None:
         self._arguments = arguments
         self._whole = [self._of(gm, each) for each in arguments]
         kinds = list(zip(*self._whole, strict=True))
         if not kinds:
-            raise InputError("the graph gives no floating-point tensor, so there is no error of its output to measure damages by")
+            raise InputError("the graph gives no floating-point tensor, so there is no error of its output to measure")
         self._energy = [_energy(each) for each in kinds]
+
+    @classmethod
+    def of_first(cls, gm: fx.GraphModule, calibration: Iterable[Any] | None, samples: int) -> Outputs:
+        """For the first batches, until they have so many samples.
+
+        Raises:
+            InputError: no batch, or an output without a floating-point tensor.
+        """
+        return cls(gm, list(_first(gm, calibration, samples)))
 
     def error(self, gm: fx.GraphModule) -> float:
         """The squared error of every output tensor relative to its energy about the mean, averaged over the tensors."""

@@ -6,7 +6,7 @@ Needs hypothesis (``pip install "stp-fx[test]"``).
 from stp_fx.testing.absent import OracleError, run_absent
 from stp_fx.testing.oracle import columns_suffice, run_silenced
 from stp_fx.testing.recipe import Network, Recipe, Shape, Spec, spec
-from stp_fx.testing.strategies import Request, networks, networks_with, requests, token_networks
+from stp_fx.testing.strategies import Request, networks, networks_with, requests, residual_networks, token_networks
 
 __all__ = [
     "Network",
@@ -19,6 +19,7 @@ __all__ = [
     "networks",
     "networks_with",
     "requests",
+    "residual_networks",
     "run_absent",
     "run_silenced",
     "spec",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stp_fx.testing import blocks  # noqa: F401 - registers every kind of block
 from stp_fx.testing.recipe import BLOCKS, Recipe, Shape, Spec, make
 
-__all__ = ["Request", "networks", "networks_with", "requests", "token_networks"]
+__all__ = ["Request", "networks", "networks_with", "requests", "residual_networks", "token_networks"]
 
 Choice = TypeVar("Choice")
 
@@ -109,6 +109,29 @@ def token_networks(draw: Callable[..., Any]) -> Recipe:
         body.append(each)
         inside = make(each, inside).shape
     return Recipe(at, body, pick.head(inside), seed, vocabulary=7)
+
+
+@st.composite
+def residual_networks(draw: Callable[..., Any]) -> Recipe:
+    """A chain of residual branches over a map or over tokens, some with a branch inside, in every spelling of the sum."""
+    layout, rank = draw(st.sampled_from([("map", 2), ("tokens", 1), ("map", 1)]))
+    at = Shape(layout, draw(st.integers(1, 4)), (draw(st.sampled_from(_SIDES[rank])),) * rank)
+    pick = _Pick(draw, depth=len(_LENGTHS) - 2)
+    width = pick.width()
+    inside, body = at.to(channels=width), [_stem(pick, at, width)]
+    for _ in range(pick.number(2, 4)):
+        body.append(_residual(pick, inside, nested=pick.flag()))
+        if pick.flag():
+            body.append(Spec("act", {"name": "relu"}))
+    return Recipe(at, body, pick.head(inside), seed=draw(st.integers(0, 20)))
+
+
+def _residual(pick: _Pick, at: Shape, *, nested: bool) -> Spec:
+    """A residual branch that begins with a layer."""
+    body = [_stem(pick, at, at.channels), *pick.body(at)]
+    if nested:
+        body.insert(pick.number(0, len(body)), _residual(pick, at, nested=False))
+    return Spec("residual", {"body": body, "how": pick.of("+", "add_", "sub", "scaled")})
 
 
 class _Pick:

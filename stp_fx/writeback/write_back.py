@@ -16,6 +16,7 @@ from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
 from stp_fx.rewrite.slicing import copied
+from stp_fx.text import listed
 from stp_fx.writeback.basis import check_basis
 from stp_fx.writeback.calls import Arguments, mapped, recorded
 from stp_fx.writeback.check import Check, agree_in_double, stress
@@ -103,6 +104,13 @@ def _check_arguments(pruned: Any, model: Any) -> None:
     if provenance_of(pruned).masked is not None:
         raise InputError("`pruned` is masked: its tensors are as large as before. Remove what the masks cover first")
     check_basis(pruned, model)
+    removed = provenance_of(pruned).plan
+    if removed is not None and removed.blocks:
+        raise WriteBackError(
+            f"{type(model).__name__} computes blocks that the graph is without: {listed(removed.blocks, 6)}. Go on with the "
+            "GraphModule, which trains, saves and exports as any other",
+            tuple(f"block {name}" for name in removed.blocks),
+        )
 
 
 def _arguments(pruned: fx.GraphModule, model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> Any:

@@ -112,6 +112,11 @@ CALLS: dict[str, Callable[[Setting], Any]] = {
     "cost": lambda s: [stp_fx.cost(s.gm), stp_fx.cost(s.masked)],
     "compare": lambda s: stp_fx.compare(s.gm, s.pruned, latency=True),
     "apply_plan": lambda s: [stp_fx.apply_plan(s.gm, s.plan, mask=each) for each in (True, False)],
+    "blocks_of": lambda s: [block.explain() for block in stp_fx.blocks_of(s.gm)],
+    **{
+        f"score_blocks, {each}": lambda s, each=each: stp_fx.score_blocks(s.gm, each, s.batches)
+        for each in ("influence", "taylor", "loss")
+    },
     "plan_of": lambda s: stp_fx.plan_of(s.pruned),
     "explore": lambda s: stp_fx.explore(s.gm, s.folder / "page.html", pruned=s.pruned),
     "report_of": lambda s: stp_fx.report_of(s.pruned),
@@ -205,7 +210,8 @@ class Normed(nn.Module):
 
 def _instances(setting: Setting) -> list[GraphPass]:
     """One of every pass of the library."""
-    given: dict[str, Any] = {"calibration": setting.batches, "plan": setting.plan, "steps": 4}
+    given: dict[str, Any] = {"calibration": setting.batches, "plan": setting.plan, "steps": 4, "ratio": 0.1}
+    given["blocks"] = ("attention",)
     made = []
     for name, cls in sorted(known_passes().items()):
         if not cls.__module__.startswith("stp_fx."):
