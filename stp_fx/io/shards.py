@@ -77,16 +77,13 @@ def prune_shards(
         FileError: ``source`` cannot be read or does not hold this network (names the first tensor that differs), ``target``
             exists, or cannot be written.
     """
-    if not is_a(plan, PrunePlan):
-        raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (stp_fx.plan_of)")
+    _check_plan(plan)
     if not is_whole(max_shard_bytes) or max_shard_bytes < 1:
         raise InputError(f"`max_shard_bytes` is a positive number of bytes; got {shown(max_shard_bytes)}")
     data = _data(compensation, calibration)
     if memory is not None and (not is_whole(memory) or memory < 0):
         raise InputError(f"`memory` is None or a number of bytes; got {shown(memory)}")
     place, folder = device_named(device), Path(path_of(target))
-    if plan.blocks:
-        raise InputError("`plan` removes blocks, which files cannot be written without: prune in memory")
     if _exists(folder):
         raise FileError(f"{str(folder)!r} exists; give a folder that does not")
     with normal_mode():
@@ -98,6 +95,13 @@ def prune_shards(
                 _write(partial, cut.tensors(), max_shard_bytes)
                 shutil.rmtree(partial / "repaired", ignore_errors=True)
                 os.replace(partial, folder)
+
+
+def _check_plan(plan: Any) -> None:
+    if not is_a(plan, PrunePlan):
+        raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (stp_fx.plan_of)")
+    if plan.blocks:
+        raise InputError("`plan` removes blocks, which files cannot be written without: prune in memory")
 
 
 def device_named(device: Any) -> torch.device:
