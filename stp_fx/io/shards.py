@@ -85,8 +85,6 @@ def prune_shards(
     if memory is not None and (not is_whole(memory) or memory < 0):
         raise InputError(f"`memory` is None or a number of bytes; got {shown(memory)}")
     place, folder = device_named(device), Path(path_of(target))
-    if plan.blocks:
-        raise InputError("`plan` removes blocks, which files cannot be written without: prune in memory")
     if _exists(folder):
         raise FileError(f"{str(folder)!r} exists; give a folder that does not")
     with normal_mode():
@@ -187,6 +185,8 @@ class _Cut:
     """
 
     def __init__(self, gm: fx.GraphModule, plan: PrunePlan, source: Path) -> None:
+        if plan.blocks:
+            raise InputError("`plan` removes blocks, which files cannot be written without: prune in memory")
         self._gm, self._plan = gm, plan
         graph = analyze(gm)
         self._small = remove(gm, plan)  # the plan fits, and gives a network that runs
