@@ -191,6 +191,8 @@ class _Cut:
     """
 
     def __init__(self, gm: fx.GraphModule, plan: PrunePlan, source: Path) -> None:
+        if plan.blocks:
+            raise InputError("`plan` removes blocks, which files cannot be written without: prune in memory")
         self._gm, self._plan = gm, plan
         graph = analyze(gm)
         self._small = remove(gm, plan)  # the plan fits, and gives a network that runs

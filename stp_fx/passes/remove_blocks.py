@@ -40,13 +40,13 @@ class RemoveBlocks(GraphPass):
 
     Example:
         >>> import stp_fx, torch
-        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        >>> gm = stp_fx.trace(layer, torch.randn(2, 3, 8))
+        >>> layers = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+        >>> gm = stp_fx.trace(layers.eval(), torch.randn(2, 3, 8))
         >>> [block.name for block in stp_fx.blocks_of(gm)]
-        ['self_attn', 'linear1-linear2']
-        >>> smaller = RemoveBlocks(("self_attn",))(gm).graph_module
+        ['layers.0.self_attn', 'layers.0', 'layers.1.self_attn', 'layers.1']
+        >>> smaller = RemoveBlocks(("layers.0.self_attn",))(gm).graph_module
         >>> stp_fx.plan_of(smaller).blocks
-        ('self_attn',)
+        ('layers.0.self_attn',)
     """
 
     blocks: tuple[str, ...] | None = None
