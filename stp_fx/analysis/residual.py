@@ -231,7 +231,15 @@ class Flow:
         return node.op == "call_module" and any(True for _ in fetch(self.gm, str(node.target)).parameters())
 
     def _weights_of(self, body: Iterable[fx.Node]) -> frozenset[fx.Node]:
-        return frozenset(each for node in body for each in node.all_input_nodes if each.op == "get_attr")
+        """The stored tensors that nodes read, as they are or by way of what is computed from stored tensors alone."""
+        inputs = _either(1 << self.at[node] for node in self.nodes if node.op == "placeholder")
+        found, waiting = set[fx.Node](), [each for node in body for each in node.all_input_nodes]
+        while waiting:
+            node = waiting.pop()
+            if node not in found and not self._depends[node] & inputs:
+                found.add(node)
+                waiting += node.all_input_nodes
+        return frozenset(node for node in found if node.op == "get_attr")
 
     # -- what goes with a branch -----------------------------------------------------------------------------------------
 

@@ -330,3 +330,11 @@ def test_language_model_blocks(kind: str) -> None:
     layer = without(gm, f"{stem}.0")
     assert [block.name for block in stp_fx.blocks_of(layer)] == [f"{stem}.1.{attention}", f"{stem}.1.mlp"]
     assert not any(key.startswith(f"{stem}.0") for key in layer.state_dict())
+
+
+def test_weights_that_are_computed_are_those_of_the_block() -> None:
+    layer = made(lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, dropout=0.0)).train()
+    x = torch.randn(2, 3, 4, dtype=torch.double)  # its two modes read the same weights in another order
+    gm = stp_fx.trace(layer, x)
+    assert list(reasons(gm)) == ["self_attn", "linear1-linear2"]
+    assert_same(run(without(gm, "self_attn"), (x,)), run_without_branches(layer, ["dropout1"], (x,)), "removed", tolerance=1e-12)
