@@ -74,7 +74,8 @@ def _trained(cell: Cell, repair: str) -> list[dict[str, Any]]:
 
 
 def traced() -> Any:
-    return stp_fx.trace(model(), calibration(1, LENGTH)[0], outputs="logits")
+    # Transformers goes another way for a batch of one.
+    return stp_fx.trace(model(), calibration(2, LENGTH)[0], outputs="logits")
 
 
 def best(found: Cell) -> tuple[str, Cell] | None:

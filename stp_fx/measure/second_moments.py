@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from stp_fx.analysis.carriers import Carrier
-from stp_fx.errors import InputError
+from stp_fx.errors import InputError, translated
 from stp_fx.ir.modes import OneMode
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.distributed import several_processes, summed
@@ -34,8 +34,9 @@ def second_moments(
     """
     reader = _Reader(gm, wanted)
     with torch.no_grad():
-        for batch in batches(gm, calibration, what):
-            reader.run(*arguments_of(gm, batch))
+        for number, batch in enumerate(batches(gm, calibration, what)):
+            with translated(InputError, lambda said: f"{what} fails at calibration batch {number} with {said}"):  # noqa: B023
+                reader.run(*arguments_of(gm, batch))
     result: dict[Key, torch.Tensor] = {}
     for key, (name, _) in wanted.items():
         if key not in reader.totals:

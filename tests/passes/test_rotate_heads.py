@@ -143,6 +143,19 @@ def test_data_that_does_not_fit_is_refused() -> None:
             RotateHeads(bad)(gm)
 
 
+def test_a_branch_that_another_batch_would_take_is_an_error_of_ours() -> None:
+    class Branching(Attention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if x.shape[1] == 5 else x[:, :5])
+
+    x = torch.randn(3, 5, 10)
+    gm = stp_fx.trace(Branching().eval(), x)
+    with pytest.raises(
+        InputError, match=r"finding the basis of heads fails at calibration batch 1 with .*traced for another shape"
+    ):
+        RotateHeads([x, torch.randn(3, 7, 10)])(gm)
+
+
 def test_cutting_head_positions_costs_less() -> None:
     _, gm, x = made("heads of their own")
     rotated = RotateHeads()(gm).graph_module
