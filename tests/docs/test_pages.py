@@ -17,7 +17,7 @@ WITH_PYTHON = [name for name, path in PAGES.items() if read(path).has_python]
 def test_the_python_of_a_page_prints_what_the_page_shows(name: str) -> None:
     command = [sys.executable, str(ROOT / "docs" / "run.py"), "python", str(PAGES[name])]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
