@@ -9,6 +9,7 @@ from torch import fx
 from stp_fx.analysis.blocks import planned_blocks
 from stp_fx.analysis.bypass import tensor_names
 from stp_fx.analysis.plan import PrunePlan
+from stp_fx.checks import is_a
 from stp_fx.errors import FunctionChangedError
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.validation import Budget, Validate, together
@@ -47,7 +48,7 @@ class RemoveChannels(GraphPass):
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         whole = artifacts.planned("RemoveChannels") if self.plan is None else self.plan
         plan = whole
-        if whole.blocks:
+        if is_a(whole, PrunePlan) and whole.blocks:
             names = tuple(block.name for block in planned_blocks(gm, whole.blocks))
             gm = RemoveBlocks(names, self.validate).run(gm, Artifacts()).graph_module
             plan = whole.without_blocks(tensor_names(gm))
