@@ -6,16 +6,19 @@
 #   tests/matrix.sh --part 2.6:3.10:lowest        # a part of the suite, which takes minutes; writes no row
 #
 # A pair is TORCH:PYTHON, and TORCH:PYTHON:lowest for the lower bounds in pyproject.toml of everything else, too. An
-# environment takes 6 GB and minutes to install. Settings: JOBS (test processes), ENVIRONMENTS (the folder for them), ARGS
-# (handed on to pytest).
+# environment takes 6 GB and minutes to install. Settings: JOBS (test processes), ENVIRONMENTS (the folder for them, which
+# stays, with what pytest printed; without it, a temporary one that does not), INSTALL_SECONDS (after which an installation
+# has failed), ARGS (handed on to pytest).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 JOBS=${JOBS:-2}
-ENVIRONMENTS=${ENVIRONMENTS:-$(mktemp -d)}
+INSTALL_SECONDS=${INSTALL_SECONDS:-1800}
 RESULTS=benchmarks/results/matrix.md
+# Both front ends, every op, rewrites, files, and modules of the original class.
 PART="tests/ir/test_export.py tests/ir/test_captured.py tests/ir/test_patches.py tests/ir/test_python.py tests/rules
-    tests/properties/test_networks.py"
+    tests/properties/test_networks.py tests/passes/test_prune_graph.py tests/test_io.py tests/test_write_back.py
+    tests/test_write_back_classes.py"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 usage() {
@@ -44,14 +47,26 @@ constraints() {  # lower bounds of pyproject.toml as pins, with `lowest`; and wh
     esac
 }
 
-run_pair() {
+install() {  # of a pair into a folder; an error says what failed, and leaves nothing behind
+    local torch=$1 python=$2 lowest=$3 folder=$4 rc=0
+    rm -rf "$folder"
+    "$(interpreter "$python")" -m venv "$folder" || return
+    constraints "$torch" "$lowest" >"$folder/constraints.txt"
+    timeout --foreground "$INSTALL_SECONDS" "$folder/bin/python" -m pip install -q --no-compile "torch==$torch.*" torchvision \
+        -c "$folder/constraints.txt" -e ".[test]" || rc=$?
+    if [ $rc -ne 0 ]; then
+        rm -rf "$folder"
+        if [ $rc -eq 124 ]; then echo "pip was stopped after $INSTALL_SECONDS s (INSTALL_SECONDS)" >&2; fi
+        echo "torch $torch could not be installed for Python $python; no test was run with it" >&2
+    fi
+    return $rc
+}
+
+run_pair() {  # called where "set -e" does not act
     local pair=$1 torch python lowest folder log started rc=0
     IFS=: read -r torch python lowest <<<"$pair"
     folder="$ENVIRONMENTS/torch-$torch-python-$python" log="$ENVIRONMENTS/${pair//:/-}.log"
-    rm -rf "$folder"
-    "$(interpreter "$python")" -m venv "$folder"
-    constraints "$torch" "${lowest:-}" >"$folder/constraints.txt"
-    "$folder/bin/python" -m pip install -q --no-compile "torch==$torch.*" torchvision -c "$folder/constraints.txt" -e ".[test]"
+    install "$torch" "$python" "${lowest:-}" "$folder" || return
     started=$SECONDS
     # Bytecode of torch is kept for the many processes that the tests start, wherever the caller stands on that.
     # shellcheck disable=SC2086
@@ -68,6 +83,11 @@ if [ "${1:-}" = --has ]; then interpreter "$2" >/dev/null && exit 0 || exit 1; f
 selected=""
 if [ "${1:-}" = --part ]; then selected=$PART && shift; fi
 if [ $# -eq 0 ] || [ "${1#-}" != "$1" ]; then usage; fi
+if [ -z "${ENVIRONMENTS:-}" ]; then
+    ENVIRONMENTS=$(mktemp -d)
+    trap 'rm -rf "$ENVIRONMENTS"' EXIT
+    trap 'exit 130' INT TERM
+fi
 failed=0
 for pair in "$@"; do run_pair "$pair" || failed=1; done
 exit $failed

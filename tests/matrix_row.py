@@ -19,7 +19,7 @@ _HEAD = """# Versions of torch and Python
 
 `tests/matrix.sh PAIR ...`: the suite without what is marked slow, two processes of one thread each. Packages: "newest" are those
 that pip chose on the date, "lowest" the lower bounds in `pyproject.toml`. "Rerun": of those that passed, how many failed in the
-run of the whole and passed after a repair, by themselves. Seconds are those of a machine with other work.
+run of the whole and passed later by themselves, most after a repair. Seconds are those of a machine with other work.
 
 | torch | torchvision | Python | packages | passed | rerun | failed | skipped | seconds | date | cores |
 | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
