@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from stp_fx.analysis.flow import FlowNode
 from stp_fx.analysis.solved import Solved
 from stp_fx.rules import TensorDims
 from stp_fx.views.drawing import Call, Drawing
@@ -22,11 +21,10 @@ def drawing(solved: Solved) -> Drawing:
     for group in solved.groups:
         group_of[group.units] = group.index
     known: dict[int, frozenset[int]] = {}
-    calls = tuple(
-        Call(n.name, n.op, n.call, n.path, n.inputs, n.scopes, _carried(solved, group_of, known, n.name), _stored(solved, n))
-        for n in solved.found.flow
-        if n.name in passing or not n.op.startswith(("call", "get"))
-    )
+    stored = _by_module(solved)
+    shown = [n for n in solved.found.flow if n.name in passing or not n.op.startswith(("call", "get"))]
+    groups = [(_carried(solved, group_of, known, n.name), stored.get(n.path, frozenset())) for n in shown]
+    calls = tuple(Call(n.name, n.op, n.call, n.path, n.inputs, n.scopes, *pair) for n, pair in zip(shown, groups, strict=True))
     return Drawing(calls, tuple((group.name, group.size) for group in solved.groups))
 
 
@@ -50,9 +48,12 @@ def _carried(solved: Solved, group_of: np.ndarray, known: dict[int, frozenset[in
     return frozenset(found)
 
 
-def _stored(solved: Solved, node: FlowNode) -> frozenset[int]:
-    """The groups that cut a parameter of the module called."""
-    if node.op != "call_module":
-        return frozenset()
-    inside = f"{node.path}."
-    return frozenset(g.index for g in solved.groups if any(m.axis.tensor.startswith(inside) for m in g.members))
+def _by_module(solved: Solved) -> dict[str, frozenset[int]]:
+    """The groups that cut a parameter of a module, by the module's path."""
+    found: dict[str, set[int]] = {}
+    for group in solved.groups:
+        for member in group.members:
+            path = member.axis.tensor
+            while path := path.rpartition(".")[0]:
+                found.setdefault(path, set()).add(group.index)
+    return {path: frozenset(groups) for path, groups in found.items()}
