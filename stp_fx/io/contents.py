@@ -31,7 +31,7 @@ class Contents:
     stored as pairs of real numbers. ``order``: dimensions from the slowest to the fastest in memory, where that is not
     their order. ``frozen``: parameters without gradient. ``training`` is the root's mode and ``other`` names the modules
     that are in the other one. ``call``: how the network was captured. ``basis``: what a change of basis has done to the structure
-    (:mod:`stp_fx.rewrite.basis.record`).
+    (:mod:`stp_fx.rewrite.basis.record`); ``turned``: the groups whose channels it has made mixtures of.
     """
 
     plan: str
@@ -46,6 +46,7 @@ class Contents:
     other: tuple[str, ...]
     call: Call | None
     basis: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
 
 
 def encode(contents: Contents, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -73,7 +74,8 @@ def decode(metadata: Mapping[str, str]) -> Contents:
         raise FileError(f"of an unknown format {str(version)[:20]}; this stp_fx reads format {FORMAT}")
     if _PLAN not in metadata or _SUM not in metadata:
         raise FileError(f"damaged: its metadata lacks {_PLAN if _PLAN not in metadata else _SUM!r}")
-    document.setdefault("basis", [])  # files of earlier versions have none
+    for later in ("basis", "turned"):  # files of earlier versions have none
+        document.setdefault(later, [])
     if set(document) != set(_FIELDS):
         wrong = sorted(set(document) ^ set(_FIELDS))[0]
         raise FileError(f"damaged: field {wrong[:60]!r} of its metadata is {'missing' if wrong in _FIELDS else 'unknown'}")
@@ -183,4 +185,5 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "other": _names,
     "call": _call,
     "basis": _names,
+    "turned": _names,
 }

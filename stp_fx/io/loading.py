@@ -14,7 +14,7 @@ from stp_fx.io.contents import Contents, decode, is_whole
 from stp_fx.io.files import read_file
 from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
 from stp_fx.ir import has_provenance, provenance_of, retrace
-from stp_fx.ir.provenance import floating_dtype
+from stp_fx.ir.provenance import floating_dtype, with_provenance
 from stp_fx.paths import path_of
 from stp_fx.rewrite.basis.record import replay
 from stp_fx.rewrite.bias import restore_biases
@@ -75,9 +75,12 @@ def _rebuilt(contents: Contents, model: nn.Module, dtype: torch.dtype | None) ->
     """
     with translated(FileError, "no description of a network that can be built: {}".format):  # absurd sizes, deep inside of torch
         graph = _graph_of(contents, model, dtype)
-        graph = copied(graph) if contents.added or contents.basis else graph
+        turned = provenance_of(graph).turned != contents.turned
+        graph = copied(graph) if contents.added or contents.basis or turned else graph
         if provenance_of(graph).basis != contents.basis:
             replay(graph, contents.basis)
+        if turned:
+            with_provenance(graph, turned=contents.turned)
         graph = _without_blocks(graph, contents.plan)
         _check_same(contents, stored_tensors(graph), graph)
         restore_biases(graph, contents.added)

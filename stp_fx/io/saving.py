@@ -70,6 +70,7 @@ def _contents(gm: fx.GraphModule, state: Provenance, stored: Mapping[str, Stored
         other=tuple(name for name, module in gm.named_modules() if module.training != gm.training),
         call=None if state.call is None else state.call.following(state.dtype, floating_dtype(gm)),
         basis=state.basis,
+        turned=state.turned,
     )
 
 

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import stp_fx
 from stp_fx.errors import InputError
+from stp_fx.testing.untouched import assert_untouched, snapshot
 from stp_fx.training.features import Tap
 
 X = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -423,12 +424,29 @@ def shared() -> Any:
     return stp_fx.Distillation(net, stp_fx.trace(net, X))
 
 
-def other_basis() -> Any:
+def rotated() -> tuple[Any, Any]:
+    """A graph, and the same in another basis, of whose norms nothing tells."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.RMSNorm(8), nn.Linear(8, 8), nn.Linear(8, 2))
     gm = stp_fx.trace(net, X[:, 0, 0, :1].float().expand(6, 6))
-    rotated = stp_fx.prune_graph(gm, ratio=0.0, basis="rotate", validate=False)
-    return stp_fx.Distillation(gm, rotated, features="blocks")
+    return gm, stp_fx.prune_graph(gm, ratio=0.0, basis="rotate", validate=False)
+
+
+def other_basis() -> Any:
+    return stp_fx.Distillation(*rotated(), features="blocks")
+
+
+def test_files_keep_that_channels_are_mixtures(tmp_path: Path) -> None:
+    gm, turned = rotated()
+    stp_fx.save(turned, tmp_path / "turned.stp")
+    stp_fx.save(gm, tmp_path / "plain.stp")
+    before = snapshot(gm, turned)
+    with pytest.raises(InputError, match="mixtures of the teacher's"):
+        stp_fx.Distillation(gm, stp_fx.load(tmp_path / "turned.stp", gm), features="blocks")
+    plain = stp_fx.load(tmp_path / "plain.stp", turned)  # the file's numbers, which are not turned
+    x = X[:, 0, 0, :1].float().expand(6, 6)
+    assert stp_fx.Distillation(gm, plain, features="blocks").terms(plain(x), x)["features"].item() == 0
+    assert_untouched(before)
 
 
 def pruned_further() -> Any:
