@@ -43,16 +43,21 @@ def entry(mapping: MutableMapping[Any, Any], key: object, value: object) -> Chan
 def commit(changes: Sequence[Change]) -> None:
     """Makes all changes. An exception that arrives meanwhile is raised when all of them are made; where a change fails again and
     again, all are undone, and its exception is raised."""
+    made, arrived = _all([each.make for each in changes])
+    if not made:
+        _all([each.undo for each in reversed(changes)])
+    if arrived is not None:
+        raise arrived
+
+
+def _all(calls: Sequence[Callable[[], object]]) -> tuple[bool, BaseException | None]:
+    """Whether all calls have been made, from the first on as often as it takes, and the last exception that arrived meanwhile."""
     arrived: BaseException | None = None
     for _ in range(_ATTEMPTS):
         try:
-            for each in changes:
-                each.make()
-            break
+            for each in calls:
+                each()
+            return True, arrived
         except BaseException as error:  # a signal's too: half of the changes would be worse than a moment's delay
             arrived = error
-    else:
-        for each in reversed(changes):
-            each.undo()
-    if arrived is not None:
-        raise arrived
+    return False, arrived

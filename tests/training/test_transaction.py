@@ -307,6 +307,22 @@ def test_a_change_that_fails_undoes_the_others() -> None:
     assert mapping == {"a": 1}
 
 
+def test_an_interrupt_while_changes_are_undone_is_held_back_too() -> None:
+    mapping, calls = {"a": 1}, list[int]()
+
+    def fail() -> None:
+        raise RuntimeError("no")
+
+    def once() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError, match="no"):
+        commit([entry(mapping, "a", 2), Change(lambda: None, once), Change(fail, lambda: None)])
+    assert mapping == {"a": 1}
+
+
 def test_an_interrupt_is_held_back_until_all_changes_are_made() -> None:
     mapping: dict[str, int] = {}
     calls: list[int] = []
