@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
 
 from torch import fx
 
-from stp_fx.analysis.blocks import blocks_named, blocks_of, outermost
-from stp_fx.analysis.plan import PrunePlan
-from stp_fx.checks import is_a, shown
-from stp_fx.errors import FunctionChangedError, InputError
+from stp_fx.errors import FunctionChangedError
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.validation import Budget, Validate, together
 from stp_fx.passes.artifacts import Artifacts, Outcome
-from stp_fx.passes.base import GraphPass
+from stp_fx.passes.on_blocks import OnBlocks
 from stp_fx.rewrite.validate import validate_blocks
 from stp_fx.rewrite.without_blocks import without_blocks
 from stp_fx.text import listed
 
-__all__ = ["RemoveBlocks", "chosen_blocks", "names_of_blocks"]
+__all__ = ["RemoveBlocks"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RemoveBlocks(GraphPass):
+class RemoveBlocks(OnBlocks):
     """Removes residual branches: the sum that adds a block becomes its other operand, and nodes, modules, parameters and buffers
     that only the block needs are gone. The input graph is only read.
 
@@ -49,20 +45,14 @@ class RemoveBlocks(GraphPass):
         ('layers.0.self_attn',)
     """
 
-    blocks: tuple[str, ...] | None = None
     validate: Validate = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Budget(self.validate)
-        object.__setattr__(self, "blocks", names_of_blocks(self.blocks))
-
-    def requires(self, gm: fx.GraphModule) -> None:
-        super().requires(gm)
-        if self.blocks is not None:
-            blocks_named(gm, self.blocks)
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
-        names = chosen_blocks(gm, self.blocks, artifacts, "RemoveBlocks")
+        names = self.chosen(gm, artifacts)
         if not names:
             return Outcome(gm, False, artifacts)
         return Outcome(self._validated(gm, names, without_blocks(gm, names)), True, Artifacts(report=artifacts.report))
@@ -80,28 +70,3 @@ class RemoveBlocks(GraphPass):
                 tuple(names),
             )
         return with_provenance(result, validation=together(known, found))
-
-
-def names_of_blocks(given: object) -> tuple[str, ...] | None:
-    """Names of blocks as a tuple; those of a plan, if it is one.
-
-    Raises:
-        InputError: neither.
-    """
-    if given is None or isinstance(given, PrunePlan):
-        return None if given is None else given.blocks
-    names = () if is_a(given, str) or not is_a(given, Sequence) else tuple(cast("Sequence[object]", given))
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"`blocks` is a sequence of names (see stp_fx.blocks_of), a plan or None; got {shown(given)}")
-    return cast("tuple[str, ...]", names)
-
-
-def chosen_blocks(gm: fx.GraphModule, names: tuple[str, ...] | None, artifacts: Artifacts, name: str) -> tuple[str, ...]:
-    """The blocks that are named, or that the plan of the pipeline names, without those inside others; ``name``: of the pass.
-
-    Raises:
-        PassError: no names and no plan.
-        InputError: no such block, or one that cannot be removed.
-    """
-    found = blocks_named(gm, artifacts.planned(name).blocks if names is None else names)
-    return tuple(block.name for block in outermost(found, blocks_of(gm)))

@@ -74,37 +74,26 @@ class StepPasses:
             StpFxError: what one of the passes raises; PassError: another rank has failed.
         """
         with together("a pruning step"):
-            return self._prepare(model, followers, selection, masking, last, regularizer)
-
-    def _prepare(
-        self,
-        model: fx.GraphModule,
-        followers: Sequence[fx.GraphModule],
-        selection: Selection,
-        masking: bool,
-        last: bool,
-        regularizer: Regularizer | None,
-    ) -> Prepared:
-        graph = _readable(model, regularizer if last else None)
-        measured = measure(graph, self.needs, self.loader if self.needs else None, self.loss)
-        scores = score(graph, self.criterion, measured, ignore=selection.ignore)
-        select_units = SelectUnits(selection, whole=self.sizes)
-        passes = Pipeline(*self.damage.passes, select_units, *self.compensation.passes)
-        repaired = passes.apply(graph, Artifacts(measured, scores))
-        plan = repaired.artifacts.planned("PATPassManager")
-        assert_same_plan(plan)
-        _tell_frozen(graph, repaired.graph_module)
-        rewrite = MaskChannels() if masking else self.removal
-        result = rewrite.apply(repaired.graph_module, repaired.artifacts).graph_module
-        recalibration = self.recalibration if last else None
-        if recalibration is not None:
-            result = recalibration(result).graph_module
-        others = tuple(
-            followed(each, plan, result, masking=masking, compensation=self.compensation, batches=self.loader,
-                     recalibration=recalibration)
-            for each in followers
-        )  # fmt: skip
-        return Prepared(result, plan, others)
+            graph = _readable(model, regularizer if last else None)
+            measured = measure(graph, self.needs, self.loader if self.needs else None, self.loss)
+            scores = score(graph, self.criterion, measured, ignore=selection.ignore)
+            select_units = SelectUnits(selection, whole=self.sizes)
+            passes = Pipeline(*self.damage.passes, select_units, *self.compensation.passes)
+            repaired = passes.apply(graph, Artifacts(measured, scores))
+            plan = repaired.artifacts.planned("PATPassManager")
+            assert_same_plan(plan)
+            _tell_frozen(graph, repaired.graph_module)
+            rewrite = MaskChannels() if masking else self.removal
+            result = rewrite.apply(repaired.graph_module, repaired.artifacts).graph_module
+            recalibration = self.recalibration if last else None
+            if recalibration is not None:
+                result = recalibration(result).graph_module
+            others = tuple(
+                followed(each, plan, result, masking=masking, compensation=self.compensation, batches=self.loader,
+                         recalibration=recalibration)
+                for each in followers
+            )  # fmt: skip
+            return Prepared(result, plan, others)
 
 
 def changes_to(
