@@ -1,4 +1,4 @@
-"""Accuracy right after one-shot pruning, without any training.
+"""Accuracy right after one-shot pruning, without labels.
 
     python benchmarks/retention.py [--networks resnet,mobilenet,vit] [--targets 0.3,0.5,0.7] [--criteria reconstruction]
         [--scopes isomorphic,optimal] [--repairs "least squares,sequential"] [--out benchmarks/results/retention]
@@ -275,7 +275,8 @@ def report(out: Path, results: dict[str, Any]) -> Table:
 
 {markdown_machine(machine())}
 
-Fashion-MNIST, 10,000 test images, no training; {CALIBRATION} training images for calibration, {HELD_OUT} others on which the best
+Fashion-MNIST, 10,000 test images, no labels; {CALIBRATION} training images for calibration, on which the repairs "blockwise" and
+"distillation" train towards the original network, {HELD_OUT} others on which the best
 method of a cell is chosen. Columns: network, and the fraction of its MACs that is removed. BN: with BatchNorm recalibrated.
 
 {markdown_table(header, summary)}
