@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import types
@@ -104,6 +105,7 @@ def hidden_functions() -> set[Any]:
     return {function for function in found if isinstance(function, types.FunctionType)}
 
 
+@functools.lru_cache(maxsize=256)
 def is_switchable(function: Any) -> bool:
     return "training" in inspect.signature(function).parameters
 

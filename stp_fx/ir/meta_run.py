@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.ir._torch_compat import meta_kernels
 from stp_fx.ir.data_sizes import BY_DATA
+from stp_fx.ir.known_shapes import known_result
 
 __all__ = ["AsksForNumber", "MetaRun", "import_compiler", "run_for_shape", "shortcut"]
 
@@ -60,7 +61,8 @@ def run_for_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             result = direct(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-    return func(*args, **kwargs)
+    known = known_result(func, args, kwargs)
+    return func(*args, **kwargs) if known is NotImplemented else known
 
 
 _FROZEN_BY_PYTHON = 1000

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.survivors import Survivors
+from stp_fx.rewrite.module_copies import copy_modules_of_torch
 
 __all__ = ["copied", "shortened_copy", "take"]
 
@@ -65,6 +66,7 @@ def copied(gm: M, memo: dict[int, Any] | None = None) -> M:
         for value in module.__dict__.values():
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo.setdefault(id(value), value.detach().clone())
+    copy_modules_of_torch(gm, memo)
     return copy.deepcopy(gm, memo)
 
 
