@@ -26,6 +26,8 @@ __all__ = ["KEY", "CapturedGraph", "compiled"]
 KEY = "stp_fx"
 """Under which of a graph's ``meta`` the library keeps its own value. Copies get it by ``copy.deepcopy`` of the value."""
 
+_HOOKS = frozenset(key for key in nn.Module().__dict__ if "hooks" in key)
+
 
 class CapturedGraph(fx.GraphModule):
     """What :func:`stp_fx.trace` returns: a ``GraphModule`` named as the model's class is.
@@ -70,7 +72,9 @@ class CapturedGraph(fx.GraphModule):
         return functools.partial(_copied, class_name=type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (type(self).__name__, self._body(), self._source(sys_importer))
+        # What is stored is a state, not an argument: hooks on state dicts refer to their module, which is this one.
+        state = (type(self).__name__, self._body(), self._source(sys_importer))
+        return _empty, (), state, None, None, _fill
 
     def __reduce_package__(self, exporter: PackageExporter) -> tuple[Any, ...]:
         name = f"fx-generated._{exporter.get_unique_id()}"
@@ -116,8 +120,17 @@ def _copied(result: CapturedGraph, body: nn.Module, graph: fx.Graph, class_name:
         result.__dict__[store] = body.__dict__[store]
 
 
-def _unpickled(name: str, body: dict[str, Any], source: str) -> CapturedGraph:
-    return _rebuilt(name, body, graph_module._forward_from_src(source, {}))
+def _empty() -> CapturedGraph:
+    """A graph that :func:`_fill` makes one of."""
+    return object.__new__(CapturedGraph)
+
+
+def _fill(gm: CapturedGraph, state: tuple[str, dict[str, Any], str]) -> None:
+    name, body, source = state
+    built = _rebuilt(name, body, graph_module._forward_from_src(source, {}))
+    gm.__class__ = type(built)
+    gm.__dict__ = built.__dict__
+    gm.graph.owning_module = gm
 
 
 def _unpackaged(importer: PackageImporter, name: str, body: dict[str, Any], module: str) -> CapturedGraph:
@@ -131,4 +144,5 @@ def _rebuilt(name: str, body: dict[str, Any], forward: Callable[..., Any]) -> Ca
     with LOCK:
         gm: Any = graph_module._deserialize_graph_module(forward, body, CapturedGraph)
     gm.meta.update(meta)
+    gm.__dict__.update({key: value for key, value in body.items() if key in _HOOKS})  # torch leaves them out
     return gm

@@ -75,6 +75,10 @@ def _positional(example_inputs: Any) -> tuple[Any, ...]:
     return () if example_inputs is None else (example_inputs,)
 
 
+_OF_META = ("meta", "data-dependent", "unsupported scalartype")
+"""Words of errors that the meta device is the reason of; the last is that of ``torch.autocast("meta")``."""
+
+
 def check_that_it_runs(
     model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], arguments: Mapping[str, Any], *, cheaply: bool = False
 ) -> None:
@@ -92,7 +96,7 @@ def check_that_it_runs(
     failed = _failure(meta_twin(model), on_meta(args), on_meta(dict(kwargs)), model)
     if failed is None:
         return
-    of_meta = isinstance(failed, NotImplementedError) or any(word in str(failed).lower() for word in ("meta", "data-dependent"))
+    of_meta = isinstance(failed, NotImplementedError) or any(word in str(failed).lower() for word in _OF_META)
     tensors = [*leaves_of(torch.Tensor, (args, dict(kwargs))), *model.parameters(), *model.buffers()]
     if of_meta and (cheaply or any(tensor.is_meta for tensor in tensors)):
         return  # what meta tensors cannot do, others may

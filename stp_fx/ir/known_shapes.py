@@ -12,6 +12,7 @@ import functools
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 __all__ = ["known_result"]
 
@@ -35,7 +36,7 @@ class _Unknown(Exception):
 
 def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What ``func`` gives for tensors on the meta device, as new tensors; NotImplemented leaves the call to torch."""
-    if not _is_pure(func):
+    if not _is_pure(func) or _get_current_dispatch_mode() is not None:  # a mode below asks to see every call
         return NotImplemented
     tensors: list[torch.Tensor] = []
     try:

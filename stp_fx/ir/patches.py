@@ -272,11 +272,14 @@ class _Limits(type):
 
 
 class _Autocasts(_Limits):
-    """The type of what stands for ``torch.autocast``: the type of a device may be that of a proxy's device."""
+    """The type of what stands for ``torch.autocast``: the type of a device may be that of a proxy's device, and the meta device,
+    for which torch refuses even to disable autocast, counts as the CPU."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, device_type: Any, *args: Any, **kwargs: Any) -> Any:
         plain = {name: v.value if isinstance(v, ValueProxy) else v for name, v in kwargs.items()}
-        return cls.original(*(v.value if isinstance(v, ValueProxy) else v for v in args), **plain)
+        device = device_type.value if isinstance(device_type, ValueProxy) else device_type
+        others = (v.value if isinstance(v, ValueProxy) else v for v in args)
+        return cls.original("cpu" if device == "meta" else device, *others, **plain)
 
 
 @functools.cache

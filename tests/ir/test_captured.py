@@ -121,3 +121,21 @@ def test_a_shallow_copy_shares_tensors_and_keeps_those_that_nobody_reads() -> No
     assert {name: id(t) for name, t in again.state_dict(keep_vars=True).items()} == {
         name: id(t) for name, t in gm.state_dict(keep_vars=True).items()
     }
+
+
+class Counted:
+    """A hook on loading that says to which module it belongs."""
+
+    def __call__(self, module: nn.Module, *_: object) -> None:
+        module.loaded_into = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
+def test_hooks_that_refer_to_the_graph_refer_to_the_copy(way: str) -> None:
+    first = copy.deepcopy(captured("fx"))
+    first.register_load_state_dict_pre_hook(Counted())
+    gm = WAYS[way](WAYS[way](first))
+    gm.load_state_dict(first.state_dict())
+    assert gm.loaded_into
+    assert not hasattr(first, "loaded_into")
+    assert gm.graph.owning_module is gm

@@ -135,3 +135,17 @@ def test_errors_are_those_of_torch(call: Any) -> None:
 def test_what_is_left_to_torch(func: Any, args: Any) -> None:
     """Views, ops that write, tensors with numbers in them, and sizes that follow from data."""
     assert known_result(func, args, {}) is NotImplemented
+
+
+def test_modes_below_see_every_call() -> None:
+    seen: list[str] = []
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for _ in range(2):
+        with Log(), MetaRun():
+            _x(3) + 1
+    assert seen.count("aten.add.Tensor") == 2
