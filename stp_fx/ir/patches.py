@@ -37,6 +37,7 @@ from stp_fx.ir.active import HERE, LOCK, PatchedTracer, active, suspended
 from stp_fx.ir.asked import BUILTINS, as_tensor, is_tensor, scripted_isinstance
 from stp_fx.ir.checked import CHECKS
 from stp_fx.ir.proxies import ValueProxy, holds_proxy, user_line
+from stp_fx.ir.stand_ins import Autocasts, StandIn
 
 __all__ = ["LOCK", "PatchedTracer", "active", "applying", "hooks_seen", "suspended", "tracing"]
 
@@ -253,33 +254,11 @@ def _drawing(original: Any) -> Callable[..., Any]:
 # -- modules of functions ----------------------------------------------------------------------------------------------
 
 
-class _Limits(type):
-    """The type of what stands for ``torch.finfo`` and ``torch.iinfo``: calls take proxies, instances are the original's."""
-
-    original: Any
+class _Limits(StandIn):
+    """The type of what stands for ``torch.finfo`` and ``torch.iinfo``: calls take proxies."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return _taking_proxies(cls.original, "call_function", cls.original)(*args, **kwargs)
-
-    def __instancecheck__(cls, value: Any) -> bool:
-        return isinstance(value, cls.original)
-
-    def __eq__(cls, other: object) -> bool:
-        return other is cls.original or other is cls
-
-    def __hash__(cls) -> int:
-        return hash(cls.original)
-
-
-class _Autocasts(_Limits):
-    """The type of what stands for ``torch.autocast``: the type of a device may be that of a proxy's device, and the meta device,
-    for which torch refuses even to disable autocast, counts as the CPU."""
-
-    def __call__(cls, device_type: Any, *args: Any, **kwargs: Any) -> Any:
-        plain = {name: v.value if isinstance(v, ValueProxy) else v for name, v in kwargs.items()}
-        device = device_type.value if isinstance(device_type, ValueProxy) else device_type
-        others = (v.value if isinstance(v, ValueProxy) else v for v in args)
-        return cls.original("cpu" if device == "meta" else device, *others, **plain)
 
 
 @functools.cache
@@ -290,7 +269,7 @@ def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
     calls |= {name: _joining(vars(torch)[name]) for name in joins_to_patch()}
     calls |= {"is_tensor": is_tensor, "as_tensor": as_tensor, "istft": inverse_fourier.istft, "vmap": vmapped.vmap, **CHECKS}
     limits = {name: _Limits(name, (), {"original": getattr(torch, name)}) for name in ("finfo", "iinfo")}
-    casts = {"autocast": _Autocasts("autocast", (), {"original": torch.autocast})}
+    casts = {"autocast": Autocasts("autocast", (), {"original": torch.autocast})}
     functions = {name: f for name, f in vars(math).items() if not name.startswith("_") and callable(f)}
     drawn: dict[types.ModuleType, dict[str, Any]] = {
         module: {name: _told(f, module) for name, f in _drawing_functions(module)} for module in (random, numpy.random)
