@@ -46,10 +46,11 @@ ledger: $(VENV)/.installed-test
 goldens: $(VENV)/.installed-test
 	STP_FX_GOLDENS=update $(PYTEST) tests -k golden $(ARGS)
 
-#   make lint, make types, make contracts   ruff, pyright, import-linter; make check: all three
+#   make lint, make types, make contracts   ruff and the words (docs/prose.py), pyright, import-linter; make check: all three
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/prose.py
 
 #   make format   let ruff rewrite what it can
 format: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""What the benchmarks share: facts about the machine, children with limits on time and memory, result files."""
+"""The common parts of the benchmarks: facts about the machine, children with limits on time and memory, result files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``engine.py`` measures: stp_fx, torch-pruning and the floor, each as a call on the same module and example."""
+"""The contestants of ``engine.py``: stp_fx, torch-pruning and the floor, each as a call on the same module and example."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def prepare_peer(model: nn.Module, example: Tensor) -> Callable[[], nn.Module]:
 
 
 def floor(model: nn.Module, kept: Shapes) -> list[Tensor]:
-    """What magnitude pruning comes to: norms of every weight over inputs and over outputs, a copy of what stays.
+    """The work of magnitude pruning: norms of every weight over inputs and over outputs, a copy of the kept weights.
 
     Written as one writes it, with ``vector_norm``; the norm across a weight's rows is slow on a CPU, so that a pruner
     with a better norm can be faster than this. ``kept`` has the shape that stays of each tensor; a block of that shape
@@ -72,7 +72,7 @@ def floor(model: nn.Module, kept: Shapes) -> list[Tensor]:
 
 
 def bare_floor(model: nn.Module, kept: Shapes) -> list[Tensor]:
-    """Memory traffic alone: every weight read once, in its own order, and a copy of what stays."""
+    """Memory traffic alone: every weight read once, in its own order, and a copy of the kept weights."""
     copies = []
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

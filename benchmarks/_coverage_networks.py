@@ -41,7 +41,7 @@ DETECTION = (
     "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large",
 )  # fmt: skip
 
-# What the module's own factory needs to build quickly and without warnings.
+# The arguments that the module's own factory needs to build quickly and without warnings.
 OPTIONS: dict[str, dict[str, Any]] = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 IMAGE = {"inception_v3": 299}
 # In double precision, smaller images where the network takes them: the law is about channels, not about pixels.

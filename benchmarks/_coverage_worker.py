@@ -35,7 +35,7 @@ LAW_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 def build(subject: Network) -> nn.Module:
     """The network in eval mode, float32, of the first seed whose outputs are all finite and none the same everywhere.
 
-    Every parameter and statistic is random, so that no channel is dead by chance. If no seed gives such outputs, some are
+    Every parameter and statistic is random, so that no channel is constant by chance. If no seed gives such outputs, some are
     constant by the network's own code; the seed is then the one with the fewest.
     """
     silent: dict[int, int] = {}
@@ -108,7 +108,7 @@ def shapes(outputs: Any) -> list[tuple[int, ...]]:
 
 @dataclasses.dataclass
 class Run:
-    """What was found out so far. A check that fails does not stop those that do not need it."""
+    """The findings so far. A check that fails does not stop those that do not need it."""
 
     name: str
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -262,7 +262,7 @@ def check_whole(run: Run, model: nn.Module, subject: Network) -> None:
 
 
 def forward_seconds(model: nn.Module, inputs: Inputs, subject: Network) -> float:
-    """What a call of the network takes of a processor, which other processes on the machine do not lengthen."""
+    """The processor time of a call of the network, which other processes on the machine do not lengthen."""
     with torch.no_grad():
         call(model, inputs, subject)
         before = time.process_time()
@@ -282,7 +282,7 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
 
 
 def inexact_axes(graph: stp_fx.ChannelGraph) -> list[str]:
-    """What to ignore so that only exact groups are pruned: the others, by their names."""
+    """The names to ignore so that only exact groups are pruned."""
     return [group.name for group in graph.groups if not group.exact]
 
 
@@ -310,7 +310,7 @@ def main(name: str, only: str = "") -> None:
     example = subject.inputs(BATCH, False, torch.float32)
 
     def inputs(batch: int) -> Inputs:
-        """What is computed in full is computed on small inputs where the traced network takes them."""
+        """Full computations use small inputs where the traced network takes them."""
         return subject.inputs(batch, subject.resizable, torch.float32)
 
     with run.check("prune"):

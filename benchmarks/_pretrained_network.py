@@ -1,4 +1,4 @@
-"""What the networks of the pretrained benchmark have in common, and sentences of Python's own documentation."""
+"""The common parts of the networks of the pretrained benchmark, and sentences of Python's own documentation."""
 
 from __future__ import annotations
 

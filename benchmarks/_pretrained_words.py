@@ -152,7 +152,7 @@ def _given(ways: Sequence[Sequence[Sequence[int]]]) -> Tensor:
 
 
 def main() -> None:
-    """What the package writes beside what the module writes."""
+    """The package's output beside the module's."""
     package = _package()
     model = Phonemes(package.variables).eval()
     words = [word for word, _ in _words(package.p2idx, (300,))[0]]

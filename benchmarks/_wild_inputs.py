@@ -1,4 +1,4 @@
-"""What networks of the collection "wild" are given, and how those of transformers are built from a small configuration."""
+"""The inputs of networks of the collection "wild", and how those of transformers are built from a small configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``criterion="auto"`` would have kept in the cells that other benchmarks have measured, beside each criterion by itself.
+"""The accuracy of ``criterion="auto"`` in the cells that other benchmarks have measured, beside each criterion by itself.
 
     python benchmarks/auto.py      # reads benchmarks/results, runs no network; writes auto.md and auto.json there
 

@@ -7,7 +7,7 @@
     python benchmarks/coverage.py wild                   # diffusers, monai, ultralytics and others; needs the extra "wild"
 
 Each network runs in a process of its own (``_coverage_worker.py``), with random weights *and* random normalisation
-statistics, so that the equations are not true for want of a signal. Checked for each:
+statistics, so that the equations are not true only because there is no signal. Checked for each:
 
 - ``output``: the traced network gives the module's own outputs (eval mode; on smaller images than it was traced with,
   where a network takes any size).
@@ -153,7 +153,7 @@ Why axes are pinned, over all of these networks (an axis with several reasons co
 
 {markdown_table(("reason", "axes", "networks"), _reasons(results), left=1)}
 
-What each column checks: the docstring of `benchmarks/coverage.py`. `validated`: the
+The checks of each column: the docstring of `benchmarks/coverage.py`. `validated`: the
 largest difference found, relative. `exact`: groups that the analysis calls exact, which
 the law is checked on. `pinned`: axes of parameters that cannot lose a single index. `prune s`: trace and prune. `all s`
 and `peak GB`: the whole process with all checks, double precision included.
@@ -169,7 +169,7 @@ def _is_announced(result: dict[str, Any]) -> bool:
 
 
 def _alone(result: dict[str, Any]) -> list[str]:
-    """What the library says of a mode that it leaves out."""
+    """The library's reason for leaving out a mode."""
     return [note for note in result.get("notes", ()) if note.startswith(ALONE)]
 
 

@@ -147,7 +147,7 @@ VALIDATION_HEADER = ("network", "off s", "on s", "times", "forward passes", "che
 
 
 def validation_cells(name: str, result: dict[str, Any]) -> list[str]:
-    """What the checks of capture and removal cost, which are on by default."""
+    """The cost of the checks of capture and removal, which are on by default."""
     if "error" in result:
         return [name, result["error"], *["-"] * (len(VALIDATION_HEADER) - 2)]
     found = result["validation"]
@@ -168,7 +168,7 @@ def validation_cells(name: str, result: dict[str, Any]) -> list[str]:
 
 NETWORK_NOTE = """\
 One thread, ratio 0.5, magnitude; medians of runs that take turns. Floor: `vector_norm` of every weight over its inputs
-and over its outputs, and a copy of what stays; `floors`: stp_fx over it. Bare floor: every weight read once, and the
+and over its outputs, and a copy of the kept weights; `floors`: stp_fx over it. Bare floor: every weight read once, and the
 copy. Parameters: of the network, and left by each."""
 VALIDATION_NOTE = """\
 Trace and prune with `validate=False` (as above) and with the default, `validate="auto"`: model and graph are run in both modes,

@@ -332,7 +332,7 @@ def seed_all(seed: int, epoch: int, rank: int) -> None:
 
 
 def write_atomically(state: Any, path: Path) -> None:
-    """A reader, and whoever comes after a crash, sees the old file or the new one, never half of one."""
+    """A process that reads it, after a crash too, sees the old file or the new one, never half of one."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         torch.save(state, file)

@@ -39,7 +39,7 @@ def title(masks: bool, compensation: str | None, memory: torch.memory_format) ->
 
 
 def cell(name: str, masks: bool, compensation: str | None, memory: torch.memory_format) -> tuple[str, bool]:
-    """What the table shows, and whether it is as it has to be."""
+    """The row of the table, and whether its numbers are right."""
     found, by = run(name, masks, compensation, memory), refused(name, compensation)
     if isinstance(found, str):
         return "refused", by is not None and by in found

@@ -56,7 +56,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What is run: networks by name, and how each is trained after it was pruned (``epochs``, peak ``lr``)."""
+    """The runs: networks by name, and how each is trained after it was pruned (``epochs``, peak ``lr``)."""
 
     data: Callable[[], Images]
     networks: dict[str, Recipe]
@@ -155,7 +155,7 @@ GRIDS = {"digits": DIGITS, "fashion": FASHION, "fashion-long": FASHION_LONG}
 
 
 class Contestant(Protocol):
-    """What the one training loop asks of a method; ``model`` may be another object after ``begin``."""
+    """The calls of the one training loop to a method; ``model`` may be another object after ``begin``."""
 
     model: nn.Module
 
@@ -240,7 +240,7 @@ class Opponent(Plain):
 
 
 def contestant(grid: Grid, name: str, method: str, target: float, seed: int, data: Images) -> tuple[Contestant, float]:
-    """What is trained, and for how many epochs."""
+    """The network that is trained, and for how many epochs."""
     recipe, batches = grid.networks[name], data.calibration(grid.calibration, seed=seed)
     model = grid.trained(name, seed, data)
     if method == UNPRUNED:
@@ -309,7 +309,7 @@ def _one_cycle(t: float) -> float:
 
 
 def cells(grid: Grid) -> Iterator[tuple[str, str, float, int]]:
-    """All runs, those that most depends on first: network, method, target, seed. What is not pruned has target 0."""
+    """All runs, those that most depends on first: network, method, target, seed. A network that is not pruned has target 0."""
     for seed in grid.seeds:
         for method in grid.all_methods:
             for name in grid.networks:

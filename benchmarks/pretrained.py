@@ -1,4 +1,4 @@
-"""What networks that others have trained still do right after one-shot pruning, without labels.
+"""The quality of networks trained by others right after one-shot pruning, without labels.
 
     python benchmarks/pretrained.py [--networks crepe-tiny,minilm,resemblyzer,silero,g2p] [--targets 0.3,0.5] [--resume]
         [--criteria magnitude,variance] [--scopes local,optimal] [--repairs sequential,blockwise] [--peer] [--quick]
@@ -66,12 +66,12 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "MLP and heads": {"products": "outer"},
     },
 }
-"""What may go, as arguments of the passes; of the other networks, every channel."""
+"""The removable channels, as arguments of the passes; in the other networks, every channel is."""
 TRAINED = ("blockwise", "distillation", "long distillation")
 LONG = 1000  # steps of the last one
 PATCHES = 1152  # as in prune_graph
 Method = tuple[str, str, str, str]
-"""What may go, criterion, scope or "optimal", repair."""
+"""Removable channels, criterion, scope or "optimal", repair."""
 Cell = dict[str, Any]
 
 
@@ -113,7 +113,7 @@ class Run:
         return stp_fx.cost(self.gm).macs
 
     def plan(self, part: str, criterion: str, scope: str, target: float) -> Artifacts:
-        """What goes, with what the repairs read."""
+        """The removed channels, with the data of the repairs."""
         key = (part, criterion, scope, target)
         if key not in self.selected:
             options = PARTS.get(self.name, {}).get(part, {})
@@ -151,7 +151,7 @@ def best(found: dict[str, Cell]) -> str | None:
 
 
 def methods(run: Run, options: argparse.Namespace) -> Iterator[Method]:
-    """What is tried before the repairs that train."""
+    """The methods tried before the repairs that train."""
     scopes = [s for s in SCOPES.get(run.name, ("local", "global", "optimal")) if s in options.scopes.split(",")]
     for part in PARTS.get(run.name, {"channels": {}}):
         for criterion in options.criteria.split(","):

@@ -1,4 +1,4 @@
-"""What the regularizers and distillation cost in each training step, beside the step itself.
+"""The cost of the regularizers and of distillation in each training step, beside the step itself.
 
     python benchmarks/regularize_cost.py [--networks resnet50] [--batch 8] [--out benchmarks/results/regularize_cost]
     python benchmarks/regularize_cost.py --only distillation --networks resnet18 --out benchmarks/results/distillation_cost

@@ -1,4 +1,4 @@
-"""What sequential repair costs, in forward passes over the same images, and how much memory it takes.
+"""The cost of sequential repair, in forward passes over the same images and in memory.
 
     python benchmarks/repair_cost.py [--networks resnet50,vit_b_16] [--images 1024] [--batch 32] [--rounds 1]
         [--out benchmarks/results/repair_cost]

@@ -104,7 +104,7 @@ class Tried:
 
 
 class Basis:
-    """A network in one basis. What is measured of it, the scores and the damages of its groups serve every target."""
+    """A network in one basis. Its measurements, and the scores and damages of its groups, serve every target."""
 
     def __init__(self, name: str, gm: fx.GraphModule, data: Fashion, options: argparse.Namespace) -> None:
         self._name, self._gm, self._options = name, gm, options
@@ -191,7 +191,7 @@ def peer(model: nn.Module, data: Fashion, target: float) -> dict[str, Accuracy]:
 
 
 def _gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """What its Taylor scores read: the mean gradient of the loss over the calibration images."""
+    """The data of its Taylor scores: the mean gradient of the loss over the calibration images."""
     model = copy.deepcopy(model)
     for x, y in batches:
         (F.cross_entropy(model(x), y) / len(batches)).backward()

@@ -2,7 +2,7 @@
 
     python benchmarks/ship.py [--models resnet50,vit_b_16] [--rounds 15] [--no-compile]
 
-Each network at random weights, half of its MACs (or of its measured latency) gone by several options; all variants and the
+Each network at random weights, half of its MACs (or of its measured latency) removed by several options; all variants and the
 original take turns in one process. The realised share is the speed-up over the ideal, which is the MACs before over the MACs
 after. Outputs of the ONNX session are held against the graph's. Compiled are the original and the variant that realises most.
 """

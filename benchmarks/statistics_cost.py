@@ -1,4 +1,4 @@
-"""What collecting statistics costs, beside a plain forward pass over the same batches.
+"""The cost of collecting statistics, beside a plain forward pass over the same batches.
 
     python benchmarks/statistics_cost.py [--networks resnet50,vit_b_16] [--out benchmarks/results/statistics_cost]
 

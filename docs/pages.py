@@ -1,9 +1,9 @@
-"""What of a page can be run: its Python with what it prints, its commands, and how a long command is run in short.
+"""The parts of a page that can be run: its Python with its output, its commands, and how a long command is run in short.
 
 Every fenced block names its language. The ``python`` blocks of a page run one after another in one namespace; a ``text``
 block right after one is what it prints (``...`` stands for anything), a ``pytb`` block the error that it ends with. A ``python``
 block with a ``title="name.py"`` is a file instead. The lines of ``sh`` blocks, and inline code that begins like a command, are
-the page's commands. HTML comments hold what readers need not see:
+the page's commands. HTML comments hold the notes for this program:
 
     <!-- python            statements that run in the page's namespace
     <!-- varies -->        the next output depends on the machine: all but its numbers is compared
@@ -21,7 +21,7 @@ __all__ = ["ROOT", "Block", "Page", "PageError", "all_pages", "matches", "read"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("make", "python", "pip", "torchrun", "stp-fx", "mkdocs", "pre-commit", "pytest", "bash")
-"""What an inline code span must begin with to be a command."""
+"""The first words that make an inline code span a command."""
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)(?P<rest>.*)$")
 _COMMENT = re.compile(r"<!--[ \t]*(python|varies|short|elsewhere)\b[ \t]*\n?(.*?)-->", re.DOTALL)
@@ -88,7 +88,7 @@ def read(path: Path) -> Page:
     for command, place in notes["elsewhere"].items():
         file = ROOT / place
         if not file.is_file() or command not in file.read_text():
-            raise PageError(f"{path}: {command!r} is said to be run by {place}, which does not have it")
+            raise PageError(f"{path}: {command!r} should be run by {place}, which does not have it")
     here = tuple((command, notes["short"].get(command, command)) for command in found if command not in notes["elsewhere"])
     return Page(path, tuple(blocks), here, tuple(notes["elsewhere"].items()))
 

@@ -111,7 +111,7 @@ def _as_main(module: types.ModuleType) -> Iterator[None]:
 
 
 def _run_block(page: Page, block: Block, namespace: dict[str, object], fails: bool) -> str:
-    """What a block prints; of one that ``fails``, the last line of the traceback."""
+    """The output of a block; of one that ``fails``, the last line of the traceback."""
     code = compile("\n" * (block.line - 1) + block.code, str(page.path), "exec")  # tracebacks show the page's own lines
     output = io.StringIO()
     with contextlib.redirect_stdout(output):

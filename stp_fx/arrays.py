@@ -1,4 +1,4 @@
-"""What NumPy has not, or has not fast enough."""
+"""Functions of arrays that NumPy lacks, or that are faster than NumPy's."""
 
 from __future__ import annotations
 

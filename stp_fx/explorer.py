@@ -31,7 +31,7 @@ _RUNS = 5
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Explorer:
-    """What :func:`stp_fx.explore` returns; a notebook shows the page. ``data`` is what the page shows, as plain data for JSON."""
+    """The page that :func:`stp_fx.explore` makes; a notebook shows it. ``data`` is its content, as plain data for JSON."""
 
     data: Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def explore(
     The page works without a network. ``gm`` is only read, and not run unless ``latency`` is True.
 
     Args:
-        gm: a graph that :func:`trace` returned, or that passes made of one. What is masked in it is shown as removed.
+        gm: a graph that :func:`trace` returned, or that passes made of one. Masked channels are shown as removed.
         path: where the page is written (``.html``); None: nowhere, which is enough for a notebook.
         pruned: what passes made of ``gm``; the page then shows both, as :func:`compare` does.
         plan: a plan for ``gm`` that has not been carried out, in place of ``pruned``.

@@ -1,4 +1,4 @@
-"""What the library prints with: rich, imported here alone, and only by whoever prints.
+"""The console of the library: rich, imported here alone, and only when something is printed.
 
 Importing rich draws from Python's random numbers. They are put back, so that a seed set before a call holds after it.
 """

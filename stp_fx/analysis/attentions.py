@@ -160,7 +160,7 @@ class _Finder:
         return False
 
     def _on_to_product(self, weights: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-        """What of the weights enters the product with the values, and this product."""
+        """The part of the weights that enters the product with the values, and this product."""
         while True:
             readers = list(weights.users)
             product = next((each for each in readers if each.target in _PRODUCTS), None)

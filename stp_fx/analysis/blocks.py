@@ -63,7 +63,7 @@ class Block:
         return not self.reason
 
     def explain(self) -> str:
-        """What the block is, and what its removal takes along, or why it cannot be removed."""
+        """The block, the nodes and tensors that are removed with it, or why it cannot be removed."""
         lines = [f"block '{self.name}': '{self.total}' adds '{self.value}', computed from '{self.stream}'"]
         if self.inside is not None:
             lines.append(f"  inside block '{self.inside}'")
@@ -247,7 +247,7 @@ def _own(weights: Mapping[str, str], inner: Sequence[Mapping[str, str]]) -> list
 
 
 def _path(owners: Sequence[str]) -> str:
-    """What paths have in common; the first and the last of them if that is nothing."""
+    """The common beginning of paths; the first and the last of them if they have none."""
     paths = sorted({tuple(owner.split(".")) for owner in owners})
     if not paths:
         return ""

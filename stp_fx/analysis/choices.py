@@ -11,7 +11,7 @@ __all__ = ["choose"]
 
 
 def choose(context: Context, trained: Any, evaluated: Any) -> Any:
-    """What a choice gives, in evaluation: tensors of one shape are the same channels in both, others are kept whole."""
+    """The value of a choice, in evaluation. Tensors of one shape are the same channels in both modes; others are kept whole."""
     values = [tensors_within(each) for each in (trained, evaluated)]
     alike = [tuple(tensor.shape for tensor in each) for each in values]
     if alike[0] == alike[1]:

@@ -1,4 +1,4 @@
-"""Consumers: the linear and convolution calls that read a site along a weight's input axis, as functions of their input.
+"""Consumers: linear and convolution calls that read an activation along a weight's input axis, as functions of it.
 
 A consumer's weight is seen as ``[groups, out, in, taps]``, whatever module or call it belongs to; position p of the input
 is ``divmod(p, in)``: its group, and its place there.
@@ -79,7 +79,7 @@ class Consumer:
         return matrix.reshape(weight.shape).to(weight)
 
     def patches(self, value: torch.Tensor) -> torch.Tensor | None:
-        """What each output position of a convolution reads: [n, in x taps, positions]; None for other calls."""
+        """The input patch of each output position of a convolution: [n, in x taps, positions]; None for other calls."""
         windows = self.windows
         if not isinstance(self.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or windows is None:
             return None
@@ -94,7 +94,7 @@ class Consumer:
 
 
 def find_consumers(gm: fx.GraphModule) -> list[Consumer]:
-    """All consumers of a captured graph's sites, in graph order. Sites where activations meet have none."""
+    """All consumers of a captured graph, in graph order. A product of two activations is none."""
     nodes = {node.name: node for node in gm.graph.nodes}
     found = []
     for site in find_sites(gm).all:
@@ -105,8 +105,8 @@ def find_consumers(gm: fx.GraphModule) -> list[Consumer]:
 
 
 def linear_calls(gm: fx.GraphModule) -> list[Consumer]:
-    """Every linear layer and convolution of a graph, in graph order, whether channels of its input may go or not. Their sites
-    know the reader, the source and the dimension, no shape and no units."""
+    """Every linear layer and convolution of a graph, in graph order, whether channels of its input can be removed or not.
+    Their ``site`` names the call, the source and the dimension; it has no shape and no units."""
     found, nothing = [], np.empty(0, dtype=np.int64)
     for node in gm.graph.nodes:
         source = _read_by(node)

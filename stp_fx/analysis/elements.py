@@ -75,7 +75,7 @@ class Elements:
     # -- joining ---------------------------------------------------------------------------------------------------
 
     def unify(self, first: Dim, second: Dim) -> Dim:
-        """Positions of both live and die together; the finer list of factors of the two."""
+        """Positions of both are kept or removed together. Returns the finer list of factors of the two."""
         if first is second or not (has_ids(first) or has_ids(second)):
             return first
         if len(first) == 1 and len(second) == 1:

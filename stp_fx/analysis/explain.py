@@ -1,4 +1,4 @@
-"""Answers in words: why is this axis pinned, what goes with channel 5 of this layer, what is this group."""
+"""Answers in words: why an axis is pinned, which channels are removed together, what a group is."""
 
 from __future__ import annotations
 

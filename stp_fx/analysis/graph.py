@@ -31,7 +31,7 @@ __all__ = ["ChannelGraph"]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ChannelGraph:
-    """What is removed together in a graph. Plain data and questions about it; it holds no tensor and not the graph itself.
+    """The channels of a graph that are removed together. Plain data and questions about it, without tensors or the graph.
 
     :func:`stp_fx.analyze` makes it. ``groups`` are scored and cut, ``survivors`` says what a plan leaves, ``plan_for`` makes
     a plan by hand, ``explain`` gives reasons in words.
@@ -91,7 +91,7 @@ class ChannelGraph:
         return self._solved.first_name(tensor)
 
     def value(self, node: str) -> Any:
-        """What a graph node gives: the dimensions of a tensor (``TensorDims``), lists and dicts of them, or a number."""
+        """The value of a graph node: the dimensions of a tensor (``TensorDims``), lists and dicts of them, or a number."""
         return self._solved.found.values.get(node)
 
     def units_along(self, dim: Dim) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ class ChannelGraph:
     # -- what a plan leaves ----------------------------------------------------------------------------------------
 
     def survivors(self, plan: Cut | None = None, *, partial: bool = False) -> Survivors:
-        """What ``plan`` leaves; of None, everything.
+        """The channels that ``plan`` keeps; of None, all of them.
 
         ``partial`` accepts a plan without an entry for every axis that it shortens, which a masked graph needs: its mask buffers
         are in no plan.
@@ -124,7 +124,7 @@ class ChannelGraph:
         return Survivors(units, self._solved, alive)
 
     def survivors_without(self, removed: np.ndarray) -> Survivors:
-        """What is left when the flagged units are removed (bool, one per unit). A search over plans calls this."""
+        """The channels that are kept when the flagged units are removed (bool, one per unit). A search over plans calls this."""
         return Survivors.without(self._solved, removed)
 
     def plan_removing(self, removed: np.ndarray) -> PrunePlan:
@@ -166,7 +166,7 @@ class ChannelGraph:
     # -- in words and pictures -------------------------------------------------------------------------------------
 
     def explain(self, name: str | None = None, index: int | None = None) -> str:
-        """Why an axis is pinned, or what goes with it, in words.
+        """Why an axis is pinned, or what is removed with it, in words.
 
         ``name`` is a parameter or buffer (``"conv1.weight"``), one axis of it (``"conv1.weight:0"``), a module
         (``"conv1"``), a group, a node of the graph, or a reason that :attr:`pinned` gives; ``index`` a position along the

@@ -16,7 +16,7 @@ __all__ = ["Cut", "alive_under", "flag_whole_factors", "removed_units"]
 
 
 class Cut(Protocol):
-    """What a plan holds: ``kept[name, dim]`` are the positions that are kept, ``sizes[name, dim]`` the length of the axis."""
+    """The contents of a plan: ``kept[name, dim]`` are the kept positions, ``sizes[name, dim]`` the length of the axis."""
 
     @property
     def kept(self) -> Mapping[tuple[str, int], np.ndarray]: ...
@@ -84,11 +84,11 @@ def removed_units(solved: Solved, plan: Cut) -> np.ndarray:
 
 
 def flag_whole_factors(solved: Solved, dead: np.ndarray, seen: np.ndarray, living: np.ndarray) -> None:
-    """Extends ``dead`` in place to every factor of a product of which all ``seen`` positions are dead.
+    """Extends ``dead`` in place to every factor of a product of which all ``seen`` positions are removed.
 
     ``seen`` flags the classes of which it is known whether they are removed; it is extended too. The ``living`` are known to be
-    kept, and so are the factors of a position that is: of 2 x 4 positions of which a slice took four, all that it took of a row
-    may be dead while the row is not.
+    kept, and so are the factors of a kept position. If a slice took four of 2 x 4 positions, all that it took of a row may be
+    removed while the row is kept.
     """
     living = living.copy()
     for product in reversed(solved.solution.products):

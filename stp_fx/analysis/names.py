@@ -89,7 +89,7 @@ def outputs_named(gm: fx.GraphModule, graph: ChannelGraph, entry: Any, argument:
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-    """What one entry stands for: tensors (first names), axes, groups; all by name."""
+    """The meaning of one entry: tensors (first names), axes, groups; all by name."""
 
     tensors: frozenset[str] = frozenset()
     axes: frozenset[str] = frozenset()

@@ -27,7 +27,7 @@ def pinned_axes(solved: Solved) -> dict[str, tuple[str, ...]]:
 
 
 def pin_reasons(solved: Solved, classes: np.ndarray) -> list[str]:
-    """Why the given classes are pinned: what was said of them, of the factors they split into, or of what they split."""
+    """Why the given classes are pinned: the reasons of these classes, of their factors, or of the axes they are factors of."""
     wanted = np.zeros(solved.solution.count, dtype=bool)
     wanted[classes] = True
     reasons = _said(solved, wanted)
@@ -46,7 +46,7 @@ def pin_reasons(solved: Solved, classes: np.ndarray) -> list[str]:
 
 
 def _said(solved: Solved, wanted: np.ndarray) -> list[str]:
-    """What was said of the flagged classes, with the nodes that said it; the first few."""
+    """The reasons recorded for the flagged classes, with the nodes that recorded them; the first few."""
     nodes: dict[str, dict[str, None]] = {}
     for note in solved.found.elements.pins:
         if note.node and wanted[solved.label[note.ids.ravel()]].any():

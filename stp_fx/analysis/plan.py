@@ -1,4 +1,4 @@
-"""PrunePlan: what stays of every shortened axis, and which blocks go. Plain data, all that selection hands to rewrites."""
+"""PrunePlan: the kept positions of every shortened axis, and the removed blocks. The plain data that rewrites need."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class PrunePlan:
         return PrunePlan(kept, sizes, tuple({*self.blocks, *second.blocks}))
 
     def after(self, first: PrunePlan) -> PrunePlan:
-        """What is left of this plan once ``first``, for the same tensors, is done: in the indices that it leaves.
+        """The rest of this plan once ``first``, for the same tensors, is done, in the indices that are valid then.
 
         >>> both = PrunePlan({("conv.weight", 0): [0, 3]}, {("conv.weight", 0): 4})
         >>> both.after(PrunePlan({("conv.weight", 0): [0, 2, 3]}, {("conv.weight", 0): 4})).kept

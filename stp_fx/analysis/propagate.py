@@ -218,7 +218,7 @@ class _Propagation(TorchDispatchMode):
         return out
 
     def _pin_unknown(self, func: Any, tensors: Sequence[torch.Tensor]) -> None:
-        """What an op without a rule reads, gives and writes into."""
+        """The axes that an op without a rule reads, returns and writes to."""
         for tensor in tensors:
             for dim in self.dims(tensor):
                 self.pin(dim, f"no rule for {func}")

@@ -1,4 +1,4 @@
-"""What one run over a graph finds: axes, values as factors, contractions."""
+"""The findings of one run over a graph: axes, values as factors, contractions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Contraction:
 
 @dataclasses.dataclass
 class Propagated:
-    """What one run over the graph found."""
+    """The findings of one run over the graph."""
 
     elements: Elements
     axes: list[AxisRecord]

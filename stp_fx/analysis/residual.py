@@ -241,11 +241,11 @@ class Flow:
                 waiting += node.all_input_nodes
         return frozenset(node for node in found if node.op == "get_attr")
 
-    # -- what goes with a branch -----------------------------------------------------------------------------------------
+    # -- removed with a branch -------------------------------------------------------------------------------------------
 
     def _closure(self, value: fx.Node, total: fx.Node, body: frozenset[fx.Node]) -> frozenset[fx.Node]:
-        """What nothing reads once ``total`` does not read ``value``; assertions about the ``body``, or sizes of its values,
-        count as nothing."""
+        """The nodes without a consumer once ``total`` does not read ``value``; assertions about the ``body``, and sizes of
+        its values, are no consumers."""
         gone: set[fx.Node] = set()
         inside = _either(1 << self.at[node] for node in body)
         waiting = [value]
@@ -303,7 +303,7 @@ class Flow:
         return self._effect(total, value, gone) or self._shared_statistics(gone)
 
     def _effect(self, total: fx.Node, value: fx.Node, gone: frozenset[fx.Node]) -> str:
-        """What the branch writes to that is read elsewhere, in words."""
+        """The values that the branch writes to and that are read elsewhere, in words."""
         for node in (*gone, total):
             target = node.kwargs.get("out", node.args[0] if node.args else None)
             if not isinstance(target, fx.Node) or not may_write(node, self.gm) or (node is total and target is not value):

@@ -1,8 +1,8 @@
-"""Sites: the values that contractions read along the axes they sum over. Where a unit's signal can be measured.
+"""Activation inputs (``Site``): values that contractions read along an axis they sum over. A unit's signal is measured there.
 
-A site lies after the activation, the norm or the depthwise convolution that stands between producer and consumer, wherever
-that is in the graph; no table of architectures says so, the contraction that reads the value does (report, sections 1.3.3
-and 2.4.1).
+An activation input lies after the activation function, the norm or the depthwise convolution between producer and consumer,
+wherever these are in the graph. The contraction that reads the value decides, no table of architectures (report, sections
+1.3.3 and 2.4.1).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Site:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SiteMember:
-    """A site as one group touches it: position ``index[k]`` belongs to unit ``unit[k]`` of the group."""
+    """An activation input as one group touches it: position ``index[k]`` belongs to unit ``unit[k]`` of the group."""
 
     site: Site
     index: np.ndarray
@@ -62,7 +62,7 @@ class SiteMember:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sites:
-    """All sites of a graph, in graph order, and the ones that each group is read at."""
+    """All activation inputs of a graph, in graph order, and those where each group is read."""
 
     all: tuple[Site, ...]
     by_group: Mapping[int, tuple[SiteMember, ...]] = dataclasses.field(repr=False)
@@ -73,7 +73,7 @@ class Sites:
 
 
 def find_sites(gm: fx.GraphModule) -> Sites:
-    """The sites of a captured graph; computed once for a graph.
+    """The activation inputs of a captured graph; computed once for a graph.
 
     Raises:
         InputError: ``gm`` carries no recorded example inputs.

@@ -83,7 +83,7 @@ def _labelled(record: ProductRecord, label: np.ndarray) -> SolvedProduct:
 
 
 def _match_products(elements: Elements, products: list[SolvedProduct], settled: set[tuple[int, int]]) -> bool:
-    """Unifies the factors of products that share classes; ``True`` if anything new was said."""
+    """Unifies the factors of products that share classes; ``True`` if anything new was found."""
     if not products:
         return False
     owner = np.concatenate([np.full(p.classes.size, k) for k, p in enumerate(products)])

@@ -20,7 +20,7 @@ __all__ = ["Survivors"]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Survivors:
-    """What is left of a graph once some of its units are removed (or masked). :meth:`ChannelGraph.survivors` gives it.
+    """The kept channels of a graph once some of its units are removed (or masked). :meth:`ChannelGraph.survivors` gives it.
 
     ``units`` flags the units that are kept (bool, one per unit of the graph). All else follows from it and is computed when asked
     for.

@@ -1,4 +1,4 @@
-"""What one unit costs: how much of a graph's work goes when it goes, for all units at once.
+"""The cost of one unit: how much of a graph's work is saved when it is removed, for all units at once.
 
 A piece of work is proportional to the sizes of some factors: the MACs of a contraction to those of its letters, the
 elements of a parameter to those of its axes. Without a unit that holds d_k of the s_k positions of factor k, the part
@@ -59,7 +59,7 @@ def activation_elements(graph: ChannelGraph, nodes: Iterable[str]) -> Iterator[W
 
 
 def unit_savings(graph: ChannelGraph, work: Iterable[Work]) -> np.ndarray:
-    """What is saved when a unit alone is removed: float64, one a unit of the graph."""
+    """The cost saved when a unit alone is removed: float64, one per unit of the graph."""
     counted = _Counted(graph)
     saved, left = np.zeros(graph.units), np.ones(graph.units)
     for piece in work:

@@ -1,4 +1,4 @@
-"""What each output position of a convolution reads, as a view of its input."""
+"""The input patch of each output position of a convolution, as a view of its input."""
 
 from __future__ import annotations
 

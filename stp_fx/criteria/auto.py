@@ -49,7 +49,7 @@ _ABSORBING = ("least_squares", "sequential", "blockwise", "distillation")
 """Compensations with which the kept channels take over what the removed ones gave, as reconstruction assumes."""
 _COMPENSATIONS = (None, "mean", *_ABSORBING)
 _SECONDS = 1.4e-10
-"""Of scoring by reconstruction, per cube of a site's positions: 9.6 s for 4096 (benchmarks/results/criteria.md, "square")."""
+"""Of scoring by reconstruction, per cube of an input's positions: 9.6 s for 4096 (benchmarks/results/criteria.md, "square")."""
 _WITH_DATA = ("statistics", "covariance")
 
 
@@ -63,7 +63,7 @@ class Chosen:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the chosen criterion reads beside weights."""
+        """The data that the chosen criterion reads beside weights."""
         return needs_of(self.criterion)
 
     @property

@@ -106,15 +106,15 @@ class Criterion(Protocol):
 
     Write it as a frozen dataclass with this ``__call__``; a plain function ``(group, context) -> scores`` works as
     well. An attribute ``needs``, a tuple of names in :data:`NEEDS`, lists the data that it reads beside weights; a
-    criterion without one gets site statistics where calibration data is given.
+    criterion without one gets statistics of the activation inputs where calibration data is given.
     """
 
     def __call__(self, group: Group, context: ScoreContext, /) -> torch.Tensor: ...
 
 
 NEEDS = ("statistics", "covariance", "gradients", "fisher", "hessian")
-"""The data that a criterion may need: site statistics, those with full second moments, the mean gradient of every parameter, the
-mean of the squared per-sample gradients, the diagonal of the Hessian."""
+"""The data that a criterion may need: statistics of activation inputs, those with full second moments, the mean gradient
+of every parameter, the mean of the squared per-sample gradients, the diagonal of the Hessian."""
 
 
 def needs_of(criterion: object) -> tuple[str, ...]:

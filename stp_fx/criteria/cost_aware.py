@@ -82,7 +82,7 @@ class CostAware:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the base criterion reads beside weights."""
+        """The data that the base criterion reads beside weights."""
         return needs_of(self.criterion)
 
     @property

@@ -44,7 +44,7 @@ def precision(covariance: torch.Tensor, ridge: float, name: str) -> torch.Tensor
 
 
 class Elimination:
-    """The units of one group at one site. ``precision`` and ``gram`` are [n, n], n = units * block, unit after unit.
+    """The units of one group at one activation input. ``precision`` and ``gram`` are [n, n], n = units * block, unit after unit.
 
     Both are used up.
     """

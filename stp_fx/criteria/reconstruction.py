@@ -31,7 +31,7 @@ class Reconstruction:
     """Greedy removal of the cheapest unit, again and again; a unit's score is the error accumulated at its removal.
 
     The error is the mean square by which the outputs of the layers that read the group differ, after the best linear
-    use of the kept units, summed over outputs; ``reduction`` joins the sites that read the group (default: their sum) at
+    use of the kept units, summed over outputs; ``reduction`` joins the inputs that read the group (default: their sum) at
     every step. So scores rise in the order of removal, are never negative, and a prefix of them is a plan whose error is
     the score of its last unit; groups compare by errors. A unit with several positions is removed as a block.
 
@@ -40,7 +40,7 @@ class Reconstruction:
     (query and key meet) the unit's own signal is reconstructed:
     W is the identity. Taps of a kernel count as outputs that read the same signal.
 
-    Time is cubic in a site's positions, in float64 on the CPU (2048 units: seconds), where norms are linear.
+    Time is cubic in an activation input's positions, in float64 on the CPU (2048 units: seconds), where norms are linear.
 
     Raises :class:`CriterionError` without covariances, and for a group that no contraction reads.
     """

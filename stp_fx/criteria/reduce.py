@@ -53,7 +53,7 @@ def check_combining(reduction: str, normalizer: str) -> None:
 
 
 def combine(local: np.ndarray, reduction: str, normalizer: str) -> torch.Tensor:
-    """Local scores [axes or sites, units] to the scores of a group: float64 [units], reduced and then normalised."""
+    """Local scores [axes or activation inputs, units] to the scores of a group: float64 [units], reduced and then normalised."""
     return torch.from_numpy(normalize_scores(reduce_scores(local, reduction), normalizer))
 
 

@@ -24,10 +24,10 @@ __all__ = ["Variance"]
 @register("variance")
 @dataclasses.dataclass(frozen=True)
 class Variance:
-    """Population variance of a unit where contractions read it, reduced over these sites, normalised in the group.
+    """Population variance of a unit where contractions read it, reduced over these inputs, normalised in the group.
 
-    With one position a unit at a site this is the report's formula; of several positions (a head, a flattened map) the
-    mean of their variances counts. "first" and "gate" take the first site in graph order. Scores are never negative.
+    With one position per unit at an input, this is the report's formula; of several positions (a head, a flattened map) the
+    mean of their variances counts. "first" and "gate" take the first input in graph order. Scores are never negative.
 
     Raises :class:`CriterionError` without statistics, and for a unit that no contraction reads.
     """
@@ -49,7 +49,7 @@ class Variance:
                 "statistics; put the group in `ignore`, or use a criterion that reads weights"
             )
         sums = np.stack([_variance_sums(member, group, context) for member in members])
-        # A site that does not read a unit gets no signal from it: its sum is 0.
+        # An activation input that does not read a unit gets no signal from it: its sum is 0.
         return combine(sums / np.maximum(positions, 1), self.reduction, self.normalizer)
 
 

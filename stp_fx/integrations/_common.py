@@ -1,4 +1,4 @@
-"""What the adapters share: finding the graph, reading the framework's data late, leaving its random numbers alone."""
+"""The common parts of the adapters: finding the graph, reading the framework's data late, leaving its random numbers alone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _inside(name: str, other: str) -> bool:
 
 
 def figures(manager: PATPassManager) -> dict[str, float]:
-    """What is logged: MACs and parameters of the graph as it is now (dead units do not count), and the steps taken."""
+    """The logged numbers: MACs and parameters of the graph as it is now (masked units do not count), and the steps taken."""
     now = cost(manager.model)
     return {"pat/macs": float(now.macs), "pat/params": float(now.params), "pat/step": float(manager.taken)}
 

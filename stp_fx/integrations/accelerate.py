@@ -84,7 +84,7 @@ def _rewrap(accelerator: Accelerator, prepared: nn.Module) -> Callable[[nn.Modul
 
 
 def _anew(accelerator: Accelerator, old: DistributedDataParallel) -> DistributedDataParallel:
-    """What Accelerate's ``prepare_model`` makes. (Accelerate itself keeps, and saves, the model inside.)"""
+    """The model that Accelerate's ``prepare_model`` makes. (Accelerate itself keeps, and saves, the model inside.)"""
     handler = accelerator.ddp_handler
     options: dict[str, Any] = {} if handler is None else handler.to_kwargs()
     new = DistributedDataParallel(old.module, device_ids=old.device_ids, output_device=old.output_device, **options)

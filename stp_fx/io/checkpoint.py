@@ -17,7 +17,7 @@ __all__ = ["Checkpoint"]
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """What parameters and buffers of ``gm`` hold, by all of their names: each is read when it is asked for, in the dtype of
+    """The values of parameters and buffers of ``gm``, by all of their names: each is read when it is asked for, in the dtype of
     ``gm``. Tensors that the files do not have are those of ``gm``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a file says beside its tensors: JSON texts in the metadata of a safetensors file, format 1.
+"""The contents of a file beside its tensors: JSON texts in the metadata of a safetensors file, format 1.
 
 ``stp_fx``: the fields of :class:`Contents` but for the plans; ``stp_fx_plan`` and ``stp_fx_masked`` (if there are masks): plans
 as :mod:`stp_fx.analysis.plan_json` writes them; ``stp_fx_sha256``: a checksum of these texts and of all tensors.
@@ -31,7 +31,7 @@ class Contents:
     stored as pairs of real numbers. ``order``: dimensions from the slowest to the fastest in memory, where that is not
     their order. ``frozen``: parameters without gradient. ``training`` is the root's mode and ``other`` names the modules
     that are in the other one. ``call``: how the network was captured. ``basis``: what a change of basis has done to the structure
-    (:mod:`stp_fx.rewrite.basis.record`); ``turned``: the groups whose channels it has made mixtures of.
+    (:mod:`stp_fx.rewrite.basis.record`); ``turned``: the groups whose channels it has combined.
     """
 
     plan: str

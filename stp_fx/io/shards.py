@@ -228,7 +228,7 @@ class _Cut:
             _log.info("%s is not repaired (sequential): %s", node, reason)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What goes into the new files, in the order of the old ones."""
+        """The tensors of the new files, in the order of the old ones."""
         for name, tensor in self._checkpoint.all():
             if name in self._repaired and self._store is not None:
                 yield name, self._store.read(self._repaired[name]).to(tensor.dtype)

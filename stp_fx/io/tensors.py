@@ -44,7 +44,7 @@ def stored_tensors(module: nn.Module) -> dict[str, Stored]:
 
 
 def kind_of(tensor: torch.Tensor) -> str:
-    """What a tensor holds, whatever its precision."""
+    """The kind of number that a tensor holds, whatever its precision."""
     if tensor.dtype == torch.bool:
         return "bool"
     return "complex" if tensor.is_complex() else "floating" if tensor.is_floating_point() else "integer"

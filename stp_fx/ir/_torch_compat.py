@@ -1,4 +1,4 @@
-"""What differs between the versions of PyTorch that the library runs with, from 2.6 on; the rest of the code asks here.
+"""The differences between the versions of PyTorch that the library runs with, from 2.6 on; the rest of the code asks here.
 
 Each function does what the newest PyTorch does, by its own means where it has them. Modules of ``torch.export`` are imported
 where they are used: they take long.
@@ -83,7 +83,7 @@ is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambd
 STORED_CONSTANTS: tuple[type, ...] = getattr(
     _symbolic_trace, "_constant_attribute_types", (torch.Tensor, torch.ScriptObject, FakeScriptObject)
 )
-"""What ``fx.Tracer`` reads by name, if it finds it in an attribute of a module."""
+"""The objects that ``fx.Tracer`` reads by name, if it finds them in an attribute of a module."""
 
 
 def fx_tracing() -> AbstractContextManager[None]:
@@ -289,7 +289,7 @@ def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def guards_of(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:
-    """What ``torch.export`` took for granted of the sizes of inputs, as Python: ``L['x'].size()[0] <= 2``.
+    """The conditions on sizes of inputs that ``torch.export`` took for granted, as Python: ``L['x'].size()[0] <= 2``.
 
     Older versions only keep it as formulas, and name inputs by their places; ``positional`` are the names of those places.
     """

@@ -15,7 +15,7 @@ LOCK = threading.RLock()
 
 
 class PatchedTracer(Protocol):
-    """What the patches ask of a tracer."""
+    """The methods of a tracer that the patches call."""
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 

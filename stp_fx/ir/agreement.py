@@ -28,7 +28,7 @@ class Difference:
 
 
 def tolerance(dtype: torch.dtype, device: torch.device | None = None) -> float:
-    """What rounding may change, relative to the largest value of a tensor: 4e-10, 7e-5, 2e-2, 5e-2 for double to bfloat16."""
+    """The largest rounding error, relative to the largest value of a tensor: 4e-10, 7e-5, 2e-2, 5e-2 for double to bfloat16."""
     tf32 = dtype is torch.float32 and device is not None and device.type == "cuda" and torch.backends.cudnn.allow_tf32
     return (2.0**-10 if tf32 else torch.finfo(dtype).eps) ** 0.6
 
@@ -54,7 +54,7 @@ def compared(expected: Any, actual: Any, what: str = "the output", depth: int = 
 
 
 def _parts(value: Any, what: str) -> dict[str, Any] | None:
-    """What a container holds, by how it is reached; None for a leaf."""
+    """The contents of a container, by how they are reached; None for a leaf."""
     if isinstance(value, Mapping):
         return {f"{what}[{key!r}]": item for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -78,4 +78,4 @@ class _Type(type, metaclass=_MetaType):
 
 
 BUILTINS: dict[str, Any] = {"isinstance": _is_instance, "type": _Type, "callable": _is_callable}
-"""What the globals of a model's forwards get while it is traced."""
+"""The names that the globals of a model's forwards get while it is traced."""

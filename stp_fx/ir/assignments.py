@@ -12,7 +12,7 @@ __all__ = ["with_assignments"]
 
 
 def with_assignments(tracer: Any, result: Any) -> Any:
-    """What the forward returns, once the buffers to which it has assigned are written to; ``tracer`` is a ``ModuleTracer``.
+    """The output of the forward, once the buffers to which it has assigned are written to; ``tracer`` is a ``ModuleTracer``.
 
     A buffer that is assigned another shape or dtype stays as it is, and is noted.
     """

@@ -1,4 +1,4 @@
-"""What both tracers of the library share: ``fx.Tracer`` whose patches are seen by its own thread only."""
+"""The common base of both tracers of the library: ``fx.Tracer`` whose patches are seen by its own thread only."""
 
 from __future__ import annotations
 

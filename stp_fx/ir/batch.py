@@ -1,7 +1,8 @@
 """Keeping the batch free. A trace runs with a large prime as the batch, so that a number that came from it gives itself away.
 
-Where numbers may have come from it, a second trace runs with another batch. What is the same in both has nothing to do with the
-batch; what differs is ``a * batch + b``, and computed from the input's leading size; or else the graph is bound to one batch.
+Where numbers may have come from it, a second trace runs with another batch. Numbers that are equal in both do not depend on
+the batch; those that differ are ``a * batch + b``, and computed from the input's leading size.
+If they differ in another way, the graph is bound to one batch.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def compares_shapes(node: fx.Node) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What stands for a value, with the numbers of nodes in it."""
+    """The stand-in for a value, with the numbers of nodes in it."""
     value = value.meta["val"] if isinstance(value, fx.Node) else value
     return tuple(map(_plain, value)) if isinstance(value, (tuple, list)) else value
 

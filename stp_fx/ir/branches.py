@@ -1,4 +1,4 @@
-"""What a number that Python asks for was computed from: where a tensor is, which positions data select, other sizes."""
+"""The origin of a number that Python asks for: where a tensor is, which positions data select, other sizes."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _is_short(tensor: torch.Tensor) -> bool:
 
 
 def restored(data: Any, device: torch.device, depth: int = 0) -> Any:
-    """What :func:`described` described, its tensors uninitialised and on ``device``; those with numbers on the CPU.
+    """The arguments that :func:`described` described, their tensors uninitialised on ``device``, those with numbers on the CPU.
 
     Raises:
         InputError: no such description, or one of an unreasonable size.

@@ -30,7 +30,7 @@ _HOOKS = frozenset(key for key in nn.Module().__dict__ if "hooks" in key)
 
 
 class CapturedGraph(fx.GraphModule):
-    """What :func:`stp_fx.trace` returns: a ``GraphModule`` named as the model's class is.
+    """The result of :func:`stp_fx.trace`: a ``GraphModule`` named as the model's class is.
 
     A shallow copy shares modules, tensors and the graph; it has a ``meta`` of its own, with the same values.
     """
@@ -87,7 +87,7 @@ class CapturedGraph(fx.GraphModule):
         return import_block(code.globals, importer) + code.src
 
     def _body(self) -> dict[str, Any]:
-        """What is pickled beside the source: all attributes, and of ``meta`` only what is the library's."""
+        """The state that is pickled beside the source: all attributes, and of ``meta`` the library's entries only."""
         traces = {node.name: node.meta["stack_trace"] for node in self.graph.nodes if "stack_trace" in node.meta}
         kept = {key: value for key, value in self.__dict__.items() if key not in ("_graph", "_code", "_lineno_map", "meta")}
         kept["meta"] = {KEY: self.meta[KEY]} if KEY in self.meta else {}

@@ -40,4 +40,4 @@ CHECKS: dict[str, Callable[..., Any]] = {
     for name, function in vars(torch).items()
     if name.startswith("_check") and {"cond", "i", "b"} & set(inspect.signature(function).parameters)
 }
-"""What ``torch`` is asked for by name while a model is traced."""
+"""The attributes that ``torch`` is asked for by name while a model is traced."""

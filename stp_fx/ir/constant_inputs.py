@@ -18,7 +18,7 @@ __all__ = ["assert_constants", "constant_inputs"]
 def constant_inputs(arguments: Mapping[str, Any], named: Collection[str]) -> dict[str, bool]:
     """Which arguments without a tensor a graph takes all the same, and whether they may be left out.
 
-    What comes after the last tensor may. Before it, what was given by position has a place, and what was given by name has none.
+    An argument after the last tensor may. Before it, arguments given by position have a place, those given by name have none.
     """
     order = list(arguments)
     last = max(k for k, name in enumerate(order) if holds(torch.Tensor, arguments[name]))

@@ -20,7 +20,7 @@ _LARGEST = 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What a model is called with."""
+    """The arguments that a model is called with."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Example:
 
 
 def example_of_call(args: Any, kwargs: Mapping[str, Any]) -> Example:
-    """What a user gives as `example_inputs` and `kwargs`."""
+    """The `example_inputs` and `kwargs` of a user."""
     return Example(() if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,), kwargs)
 
 

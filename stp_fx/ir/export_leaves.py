@@ -1,4 +1,4 @@
-"""What ``torch.export`` must not look into: modules that draw or count, functions with a backward of their own.
+"""Calls that ``torch.export`` must not look into: modules that draw or count, functions with a backward of their own.
 
 An export writes down ATen calls. It would lose that a module asks for its own mode, and what a custom ``autograd.Function`` does
 in backward. While :func:`leaves_kept` is active, such calls are one operator of the exported graph, ``stp_fx::leaf``, with a
@@ -52,7 +52,7 @@ class Leaf:
         return pytree.tree_unflatten(_filled(self.leaves, tensors, sizes), self.spec)
 
     def run(self, tensors: Iterable[Any], sizes: Iterable[Any]) -> list[torch.Tensor]:
-        """What it returns, as fake tensors; an operator must not return what it was given."""
+        """Its result, as fake tensors; an operator must not return its own arguments."""
         args, kwargs = self.operands(tensors, sizes)
         leaves, self.returns = pytree.tree_flatten(self.shapes(*args, **kwargs))
         if any(isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool)) for leaf in leaves):
@@ -61,7 +61,7 @@ class Leaf:
         return [torch.empty_like(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def result(self, tensors: Iterable[Any]) -> Any:
-        """What the call returns, put together of its tensors."""
+        """The result of the call, put together of its tensors."""
         assert self.returns is not None
         return pytree.tree_unflatten(_filled(self.returned, tensors, ()), self.returns)
 

@@ -20,10 +20,10 @@ _ASSIGNED = "The tensor attributes? .* assigned during export"
 
 @contextmanager
 def quiet_export() -> Iterator[list[str]]:
-    """A block in which ``torch.export`` prints nothing: neither the graph of what has failed, nor this thread's log records.
+    """A block in which ``torch.export`` prints nothing: neither the graph of the failure, nor this thread's log records.
 
-    What has failed is told by the exception. Gives a list that holds, after the block, the attributes to which the forward
-    assigned tensors: of these ``torch.export`` warns, and puts them back.
+    The exception tells of the failure. The block gives a list. After the block, the list holds the attributes to which the
+    forward assigned tensors: ``torch.export`` warns of these, and puts them back.
     """
     from torch.export import _trace
 

@@ -1,7 +1,7 @@
 """The second front end's raiser: one exported graph, node by node, as calls that the rest of the library knows.
 
-An export for training is not functional: it writes where the model writes. What writes stays, in its order, and what ATen gives
-as a view is raised to a call that gives a view.
+An export for training is not functional: it writes where the model writes. Writing calls are kept, in order, and a view of
+ATen is raised to a call that gives a view.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ class Raised:
         return self.graph.create_node(kind, name, args, kwargs | more)
 
     def _writing(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What writes to an argument, whether its result is read or not. That is what it writes to."""
+        """The argument that a call writes to, whether the result of the call is read or not."""
         last = next(iter(reversed(self.graph.nodes)), None)
         made = self._plain(node, args, kwargs)
         new = next(iter(reversed(self.graph.nodes)))

@@ -15,7 +15,7 @@ from stp_fx.ir.runner import operands, run_node
 __all__ = ["first_difference", "module_values", "node_values"]
 
 Seen = dict[str, tuple[Any, Any]]
-"""What a module was given and gave, by its path."""
+"""The arguments and the result of a module, by its path."""
 
 
 def module_values(model: nn.Module, names: set[str], run: Callable[[], Any]) -> Seen:

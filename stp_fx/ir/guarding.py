@@ -20,7 +20,7 @@ __all__ = ["LEAF", "OWN", "GuardingTracer"]
 
 LEAF = "_stp_fx_call_"
 OWN = ("_tensor_constant", LEAF)
-"""What tracing itself puts on the model, until the graph is made: see :meth:`ModuleTracer.forget_constants`."""
+"""Attributes that tracing itself puts on the model, until the graph is made: see :meth:`ModuleTracer.forget_constants`."""
 
 
 class GuardingTracer(BaseTracer):

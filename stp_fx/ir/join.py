@@ -1,6 +1,6 @@
 """Two captures of one model, in training and in evaluation, made one graph.
 
-Nodes that call the same with the same are one node for both modes. What is left of either stands between marks
+Nodes that call the same with the same are one node for both modes. The other nodes of either stand between marks
 (:mod:`stp_fx.ir.modes`). Where a node reads tensors of one shape, or numbers, that differ by mode, it reads a choice of the two:
 so a branch of a few nodes stays one of a few nodes, and the network behind it is not there twice.
 """
@@ -58,7 +58,7 @@ def joined(trained: CapturedGraph, evaluated: CapturedGraph, model: nn.Module) -
 
 @dataclasses.dataclass(frozen=True)
 class _Two:
-    """What one place of a call holds in training and in evaluation."""
+    """The two values of one argument of a call, in training and in evaluation."""
 
     trained: Any
     evaluated: Any
@@ -222,7 +222,7 @@ class _Join:
 
 
 def _key(node: fx.Node) -> tuple[Any, ...]:
-    """What two nodes must share to be compared: the call, and the modules in whose code it stands."""
+    """The facts that two nodes must share to be compared: the call, and the modules in whose code it stands."""
     target = node.target if isinstance(node.target, str) else id(node.target)
     return node.op, target, tuple(node.meta.get("nn_module_stack") or ())
 
@@ -247,7 +247,7 @@ def _values_of(gm: fx.GraphModule) -> dict[fx.Node, Any]:
 
 
 def _rename_apart(host: CapturedGraph, other: CapturedGraph, model: nn.Module) -> None:
-    """What tracing itself stored gets another name in ``other`` where ``host`` has something else under it."""
+    """A tensor that tracing itself stored gets another name in ``other`` where ``host`` has something else under it."""
     own = {*model._parameters, *model._buffers, *model._modules, COUNTER}
     renamed: dict[str, str] = {}
     for node in other.graph.nodes:

@@ -1,4 +1,4 @@
-"""What tracing runs is the user's code, and it may write: to attributes, lists, random state. All of it is put back.
+"""Tracing runs the user's code, which may write: to attributes, lists, random state. All of it is put back.
 
 Proxies that a forward leaves in a list of its module, or in one that a hook holds, would otherwise stay there. Containers are
 restored in place, so that whoever holds them sees them as before.
@@ -23,7 +23,7 @@ __all__ = ["containers_kept", "state_kept"]
 
 _DEEPEST = 12
 _MOST = 200_000
-"""Objects that are looked at. What lies deeper or beyond is not restored."""
+"""Objects that are looked at. Deeper objects, and those beyond this number, are not restored."""
 _PLAIN = {
     *(int, float, complex, str, bytes, bool, type, type(None), types.BuiltinFunctionType),
     *(torch.Size, torch.dtype, torch.device),
@@ -40,7 +40,7 @@ _LARGEST = 1 << 22
 
 
 _KEPT_ELSEWHERE = (nn.Parameter, type(None))
-"""What a module's stores hold and :meth:`_Contents._visit` would pass over."""
+"""The contents of a module's stores that :meth:`_Contents._visit` would pass over."""
 
 
 class _Contents:
@@ -169,7 +169,7 @@ def _joined(path: str, key: Any) -> str:
 
 
 def _parts(value: Any, kind: type) -> Iterator[Any]:
-    """What else may hold containers: closures of functions, the objects of bound methods, plain objects."""
+    """Other objects that may hold containers: closures of functions, the objects of bound methods, plain objects."""
     if kind is types.FunctionType:
         if not str(value.__module__).startswith(_FOREIGN):
             for cell in value.__closure__ or ():

@@ -29,7 +29,7 @@ __all__ = ["Known", "buffers_read", "evaluated", "known_value"]
 
 @dataclasses.dataclass
 class Known:
-    """What a trace knows. ``sizes``: the nodes whose numbers were used; ``read``: the names of inputs whose values were.
+    """The facts that a trace knows. ``sizes``: nodes whose numbers were used; ``read``: names of inputs whose values were.
 
     ``finite``: numbers of the data may be taken for finite; ``assumed``: they were.
     """
@@ -46,7 +46,7 @@ class Known:
 
 
 def known_value(known: Known, node: fx.Node) -> Any:
-    """What a node gives, if it follows from what is known and the forward has not written to so far; else None."""
+    """The value of a node, if it follows from known values and the forward has not written to so far; else None."""
     waiting, values = [node], known.values
     while waiting:
         each = waiting[-1]
@@ -87,7 +87,7 @@ def _given(known: Known, node: fx.Node) -> Any:
 
 
 def _from_inputs(known: Known, node: fx.Node) -> Any:
-    """What a call gives for the values of its inputs; None if it draws random numbers."""
+    """The result of a call for the values of its inputs; None if it draws random numbers."""
     args, kwargs = operands(node, known.values.__getitem__)
     before = torch.get_rng_state()
     with suspended(), torch.no_grad():
@@ -104,7 +104,7 @@ def evaluated(
     known: Callable[[fx.Node], torch.Tensor | None],
     selections: bool = False,
 ) -> Any:
-    """What ``evaluate`` gives for a node.
+    """The result of ``evaluate`` for a node.
 
     A call that takes a number (``new_full(size, stride)``, ``x[:count]``) may be given a tensor. The node then gets the number.
     ``selections``: the graph has selected by data before, so that a size may be made up, and whatever fails may fail for it.
@@ -148,7 +148,7 @@ def _in_place_of(replaced: fx.Node, number: Any, node: fx.Node) -> Any:
 
 
 _FINITE = frozenset({"isfinite", "isinf", "isnan"})
-"""What code asks that clamps overflows of half precision."""
+"""The question of code that clamps overflows of half precision."""
 
 
 def _name(node: fx.Node) -> str:

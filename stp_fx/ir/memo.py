@@ -1,4 +1,4 @@
-"""What has been worked out of a graph, remembered beside it: a memo of pure functions, nothing that a later call depends on."""
+"""Results about a graph, remembered beside it: a memo of pure functions, which no later call depends on."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CHOICE = "stp_fx_mode_choice"
 class Mark(nn.Module):
     """The nodes after this call run in one mode ("train", "eval") or in both."""
 
-    _is_impure = True  # its call has no result, and passes of torch.fx must not take it for dead
+    _is_impure = True  # its call has no result, and passes of torch.fx must not remove it as unused
 
     def __init__(self, mode: str) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def modes_of(graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
 
 
 def graph_of_mode(graph: fx.Graph, training: bool) -> fx.Graph:
-    """What one mode runs, as a graph without marks and choices."""
+    """The nodes that one mode runs, as a graph without marks and choices."""
     other = "eval" if training else "train"
     result = fx.Graph(tracer_cls=graph._tracer_cls)
     result.set_codegen(copy.copy(graph._codegen))

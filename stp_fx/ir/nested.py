@@ -79,7 +79,7 @@ def tensors_within(value: Any) -> list[torch.Tensor]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    """What an object keeps: the members of a set, attributes, slots."""
+    """The values that an object keeps: the members of a set, attributes, slots."""
     if isinstance(value, (set, frozenset)):
         return list(value)
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]

@@ -1,4 +1,4 @@
-"""What a graph gives: outputs in classes that a graph cannot write, and outputs of which only some are asked for."""
+"""The outputs of a graph: classes that a graph cannot write, and a choice of outputs."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _parts(output: Any) -> list[str | int]:
 
 
 def parts_of(output: Any) -> dict[str | int, Any]:
-    """What an output has, by key, field or position; nothing for what has no parts."""
+    """The parts of an output, by key, field or position; none for an output without parts."""
     if isinstance(output, Mapping):
         return dict(output)
     by_place = isinstance(output, (tuple, list)) and not hasattr(output, "_fields")

@@ -263,7 +263,7 @@ class _Limits(StandIn):
 
 @functools.cache
 def _replaced() -> dict[types.ModuleType, dict[str, Any]]:
-    """What a thread that traces reads from these modules instead of what they hold."""
+    """The attributes that a thread which traces reads from these modules instead of their own."""
     calls: dict[str, Any] = {name: _taking_proxies(f := vars(torch)[name], "call_function", f) for name in _FACTORIES}
     calls |= {name: _drawing(vars(torch)[name]) for name in _RANDOM}
     calls |= {name: _joining(vars(torch)[name]) for name in joins_to_patch()}

@@ -48,7 +48,7 @@ class Provenance:
     ``validation`` is what was checked at capture, None if nothing was. ``held`` names the modules that the model's own ``train``
     keeps in the other mode, by the mode that it is called with. ``read`` holds the whole numbers of those inputs, by position,
     whose numbers the forward read. ``basis`` are the changes of structure that a change of basis has made, as JSON
-    (:mod:`stp_fx.rewrite.basis.record`); ``turned`` names the groups whose channels it has made mixtures of earlier ones,
+    (:mod:`stp_fx.rewrite.basis.record`); ``turned`` names the groups whose channels are combinations of earlier ones,
     which no file keeps.
     """
 
@@ -92,7 +92,7 @@ def has_provenance(gm: torch.nn.Module) -> bool:
 
 
 def provenance_of(gm: fx.GraphModule) -> Provenance:
-    """What :func:`stp_fx.trace` recorded.
+    """The record of :func:`stp_fx.trace`.
 
     Raises:
         InputError: the graph was not made by :func:`stp_fx.trace` and carries no example.
@@ -114,7 +114,7 @@ def _found(gm: Any) -> Provenance | None:
 
 
 def structure_of(gm: fx.GraphModule) -> tuple[Any, ...]:
-    """What a graph computes but for its numbers: its code, and the shapes and dtypes of its tensors and recorded example.
+    """The computation of a graph apart from its numbers: its code, and the shapes and dtypes of its tensors and recorded example.
 
     Raises:
         InputError: the graph carries no recorded example.

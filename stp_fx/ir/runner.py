@@ -1,6 +1,6 @@
 """The one way in which a node of a graph is carried out, for whoever runs a graph node by node.
 
-What a value is, is up to the caller: a tensor, a meta tensor, a proxy. ``torch.fx.Interpreter`` does the same for whole graphs.
+The caller decides the kind of values: tensors, meta tensors or proxies. ``torch.fx.Interpreter`` does the same for whole graphs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def operands(node: fx.Node, value_of: ValueOf) -> tuple[tuple[Any, ...], dict[st
 
 
 def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], module_of: ModuleOf) -> Any:
-    """What a node gives for its operands; ``module_of`` gives what to call for the path of a submodule."""
+    """The value of a node for its operands; ``module_of`` gives what to call for the path of a submodule."""
     if node.op == "call_function":
         return node.target(*args, **kwargs)  # type: ignore[operator]
     if node.op == "call_module":
@@ -41,7 +41,7 @@ def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], module_of
 def run_node(
     node: fx.Node, value_of: ValueOf, root: nn.Module, inputs: Iterator[Any] | None = None, module_of: ModuleOf | None = None
 ) -> Any:
-    """What any node gives. Placeholders take ``inputs`` in order; stored tensors and modules are those of ``root``."""
+    """The value of any node. Placeholders take ``inputs`` in order; stored tensors and modules are those of ``root``."""
     if node.op == "placeholder":
         return own_containers(next(inputs or iter(()), *node.args))  # or its default, if it has one
     if node.op == "get_attr":
@@ -50,7 +50,7 @@ def run_node(
 
 
 def run_graph(graph: fx.Graph, root: nn.Module, inputs: Iterable[Any]) -> Any:
-    """What a graph returns for the values of its placeholders."""
+    """The output of a graph for the values of its placeholders."""
     env: dict[fx.Node, Any] = {}
     given = iter(inputs)
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""What the schemas of ATen's ops say."""
+"""The schemas of ATen's ops: what they write to and return."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Parameters and buffers that traced code reaches without an attribute: ``self.parameters()``, a dict, ``.data = ...``.
 
-Attributes of modules give proxies while a model is traced. What comes another way is the tensor itself, and an op on it alone
+Attributes of modules give proxies while a model is traced. A read by another way gives the tensor itself, and an op on it alone
 would be computed there and then: the graph would hold its result as a constant.
 """
 

@@ -76,8 +76,8 @@ def trace(
         validate: "auto" runs model and graph on the example in eval and train mode, with another batch and in another size, in at
             most eight forward passes and 30 seconds; True whatever it takes, a number for at most that many seconds, False not
             at all. A difference in the mode that the model is in is an error; in the other mode it is logged and recorded.
-        outputs: the outputs that the graph is to give, by key, field or position; the others become None. What an output hands
-            out keeps its channels, so a by-product that nobody reads (``encoder_last_hidden_state`` beside ``logits``) keeps the
+        outputs: the outputs that the graph is to give, by key, field or position; the others become None. An output keeps its
+            channels, so a by-product that nobody reads (``encoder_last_hidden_state`` beside ``logits``) keeps the
             width of a whole network unless it is left out here. None: all of them.
 
     Raises:

@@ -77,7 +77,7 @@ class ModuleTracer(GuardingTracer):
         self.buffer_metas = {name: self._meta(tensor) for name, tensor in buffers}
         self.root = root  # fx sets it too, but only once it traces
 
-    # -- what stays a node -----------------------------------------------------------------------------------------
+    # -- calls that are kept as nodes -------------------------------------------------------------------------------------------
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, nn.Unflatten) or lowering_of(m) is not None:
@@ -117,12 +117,12 @@ class ModuleTracer(GuardingTracer):
         return self._without_gradient(proxy) if kind != "get_attr" else proxy
 
     def _written_to(self, target: Any) -> Any:
-        """What a method writes to; a parameter under ``torch.no_grad`` without its gradient, which allows no writing."""
+        """The tensor that a method writes to; under ``torch.no_grad`` a parameter without gradient, which allows no writing."""
         stored = isinstance(target, fx.Proxy) and target.node.op == "get_attr" and self._gradients
         return target.detach() if stored and not torch.is_grad_enabled() else target
 
     def _without_gradient(self, proxy: fx.Proxy) -> fx.Proxy:
-        """What the model computed under ``torch.no_grad`` stays without gradients: the graph has no such blocks."""
+        """A value computed under ``torch.no_grad`` has no gradient in the graph either, which has no such blocks."""
         value = proxy.node.meta["val"]
         if torch.is_grad_enabled() or not self._gradients or not isinstance(value, torch.Tensor):
             return proxy
@@ -192,7 +192,7 @@ class ModuleTracer(GuardingTracer):
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
         """Placeholders for the given tensors, in the order of the signature; everything else is a constant.
 
-        What was given by name is passed by name: hooks see the difference.
+        Arguments given by name are passed by name, since hooks see the difference.
         """
         positional: list[Any] = []
         named: dict[str, Any] = {}

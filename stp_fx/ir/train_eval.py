@@ -51,7 +51,7 @@ class ModeSwitch(nn.Module):
 class BatchCount(nn.Module):
     """Adds one to a count, in training only: what a batch norm does to its ``num_batches_tracked``."""
 
-    _is_impure = True  # its call has no result, and passes of torch.fx must not take it for dead
+    _is_impure = True  # its call has no result, and passes of torch.fx must not remove it as unused
 
     def forward(self, count: torch.Tensor) -> None:
         if self.training:

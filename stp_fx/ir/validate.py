@@ -48,7 +48,7 @@ _NEARLY = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a call gave: its output, the buffers that it wrote to, or its error; and whether it drew random numbers."""
+    """The results of a call: its output, the buffers that it wrote to, or its error; and whether it drew random numbers."""
 
     output: Any = None
     buffers: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
@@ -126,7 +126,7 @@ ByName = Callable[[tuple[Any, ...], Mapping[str, Any]], Mapping[str, Any]]
 def validate_capture(
     model: nn.Module, gm: fx.GraphModule, example: Example, by_name: ByName, budget: Budget, *, bound: bool = False
 ) -> tuple[Validation, tuple[str, ...], str | None]:
-    """What was compared, the attributes to which the model assigns, and what differs in what is guaranteed.
+    """The comparisons, the attributes to which the model assigns, and the differences in what is guaranteed.
 
     Guaranteed are the mode that the model is in, any batch, any size.
 
@@ -161,7 +161,7 @@ class _Checker:
         self.differs: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self.failed: list[BaseException] = []
-        """What the model itself raised on the example, by mode."""
+        """The errors that the model itself raised on the example, by mode."""
 
     def all(self, example: Example, bound: bool) -> str | None:
         """Every check, the most important first; the first difference in what is guaranteed."""
@@ -233,7 +233,7 @@ class _Checker:
         return True
 
     def _inputs(self, example: Example) -> Example:
-        """What the graph takes of what the model takes."""
+        """The arguments of the model that the graph takes."""
         arguments = self._by_name(example.args, example.kwargs)
         return Example(tuple(arguments[str(n.target)] for n in self._gm.graph.nodes if n.op == "placeholder"), {})
 
@@ -273,7 +273,7 @@ class _Checker:
         return self._examined(name, example, training, expected, found)
 
     def _failed(self, name: str, run: Run) -> str | None:
-        """What a graph that raises means: its own assertions say which sizes it takes."""
+        """The meaning of an error that a graph raises: its own assertions say which sizes it takes."""
         declared = isinstance(run.error, AssertionError) and name not in ("eval", "train")
         if declared or run.no_memory or name.startswith(("size", "length")):
             self.left_out[name] = f"the graph does not take it: {_told(run.error)}"

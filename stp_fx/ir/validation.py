@@ -19,7 +19,7 @@ Validate = bool | float | Literal["auto"]
 """True: every check, False: none, a number: checks for that many seconds, "auto": see :class:`Budget`."""
 
 SECONDS = 30.0
-"""What "auto" spends at most on a capture and a removal together."""
+"""The time that "auto" spends at most on a capture and a removal together."""
 FORWARDS = 8
 """Forward passes of a capture with "auto": model and graph in eval mode, in train mode, with another batch, in another size.
 A removal takes two more."""
@@ -27,7 +27,7 @@ A removal takes two more."""
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Validation:
-    """What was run to check that a graph computes what the model computes, and a smaller graph what the masked one computes.
+    """The runs that checked that a graph computes what the model computes, and a smaller graph what the masked one computes.
 
     Args:
         differences: by the name of a check ("eval", "train", "batch 3", "size 40x40", "masked = removed"), the largest
@@ -113,7 +113,7 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """What the checks have taken since the budget was made, or :meth:`again` was called first."""
+        """The seconds that the checks have taken since the budget was made, or :meth:`again` was called first."""
         return time.perf_counter() - self._start
 
     def again(self) -> None:

@@ -34,7 +34,7 @@ def vmap(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class _Mapped:
-    """What ``vmap`` returns while a model is traced; ``in_dims`` and the rest are its own arguments."""
+    """The function that ``vmap`` returns while a model is traced; ``in_dims`` and the rest are its own arguments."""
 
     def __init__(self, func: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *args: Any, **kwargs: Any) -> None:
         self.func, self.in_dims, self.out_dims = func, in_dims, out_dims

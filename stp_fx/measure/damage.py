@@ -113,7 +113,7 @@ def _covariance(moments: Moments, name: str) -> torch.Tensor:
 
 
 def _columns(covariance: torch.Tensor, weight: torch.Tensor, when: np.ndarray) -> tuple[np.ndarray, float]:
-    """What each input adds to the error when it goes after all that go before it (float64 [n]), and the output's energy."""
+    """The error that each input adds when it is removed after those before it (float64 [n]), and the output's energy."""
     order = np.argsort(-when, kind="stable")
     at = torch.from_numpy(order)
     scale = covariance.diagonal().clamp_min(0.0).sqrt()

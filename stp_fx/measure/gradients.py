@@ -131,7 +131,7 @@ class _Sums:
 
 
 def call_loss(loss: Loss, gm: fx.GraphModule, batch: Any, number: int) -> Any:
-    """What the loss gives for a batch.
+    """The value of the loss for a batch.
 
     Raises:
         InputError: it fails; names the batch.

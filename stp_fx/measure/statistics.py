@@ -49,7 +49,7 @@ class Statistics:
         return f"Statistics({len(self.moments)} values{' with ' + ' and '.join(kinds) if kinds else ''})"
 
     def of(self, site: Site) -> Moments:
-        """The moments of a site, one entry for each position along its dimension.
+        """The moments of an activation input, one entry for each position along its dimension.
 
         Raises:
             InputError: the site is not one of the graph that the statistics were collected on.
@@ -60,7 +60,7 @@ class Statistics:
         return self.moments[key]
 
     def map_of(self, site: Site) -> torch.Tensor | None:
-        """The mean map of a site, or None."""
+        """The mean map of an activation input, or None."""
         return self.maps.get(self.keys[site.reader, site.source, site.dim])
 
 
@@ -73,16 +73,16 @@ def collect_statistics(
     patches: int = 0,
     streamed: Streamed | None = None,
 ) -> Statistics:
-    """Runs the batches through the graph in eval mode, without gradients, and reads every site.
+    """Runs the batches through the graph in eval mode, without gradients, and observes every activation input.
 
-    With ``covariance`` the full second moments are kept as well: float64 [channels, channels] a site; with ``maps`` the
+    With ``covariance`` the full second moments are kept as well: float64 [channels, channels] an input; with ``maps`` the
     mean maps; with ``patches`` the full second moments of the patches that convolutions read, where a patch has at most
     so many values. Under ``torch.distributed`` every rank gives its own batches and gets the statistics of all. ``streamed``: a
     copy of ``gm``, which may then be on the meta device, that is run in its place; its tensors are read anew for every batch.
 
     Raises:
         InputError: no batch, none with a sample, one that does not fit, or a value that is not finite: names the first
-            site that has one.
+            activation input that has one.
     """
     reader = _Sites(gm, covariance, maps, patches, streamed)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def collect_statistics(
 
 
 class _Sites:
-    """What the consumers of a graph read, over all batches."""
+    """The statistics of what the consumers of a graph read, over all batches."""
 
     def __init__(self, gm: fx.GraphModule, covariance: bool, maps: bool, patches: int, streamed: Streamed | None = None) -> None:
         self.running: dict[Key, RunningMoments] = {}
@@ -125,7 +125,7 @@ class _Sites:
             sites.setdefault(site.reader, []).append(site)
         self._evaluation = _Reader(self, run, sites)
         trained = {name: sites.pop(name) for name in {n.name for n in self._evaluation.left_out} & sites.keys()}
-        # What only training runs is run as well, after evaluation, for those who read there alone.
+        # Nodes of training alone are run as well, after evaluation, for the consumers among them.
         self._training = _Reader(self, run, trained, training=True) if trained else None
 
     def read(self, arguments: tuple[Any, ...], number: int) -> None:
@@ -146,7 +146,7 @@ class _Sites:
         return value
 
     def look(self, site: Site, env: Mapping[fx.Node, Any]) -> None:
-        """One site of the run that ``env`` belongs to."""
+        """One activation input of the run that ``env`` belongs to."""
         value = env[self._nodes[site.source]]
         consumer = self._unfolded.get(site.reader)
         unfolded = None if consumer is None else consumer.patches(value)
@@ -168,7 +168,7 @@ class _Sites:
 
 
 class _Reader(OneMode):
-    """Runs one mode's nodes, in evaluation, and shows the sites what their readers are about to read."""
+    """Runs one mode's nodes, in evaluation, and hands each consumer's input to its statistics first."""
 
     def __init__(self, sites: _Sites, gm: fx.GraphModule, wanted: Mapping[str, list[Site]], training: bool = False) -> None:
         super().__init__(eval_twin(gm), gm.graph, training)

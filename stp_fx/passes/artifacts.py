@@ -90,7 +90,7 @@ class Artifacts:
 
 
 class Outcome(PassResult):
-    """What a pass returns: torch's ``PassResult`` (``graph_module``, ``modified``) with ``artifacts``."""
+    """The result of a pass: torch's ``PassResult`` (``graph_module``, ``modified``) with ``artifacts``."""
 
     # torch's named tuple gives its fields no types
     graph_module: fx.GraphModule  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -104,7 +104,7 @@ class Outcome(PassResult):
 
 
 def outcome_of(result: object, culprit: str, artifacts: Artifacts) -> Outcome:
-    """What ``culprit`` returned, torch's ``PassResult``, with ``artifacts``.
+    """The result of ``culprit``, torch's ``PassResult``, with ``artifacts``.
 
     Raises:
         PassError: it returned something else.

@@ -1,4 +1,4 @@
-"""What passes that repair by training have in common."""
+"""The common parts of passes that repair by training."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class LayerNormToRMSNorm(GraphPass):
     """Makes the LayerNorms over a residual stream RMSNorms, and keeps the function.
 
     The scale and shift of each norm move into the contractions that read it, and everything that writes into the stream (weights,
-    biases, embeddings, class tokens, positions) is centred over the channels. What is left of a norm is ``norm.weight``, all
-    ones; ``norm.bias`` is gone. A contraction without bias gets one where a shift has to go.
+    biases, embeddings, class tokens, positions) is centred over the channels. A norm keeps ``norm.weight``, all
+    ones, and loses ``norm.bias``. A contraction without bias gets one to take over a shift.
 
     Streams of which something else reads the mean, or a norm's scale, keep their LayerNorms; the log of ``stp_fx.basis`` has the
     reasons. Removing channels of a converted stream is exact.

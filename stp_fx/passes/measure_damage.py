@@ -70,7 +70,7 @@ class MeasureDamage(GraphPass):
 
 
 def damage_for(selection: Selection, compensation: str | None, data: Any, argument: str = "calibration") -> Compensation:
-    """What a selection needs beside scores: for ``allocation="optimal"``, covariances and a :class:`MeasureDamage`.
+    """The data that a selection needs beside scores: for ``allocation="optimal"``, covariances and a :class:`MeasureDamage`.
 
     ``compensation``: the name of the one that repairs the plan. Damages are measured with it, or with the closest that reads
     statistics alone. ``argument``: what the caller calls ``data``.

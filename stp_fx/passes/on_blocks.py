@@ -1,4 +1,4 @@
-"""What passes over residual branches have in common: which blocks they are about."""
+"""The common part of passes over residual branches: the blocks that they are about."""
 
 from __future__ import annotations
 

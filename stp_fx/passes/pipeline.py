@@ -23,8 +23,8 @@ __all__ = ["Pipeline"]
 class Pipeline(GraphPass):
     """Passes one after another, each given the artifacts of those before it; a pass itself, so pipelines nest.
 
-    A member is a :class:`GraphPass` or any callable that takes a GraphModule and returns torch's ``PassResult``. What the passes
-    before the first rewrite require of the graph is checked before any of them runs.
+    A member is a :class:`GraphPass` or any callable that takes a GraphModule and returns torch's ``PassResult``. The requirements
+    of the passes up to the first rewrite are checked before any of them runs.
 
     >>> print(Pipeline())
     Pipeline()
@@ -54,7 +54,7 @@ class Pipeline(GraphPass):
         return cls(*parse_pipeline(text, arguments))
 
     def requires(self, gm: fx.GraphModule) -> None:
-        """What the passes up to the first rewrite require; later ones see another graph."""
+        """The requirements of the passes up to the first rewrite; later passes see another graph."""
         for each in self.passes:
             if not isinstance(each, GraphPass):
                 return

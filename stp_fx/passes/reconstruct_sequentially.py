@@ -37,7 +37,7 @@ class ReconstructSequentially(GraphPass):
     Every batch runs through both networks once. A layer is observed at output positions drawn at random from all batches,
     32 for each of its inputs and at least 32,768, always the same ones. Values in between are kept, ``memory`` bytes of them in
     memory (None: half of what is free), the others in temporary files. ``plan`` defaults to the one of :class:`SelectUnits` in
-    the same pipeline. What layers should give is what ``original`` gives, by default the graph that the pass is given: hand it
+    the same pipeline. Layers should give the values of ``original``, by default the graph that the pass is given: hand it
     over where an earlier repair has changed that one already, as for a second pass over the network.
 
     Raises:

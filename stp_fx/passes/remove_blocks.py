@@ -22,7 +22,7 @@ __all__ = ["RemoveBlocks"]
 @dataclasses.dataclass(frozen=True)
 class RemoveBlocks(OnBlocks):
     """Removes residual branches: the sum that adds a block becomes its other operand, and nodes, modules, parameters and buffers
-    that only the block needs are gone. The input graph is only read.
+    that only the block needs are removed. The input graph is only read.
 
     ``blocks`` are names, as :func:`stp_fx.blocks_of` gives them; a path that is no name means all blocks beneath it
     (``"model.layers.3"``), patterns are matched. None takes the plan that :class:`SelectBlocks` made in the same pipeline.

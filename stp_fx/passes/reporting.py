@@ -48,7 +48,7 @@ def pinned_in_report(result: fx.GraphModule, graph: ChannelGraph, names: Collect
 
 
 def repaired(gm: fx.GraphModule, artifacts: Artifacts, plan: PrunePlan, method: str, done: Repaired) -> Outcome:
-    """What a pass returns that has repaired ``gm`` by ``method``. Layers that it left alone are logged, with the reasons."""
+    """The outcome of a pass that has repaired ``gm`` by ``method``. Layers that it left alone are logged, with the reasons."""
     for node, reason in done.left_alone.items():
         _log.info("%s is not repaired (%s): %s", node, method, reason)
     if done.graph_module is gm:
@@ -58,7 +58,7 @@ def repaired(gm: fx.GraphModule, artifacts: Artifacts, plan: PrunePlan, method: 
 
 
 def _by_group(gm: fx.GraphModule, layers: frozenset[str], method: str) -> dict[str, str]:
-    """The groups whose readers have been repaired."""
+    """The groups whose consumers have been repaired."""
     found: dict[str, str] = {}
     for group in analyze(gm).groups:
         readers = [member.site.reader in layers for member in find_sites(gm).of(group) if member.site.weights]
@@ -68,6 +68,6 @@ def _by_group(gm: fx.GraphModule, layers: frozenset[str], method: str) -> dict[s
 
 
 def with_compensation(report: RunReport, method: str, by_group: Mapping[str, str]) -> RunReport:
-    """``report`` with how the readers of each group were compensated."""
+    """``report`` with how the consumers of each group were compensated."""
     groups = tuple(dataclasses.replace(g, compensation=by_group.get(g.name, g.compensation)) for g in report.groups)
     return dataclasses.replace(report, groups=groups, compensation=method)

@@ -1,4 +1,4 @@
-"""What the explorer's page shows, as plain data for JSON: boxes in modules, groups, axes, costs before and after.
+"""The content of the explorer's page, as plain data for JSON: boxes in modules, groups, axes, costs before and after.
 
 ``boxes``, ``scopes``, ``groups``, ``axes``, ``maps`` and ``reasons`` are lists; what refers to an item of them holds its index.
 """
@@ -34,7 +34,7 @@ _POINTS = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shown:
-    """What is shown of a graph beside its structure.
+    """The optional content of the page, beside the structure of the graph.
 
     ``units`` flags the units that are kept (bool, one per unit); ``removed`` is what had been removed from the graph before, in
     original indices; ``seconds`` of every node, before and after; ``scores`` (lowest, highest) and ``damages`` (error of the

@@ -1,4 +1,4 @@
-"""What a rewrite did, as data; :mod:`stp_fx.report.tables` gives the tables."""
+"""The result of a rewrite, as data; :mod:`stp_fx.report.tables` gives the tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a selection did, group by group: as data, as a table, and as log lines that are the same for every criterion."""
+"""The result of a selection, group by group: as data, as a table, and as log lines that are the same for every criterion."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GroupRun:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
-    """What a plan removes, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
+    """The removed units of a plan, group by group. ``macs``, ``params``: before and after; ``pinned``: reason to number of axes;
     ``compensation``: "mean", "least_squares", ..., or None; ``notes``: which criterion "auto" chose and why, where constraints
     kept the plan from what was asked;
     ``validation``: what was run to check the result. ``str`` gives a table."""

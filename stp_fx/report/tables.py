@@ -17,7 +17,7 @@ _GROUPS = ("group", "channels", "left", "MACs", "parameters", "compensated")
 _NAME = 40
 """Columns of a name that is not broken: half of a terminal of 80."""
 _NOTE = (
-    "MACs, parameters of a group: saved by it alone, as a share of the whole. What two groups have in common counts in both, so "
+    "MACs, parameters of a group: saved by it alone, as a share of the whole. Costs that two groups share count in both, so "
     "the columns add up to more than the totals."
 )
 

@@ -105,7 +105,7 @@ def _norm_parameters(gm: fx.GraphModule, node: fx.Node) -> list[str]:
 
 
 def values_of(network: Network, arguments: tuple[Any, ...]) -> Values:
-    """What the nodes of a network give, by a run."""
+    """The values of the nodes of a network, by a run."""
     tensors, floating = set[str](), set[str]()
     env = network.start(arguments)
     for k, node in enumerate(network.nodes):
@@ -177,7 +177,7 @@ def _computed(network: Network, values: Values) -> set[fx.Node]:
 
 
 def _is_known(node: fx.Node, known: Mapping[str, fx.Node]) -> bool:
-    """Whether the original network has the value, with the same readers: removal multiplies some norms by a number."""
+    """Whether the original network has the value, with the same consumers: removal multiplies some norms by a number."""
     return node.name in known and all(user.name in known for user in node.users)
 
 

@@ -234,7 +234,7 @@ class _Blocks:
                 raise InputError(f"calibration batch {number}: the output of {name!r} is not finite")
 
     def _pairs(self, state: BatchState, block: Block, seen: Seen = lambda *_: None) -> Pairs:
-        """What a block gives, and what is kept of what the original gives."""
+        """The outputs of a block, and the kept channels of the original's outputs."""
         env = dict(state.values[1])
         nodes = self.pruned.nodes[block.start : block.stop]
         if any(may_write(node, self.pruned.module) for node in nodes):

@@ -39,7 +39,7 @@ class Method(Protocol):
     name: ClassVar[str]
 
     def shift(self, gm: fx.GraphModule, result: fx.GraphModule, statistics: Statistics, uses: Sequence[Use]) -> torch.Tensor:
-        """What the bias of a weight's uses has to gain, float64 [out]; may change the weight in ``result`` first."""
+        """The vector that the bias of a weight's consumers gains, float64 [out]; may change the weight in ``result`` first."""
         ...
 
 

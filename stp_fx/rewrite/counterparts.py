@@ -1,4 +1,4 @@
-"""What corresponds in a network and in the smaller one that a plan makes of it: positions of values, numbers of tensors."""
+"""Counterparts in a network and in the smaller one that a plan makes of it: positions of values, numbers of tensors."""
 
 from __future__ import annotations
 

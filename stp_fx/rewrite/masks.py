@@ -80,7 +80,7 @@ def add_block_masks(gm: fx.GraphModule, blocks: Sequence[Block]) -> None:
 
 
 def _masked(gm: fx.GraphModule, node: fx.Node, value: fx.Node, removed: torch.Tensor) -> fx.Node:
-    """What ``node`` is to read in place of ``value``: zero where the flags are set."""
+    """The node that ``node`` is to read in place of ``value``: zero where the flags are set."""
     name = f"{MASK_PREFIX}_{sum(1 for b in gm._buffers if is_mask_buffer(b))}"
     device = next((t.device for t in gm.parameters()), torch.device("cpu"))
     gm.register_buffer(name, removed.to(device, floating_dtype(gm) or torch.get_default_dtype()))

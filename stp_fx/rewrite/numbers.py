@@ -49,7 +49,7 @@ class Numbers:
     # -- the value that it was -------------------------------------------------------------------------------------
 
     def old(self, node: fx.Node) -> Any:
-        """What a node gave before: a number, a tuple of them; tensors are as they are now."""
+        """The earlier value of a node: a number, a tuple of them; tensors are as they are now."""
         known = self.graph.value(node.name)
         if isinstance(known, (int, float)):
             return known
@@ -87,7 +87,7 @@ class Numbers:
         return self.as_before(node) is not node
 
     def as_before(self, node: fx.Node) -> Any:
-        """What a number would be without the removal: a node of the graph, a number, or a tuple of both."""
+        """The value of a number without the removal: a node of the graph, a number, or a tuple of both."""
         if node not in self._made:
             self._made[node] = self._rebuilt(node)
         return self._made[node]

@@ -1,4 +1,4 @@
-"""What a layer reads, gives and should give, as rows: one for each observed output position."""
+"""The inputs, outputs and desired outputs of a layer, as rows: one for each observed output position."""
 
 from __future__ import annotations
 

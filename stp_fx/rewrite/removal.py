@@ -103,7 +103,7 @@ def _check_plan(plan: object) -> None:
 
 
 def _both(first: PrunePlan, second: PrunePlan) -> PrunePlan:
-    """What two plans for one graph keep together."""
+    """The positions that two plans for one graph keep together."""
     kept, sizes = dict(first.kept), dict(first.sizes)
     for key, indices in second.kept.items():
         sizes[key] = second.sizes[key]

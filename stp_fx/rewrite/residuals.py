@@ -1,4 +1,4 @@
-"""What a layer should give, in the sum that its output goes into: the way from the one to the other, and back."""
+"""The desired output of a layer, from the sum that its output enters: the path from the one to the other, and back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ResidualPath:
 
 def residual_path(network: Network, layer: str, layers: Set[str]) -> ResidualPath | None:
     """The way from a layer to the sum that it alone feeds, if no other of ``layers`` lies on it; by structure only:
-    :func:`pulled_back` says whether it can be gone back."""
+    :func:`pulled_back` says whether it can be followed back."""
     start = network.at[layer]
     current = network.by_name[layer]
     for _ in range(_LONGEST):
@@ -91,10 +91,10 @@ def needed(network: Network, last: fx.Node, start: int) -> tuple[str, ...] | Non
 
 def pulled_back(path: Path, output: torch.Tensor, lacking: Lacking, *, known: bool = False) -> Change | None:
     """By how much ``output`` has to change for what ``path`` makes of it to change by what is ``lacking(path(output))``, and for
-    which of its numbers the path has a use (bool); the others' change is zero.
+    which of its numbers the path uses (bool); the others' change is zero.
 
     Paths that move numbers and scale them (dropout in evaluation, a norm with running statistics, layer scale, views, windows)
-    can be gone back: their transposed Jacobian, which autograd gives, times the path itself is diagonal. Whether that is so
+    can be followed back: their transposed Jacobian, which autograd gives, times the path itself is diagonal. Whether that is so
     is tried on random numbers, unless it is ``known``. None where it is not, or where the shapes do not fit.
     """
     with torch.enable_grad():
@@ -132,7 +132,7 @@ class InPlace:
     strong: torch.Tensor
 
     def start(self, end: torch.Tensor, rows: Callable[[torch.Tensor], torch.Tensor], shape: torch.Size) -> Change:
-        """What the path has to start from for it to end at ``end``, and where its scale is strong enough; as ``rows`` of values
+        """The start of the path for which it ends at ``end``, and where its scale is strong enough; as ``rows`` of values
         of that ``shape``."""
         scale, constant, strong = (rows(each.expand(shape)) for each in (self.scale, self.constant, self.strong))
         strong = strong > 0

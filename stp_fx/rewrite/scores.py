@@ -76,7 +76,7 @@ def _way(network: Network, value: fx.Node, layers: Set[str]) -> tuple[str, tuple
 
 
 class Folding:
-    """What a fold makes of its query, from the moments of the keys of all batches; heads apart."""
+    """The matrix that a fold applies to its query, from the moments of the keys of all batches; heads apart."""
 
     def __init__(self, fold: Fold) -> None:
         self._fold = fold
@@ -94,7 +94,7 @@ class Folding:
         self._moments = square if self._moments is None else self._moments + square
 
     def goal(self, value_of: Value) -> torch.Tensor | None:
-        """What the kept positions of the query should be for one batch; None where it cannot be said."""
+        """The desired kept positions of the query for one batch; None where they are unknown."""
         if not self._known or self._moments is None:
             return None
         query = value_of(self._fold.query, self._fold.dim).movedim(self._fold.dim, -1)

@@ -231,7 +231,7 @@ class _Sequence:
         return state.is_alike(self.original, stop.held)
 
     def _foldings(self, states: States, stop: _Stop) -> list[Folding]:
-        """What the queries of a stop's layer should be."""
+        """The desired queries of a stop's layer."""
         foldings = [Folding(fold) for fold in stop.folds]
         for state in states if foldings else ():
             for folding in foldings:
@@ -265,7 +265,7 @@ class _Sequence:
         regression.add(x, r, r.shape[0] * r.shape[2] * size)
 
     def _given(self, env: dict[fx.Node, Any], layer: Consumer, rows: Rows, x: torch.Tensor) -> torch.Tensor:
-        """What a layer gives: [n, channels]."""
+        """The output of a layer: [n, channels]."""
         node = self.pruned.by_name[layer.node]
         found = direct(self.small, node, layer)
         if found is None:
@@ -273,12 +273,12 @@ class _Sequence:
         return found(x).movedim(0, 1).flatten(1)
 
     def _target(self, state: BatchState, stop: _Stop, layer: Consumer, rows: Rows) -> Target:
-        """What a layer should give: what the original layer gives, or for the sum after it to be that of the original."""
+        """The desired output of a layer: the original layer's, or the one that restores the original sum after it."""
         found = None if stop.path is None else self._for_sum(state, stop.path, layer, rows)
         return (self._rows(state, layer.node, layer, rows), None) if found is None else found
 
     def _for_sum(self, state: BatchState, path: ResidualPath, layer: Consumer, rows: Rows) -> Target | None:
-        """What a layer should give for the sum behind ``path`` to be that of the original; None where it cannot be said."""
+        """The output of a layer for which the sum behind ``path`` is that of the original; None where it is unknown."""
         other = state.values[1][self.pruned.by_name[path.other]]
         output = self._whole(state, layer.node)
         way = None if rows.lone else self._in_place(state, path, layer)
@@ -329,7 +329,7 @@ class _Sequence:
         return None if found is None else (rows.of(start) + rows.of(found[0]), rows.of(found[1]) > 0)
 
     def _along(self, state: BatchState, layer: Consumer, names: Sequence[str], last: str) -> Callable[[torch.Tensor], Any]:
-        """What the pruned network makes of a layer's output, up to the value ``last``."""
+        """The value ``last`` that the pruned network computes from a layer's output."""
         nodes = [self.pruned.by_name[name] for name in names]
 
         def along(value: torch.Tensor) -> Any:
@@ -346,7 +346,7 @@ class _Sequence:
         return state.values[0][self.original.by_name[node]]
 
     def _original(self, state: BatchState, node: str, whole: int | None = None) -> torch.Tensor:
-        """What the plan leaves of a value of the original network; of dimension ``whole``, everything."""
+        """The part of a value of the original network that the plan keeps; of dimension ``whole``, everything."""
         return self._kept.take(node, self._whole(state, node), whole)
 
     def _rows(self, state: BatchState, node: str, layer: Consumer, rows: Rows) -> torch.Tensor:

@@ -17,7 +17,7 @@ from stp_fx.measure.distributed import several_processes, summed
 __all__ = ["Goal", "Parameters", "Training", "exact", "in_random_order", "root_mean_square"]
 
 Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
-"""What a block gives, and what it should give, for each of its targets."""
+"""The outputs of a block, and the desired ones, for each of its targets."""
 
 _WARM_UP = 0.1
 """The part of the steps in which the learning rate rises."""

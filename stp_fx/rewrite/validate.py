@@ -57,7 +57,7 @@ class Guilty:
 def validate_removal(
     gm: fx.GraphModule, plan: PrunePlan, removed: fx.GraphModule, budget: Budget
 ) -> tuple[Validation, Guilty | None]:
-    """What was compared, and the groups of ``plan`` that must not be removed; ``removed`` is ``gm`` without the plan's units."""
+    """The comparisons, and the groups of ``plan`` that must not be removed; ``removed`` is ``gm`` without the plan's units."""
     reason = _unfit(gm, budget) or budget.refuses(2)
     if reason is not None:
         return Validation(left_out={CHECK: reason}, seconds=budget.seconds), None
@@ -81,7 +81,7 @@ def validate_removal(
 def validate_blocks(
     gm: fx.GraphModule, names: Sequence[str], removed: fx.GraphModule, budget: Budget
 ) -> tuple[Validation, str | None]:
-    """What was compared, and what differs between ``gm`` with the named blocks masked and ``removed``, which is ``gm`` without
+    """The comparisons, and the differences between ``gm`` with the named blocks masked and ``removed``, which is ``gm`` without
     them."""
     reason = _unfit(gm, budget) or budget.refuses(2)
     if reason is not None:
@@ -148,7 +148,7 @@ class _Comparison:
         """Whether the original does not run on the example."""
 
     def problem(self, flags: np.ndarray, removed: fx.GraphModule | None = None) -> str | None:
-        """What goes wrong when the flagged units are removed, in words."""
+        """The failure when the flagged units are removed, in words."""
         exact, inexact = flags & ~self._inexact, flags & self._inexact
         try:
             first, rest = self._graph.plan_removing(inexact), self._graph.plan_removing(exact)
@@ -160,7 +160,7 @@ class _Comparison:
         return self._in_both_modes(exact, inexact, reference, removed)
 
     def graphs_differ(self, reference: fx.GraphModule, removed: fx.GraphModule) -> str | None:
-        """What differs between two graphs that must give the same, in words."""
+        """The difference between two graphs that must give the same, in words."""
         return self._in_both_modes(np.ones(1, dtype=bool), np.zeros(1, dtype=bool), reference, removed)
 
     def _in_both_modes(
@@ -178,7 +178,7 @@ class _Comparison:
     def _differs(
         self, exact: np.ndarray, inexact: np.ndarray, reference: fx.GraphModule, removed: fx.GraphModule, training: bool = False
     ) -> str | None:
-        """What differs in one mode between the reference and the result, in words."""
+        """The difference in one mode between the reference and the result, in words."""
         expected = self._run(reference, training)
         if expected.error is not None and inexact.any() and exact.any():
             expected = self._run(self._gm, training)
@@ -224,7 +224,7 @@ class _Comparison:
         return found if found.largest > _ROUNDING * allowed else Difference(found.largest)
 
     def _holds(self, expected: Run, actual: Run) -> str | None:
-        """What holds of inexact groups: shapes, and finite values where the original has them."""
+        """The checks of inexact groups: shapes, and finite values where the original has them."""
         theirs, ours = (leaves_of(torch.Tensor, run.output) for run in (expected, actual))
         if [t.shape for t in theirs] != [t.shape for t in ours]:
             return f"outputs have the shapes {[tuple(t.shape) for t in ours]} in place of {[tuple(t.shape) for t in theirs]}"

@@ -1,4 +1,4 @@
-"""Taking blocks out of a graph: sums become their other operand, and what nothing reads any more is gone."""
+"""Blocks are removed from a graph: sums become their other operand, and nodes without consumers are removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def without_blocks(gm: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
     """A copy of ``gm`` without the named blocks: their nodes, modules, parameters and buffers, unless something else reads them.
 
     Every block's sum becomes its other operand, or a copy of that where a later call writes to it in place. The blocks inside are
-    gone too, and the record of what was removed names them.
+    removed too, and the record of what was removed names them.
 
     Raises:
         PlanError: a block that the graph does not have, or that cannot be removed.

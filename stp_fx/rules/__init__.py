@@ -1,4 +1,4 @@
-"""What each ATen op does to channels: one entry per op, read by the analysis and by the cost model."""
+"""The effect of each ATen op on channels: one entry per op, read by the analysis and by the cost model."""
 
 from stp_fx.rules import ops
 from stp_fx.rules.call import OpCall, dim_list, tensors_in

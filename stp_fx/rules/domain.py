@@ -65,7 +65,7 @@ def fixed_dims(shape: Sequence[int]) -> Dims:
 
 
 class Context(Protocol):
-    """What a rule may ask of the analysis while one ATen op is looked at."""
+    """The questions that a rule may ask the analysis about one ATen op."""
 
     def dims(self, tensor: torch.Tensor) -> Dims:
         """The factors of a tensor; all fixed for one that no rule has described."""

@@ -39,7 +39,7 @@ __all__ = [
 
 
 class Policy(enum.Enum):
-    """What may happen to literals inside one graph node."""
+    """The changes of literals inside one graph node."""
 
     EDITABLE = "its literals can be rewritten"
     FOLLOWS = "its sizes follow its operands"
@@ -102,7 +102,7 @@ def reach(calls: PythonCalls, owner: str) -> None:
 
 
 def calls_of(node: fx.Node) -> PythonCalls | None:
-    """What the table has for a node that calls a function or a method."""
+    """The entry of the table for a node that calls a function or a method."""
     return CALLS.find(node.target) if node.op in ("call_function", "call_method") else None
 
 
@@ -113,7 +113,7 @@ def handler_for(node: fx.Node) -> Handler | None:
 
 
 def module_calls_of(module: nn.Module) -> PythonCalls | None:
-    """What the table has for a module's type or its nearest base."""
+    """The entry of the table for a module's type or its nearest base."""
     return next((found for base in type(module).__mro__ if (found := CALLS.find(base)) is not None), None)
 
 

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Role = tuple[str, int | None, int | None]
-"""What a stored tensor is to an op (weight, scale, bias, buffer), and, of a weight, its output and input dimension."""
+"""The role of a stored tensor in an op (weight, scale, bias, buffer), and a weight's output and input dimension."""
 
 SCALE: Role = ("scale", None, None)
 BIAS: Role = ("bias", None, None)

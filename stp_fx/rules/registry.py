@@ -35,7 +35,7 @@ R = TypeVar("R", bound=Rule)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """What is known of some overloads of one op.
+    """The facts about some overloads of one op.
 
     ``rule`` states the factors of the results; a :class:`FactorMapping` is one. ``calls`` are the Python calls that reach the
     op, with what a shorter axis changes in them. ``samples`` are calls by label, for the golden lines and the check against

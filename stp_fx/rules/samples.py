@@ -11,7 +11,7 @@ __all__ = ["Make", "Sample", "arguments"]
 
 
 class Make(Protocol):
-    """What makes the tensors of a sample: of meta data with axes to follow, or of numbers."""
+    """The maker of a sample's tensors: on meta with axes to follow, or with numbers."""
 
     @property
     def device(self) -> torch.device:

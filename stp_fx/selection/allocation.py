@@ -186,7 +186,7 @@ class _Knapsack:
                 rate = damage / saved if saved > 0 else np.inf
                 if best is None or rate < best[0]:
                     best = (rate, k, after)
-            if best is None:  # everything that may go is gone; `start` met the budget, so the cost does not fall with counts
+            if best is None:  # everything removable is removed; `start` met the budget, so the cost does not fall with counts
                 return counts
             counts = _with(counts, best[1], best[2])
         return counts

@@ -33,7 +33,7 @@ from stp_fx.rewrite.removal import mask
 __all__ = ["NEEDS", "Damages", "Outputs", "measure_damages"]
 
 NEEDS = ("covariance", "maps", "patches")
-"""What the curves, and least squares where damages are measured with it, read of the statistics."""
+"""The statistics that the curves read, and least squares where damages are measured with it."""
 
 _LEAST = 1e-12
 """Below this, an error of the output or of a layer is rounding; the factor between them is kept in bounds."""

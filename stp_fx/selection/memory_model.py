@@ -91,16 +91,16 @@ class MemoryModel:
 
 
 def memory_model(gm: fx.GraphModule, *, cache_tokens: int = 0, cache_batch: int = 1) -> MemoryModel:
-    """What an evaluation of the graph keeps in memory: weights and buffers, what its nodes allocate on the recorded example, and,
+    """The memory of an evaluation of the graph: weights and buffers, what its nodes allocate on the recorded example, and,
     of a decoder, the keys and values of ``cache_batch`` sequences of ``cache_tokens`` tokens.
 
     A value is alive from the node that makes it to the last that reads it or a view of it; inputs and outputs belong to the
-    caller and are alive throughout, and to the end. What a node allocates inside and frees again, such as the buffers of a
-    convolution, is not seen.
+    caller and are alive throughout, and to the end. Memory that a node allocates inside and frees again, such as the buffers of a
+    convolution, does not count.
 
     The cache is one that a generating loop keeps outside of the graph: for each self-attention that is causal or has a mask, keys
     and values as they enter it, in their dtype, once for all query heads that share them, and once for all attentions that read
-    the same. What a decoder reads of an encoder, and the encoder's own attentions, count nothing. Windows that bound a cache are
+    the same. The keys and values of an encoder, and the encoder's own attentions, do not count. Windows that bound a cache are
     not known (where all layers have one, give its length as ``cache_tokens``), nor that a model keeps something smaller of which
     it computes keys and values anew (latents).
 

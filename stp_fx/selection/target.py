@@ -175,7 +175,7 @@ class _Budget:
         return cls(search, target, cost, baseline, (1.0 - search.task.ratio) * baseline * (1.0 + 1e-12))
 
     def cost_of(self, counts: np.ndarray) -> float:
-        """What is left when each group loses so many units."""
+        """The kept units when each group loses so many."""
         return float(self.cost(self.search.removed(counts)))
 
     def meets(self, counts: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""What the library's own tests are made of, and users' tests may be: random networks, oracles for removal, and the laws.
+"""Parts for the library's own tests and for users' tests: random networks, oracles for removal, and the laws.
 
 Needs hypothesis (``pip install "stp-fx[test]"``).
 """

@@ -37,7 +37,7 @@ class OracleError(AssertionError):
 
 
 def run_absent(module: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> Any:
-    """What ``module`` gives for ``inputs`` once everything that ``plan`` removes is absent; ``module`` is left as it is.
+    """The output of ``module`` for ``inputs`` once everything that ``plan`` removes is absent; ``module`` is left as it is.
 
     Raises:
         OracleError: an op has no semantics here, or an absent value reached an output.

@@ -1,4 +1,4 @@
-"""What each ATen op gives when some of the values that it reads are absent (NaN); see :mod:`stp_fx.testing.absent`."""
+"""The result of each ATen op when some of the values that it reads are absent (NaN); see :mod:`stp_fx.testing.absent`."""
 
 from __future__ import annotations
 

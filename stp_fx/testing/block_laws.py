@@ -101,7 +101,7 @@ def check_against_module(case: BlockCase, removed: fx.GraphModule) -> bool:
 
 
 def run_without_branches(module: nn.Module, paths: Iterable[str], inputs: Sequence[Any]) -> Any:
-    """What ``module`` gives when the outputs of its submodules at ``paths`` are zero."""
+    """The output of ``module`` when the outputs of its submodules at ``paths`` are zero."""
     handles = [module.get_submodule(path).register_forward_hook(_zeroed) for path in paths]
     try:
         return run(module, inputs)
@@ -115,12 +115,12 @@ def _zeroed(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
 
 
 def check_left(case: BlockCase, removed: fx.GraphModule) -> None:
-    """What is left are the original's tensors, each of which is read; the cost is torch's count; other names stay."""
+    """The remaining tensors are the original's, and each of them is read; the cost is torch's count; other names stay."""
     originals = dict(case.gm.named_parameters(remove_duplicate=False))
     names = {name for block in case.blocks if block.name in case.chosen for name in block.parameters}
     left = dict(removed.named_parameters(remove_duplicate=False))
     assert names.isdisjoint(left), "parameters that only a removed block reads are still there"
-    assert set(dict(case.gm.named_parameters())) - names == set(dict(removed.named_parameters())), "other parameters are gone"
+    assert set(dict(case.gm.named_parameters())) - names == set(dict(removed.named_parameters())), "other parameters were removed"
     assert all(torch.equal(parameter, originals[name]) for name, parameter in left.items())
     assert (stp_fx.cost(removed).macs, stp_fx.cost(removed).params) == (
         count_macs(removed, case.inputs),

@@ -38,7 +38,7 @@ __all__ = ["Case", "Outcome", "assert_same", "check_laws", "touched_groups"]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a check had to work with. ``exact`` is None if nothing was pruned; ``columns``: the simple oracle applied too."""
+    """The data of a check. ``exact`` is None if nothing was pruned; ``columns``: the simple oracle applied too."""
 
     pruned: bool
     exact: bool | None = None
@@ -334,7 +334,7 @@ def check_nothing_to_prune(case: Case) -> None:
 
 
 def check_explained(case: Case) -> None:
-    """Law 5: `explain` speaks of every axis of every parameter, and gives a reason for every position no group holds."""
+    """Law 5: `explain` covers every axis of every parameter, and gives a reason for every position no group holds."""
     free: dict[tuple[str, int], set[int]] = {}
     for group in case.graph.groups:
         for member in group.members:
@@ -344,7 +344,7 @@ def check_explained(case: Case) -> None:
             if size == 1:
                 continue
             text = case.graph.explain(f"{name}:{dim}")
-            assert text.strip(), f"nothing is said of {name}:{dim}"
+            assert text.strip(), f"no explanation of {name}:{dim}"
             held = len(free.get((name, dim), ()))
             if held < size:
                 assert any(word in text for word in REASONS), f"no reason why {name}:{dim} is pinned: {text}"
@@ -354,7 +354,7 @@ REASONS = ("pinned",)
 
 
 def _snapshot(case: Case) -> dict[str, Any]:
-    """What must not change; gradients are made up first, so that there is something to change."""
+    """The state that must not change; gradients are made up first, so that there is something to change."""
     generator = torch.Generator().manual_seed(case.request.seed)
     for parameter in case.gm.parameters():
         if parameter.requires_grad:

@@ -70,6 +70,6 @@ def silenced_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
 
 
 def run_silenced(module: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> Any:
-    """What ``module`` gives for ``inputs`` once no weight reads what ``plan`` removes."""
+    """The output of ``module`` for ``inputs`` once no weight reads the channels that ``plan`` removes."""
     with torch.no_grad():
         return silenced_copy(module, plan)(*inputs)

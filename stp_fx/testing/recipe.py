@@ -22,7 +22,7 @@ Choice = TypeVar("Choice")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What flows between blocks: ``"map"`` is [batch, channels, *size], ``"tokens"`` is [batch, *size, channels].
+    """The tensor between blocks: ``"map"`` is [batch, channels, *size], ``"tokens"`` is [batch, *size, channels].
 
     ``free``: the network works at other sizes too.
     """
@@ -110,7 +110,7 @@ class Block(nn.Module):
     ``columns`` names own parameters that are read along an input axis (``{"weight": 1}``), beyond those of the convolutions
     and linears inside. ``columns_suffice`` says that zeroing input columns silences every consumer in the block, so that
     the simple oracle holds. ``makes_channels`` says that constant channels come out which no parameter names: no oracle sees
-    from a plan that one of them is gone, unless all that reads them is input columns.
+    from a plan that one of them was removed, unless all that reads them is input columns.
     """
 
     kind: ClassVar[str]

@@ -30,7 +30,7 @@ _MOST_WEIGHT = 5
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What ``prune_graph`` is asked for; scores are random, a function of ``seed``."""
+    """The arguments of ``prune_graph``; scores are random, a function of ``seed``."""
 
     ratio: float = 0.5
     seed: int = 0

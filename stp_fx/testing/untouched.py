@@ -42,7 +42,7 @@ _WATCHED = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What was there: ``objects`` are the roots; ``facts`` says of each path what it held, ``held`` keeps those objects alive."""
+    """The earlier state: ``objects`` are the roots; ``facts`` gives the value at each path, ``held`` keeps the objects alive."""
 
     objects: tuple[Any, ...]
     facts: dict[str, tuple[Any, ...]]
@@ -51,7 +51,7 @@ class Snapshot:
 
 
 def snapshot(*objects: Any) -> Snapshot:
-    """What can be reached from ``objects`` (modules, graphs, containers, plain objects, tensors), and torch's global state."""
+    """The state reachable from ``objects`` (modules, graphs, containers, plain objects, tensors), and torch's global state."""
     facts: dict[str, tuple[Any, ...]] = {}
     held: list[Any] = []
     for k, value in enumerate(objects):
@@ -62,7 +62,7 @@ def snapshot(*objects: Any) -> Snapshot:
 
 
 def differences(before: Snapshot) -> list[str]:
-    """What has changed since, a line each; empty if nothing has."""
+    """The changes since then, a line each; empty if there are none."""
     now = snapshot(*before.objects)
     found = [f"{path or 'the object'}: {_difference(fact, now.facts.get(path))}" for path, fact in before.facts.items()]
     found = [line for line in found if not line.endswith(": ")]

@@ -34,7 +34,7 @@ class Adoption:
 
 
 def adopt(held: fx.GraphModule, result: fx.GraphModule) -> Adoption:
-    """What turns ``held`` into ``result``, which must not be used any more. ``held`` is not changed yet.
+    """The changes that turn ``held`` into ``result``, which must not be used any more. ``held`` is not changed yet.
 
     Parameters and buffers of ``held`` that ``result`` still has by name are kept as objects, with the new values; gradients are
     dropped where the shape changed.

@@ -37,7 +37,7 @@ def step_passes(
     loss: object,
     validate: Validate,
 ) -> StepPasses:
-    """What every step is made of, by the manager's arguments of these names.
+    """The options of every step, by the manager's arguments of these names.
 
     Raises:
         InputError: an argument out of range, or data that is needed and not given.
@@ -99,7 +99,7 @@ def _limited_loader(loader: Iterable[Any] | None, number: int | None) -> Iterabl
 
 
 def wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None) -> nn.Module:
-    """What ``wrap`` makes of the model; the model itself without it.
+    """The model as ``wrap`` returns it; the model itself without ``wrap``.
 
     Raises:
         InputError: ``wrap`` cannot be called, fails, or gives no module.

@@ -67,7 +67,7 @@ def write(path: Any, parts: Mapping[str, Any]) -> None:
 
 
 def read(path: Any, objects: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`write` wrote; ``objects``: what there is to load the others into.
+    """The contents that :func:`write` wrote; ``objects``: the objects to load the others into.
 
     Raises:
         FileError: no such file, a damaged one, or one that was not written by a manager.

@@ -1,7 +1,7 @@
 """Changes that are made together or not at all.
 
-Whatever can fail is done before: a :class:`Change` holds values that are ready, and making it is an assignment. What is left is
-an exception from outside, such as the KeyboardInterrupt of a signal, which Python raises between any two of its instructions.
+Whatever can fail is done before: a :class:`Change` holds values that are ready, and making it is an assignment. The only failure
+left is an exception from outside, such as the KeyboardInterrupt of a signal, which Python raises between any two instructions.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _TEMPERATURE = 4.0
 
 
 class Distillation:
-    """What a student lacks to give what its teacher gives, as a loss: one forward pass of the teacher more for each batch.
+    """The difference of a student's outputs from its teacher's, as a loss: one more forward pass of the teacher per batch.
 
     ::
 

@@ -136,7 +136,7 @@ def _ends_of_blocks(gm: fx.GraphModule) -> tuple[str, ...]:
 
 
 def _below_taps(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """What taps pass on, in a teacher that was copied from a student."""
+    """The output of taps, in a teacher that was copied from a student."""
     while node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), Tap):
         node = node.args[0]  # type: ignore[assignment]
     return node
@@ -271,7 +271,7 @@ class Correspondence:
         known, other = provenance_of(student), provenance_of(teacher)
         if known.basis != other.basis or (known.turned and known.turned != other.turned):
             raise InputError(
-                "a change of basis (basis='rotate') has made the student's channels mixtures of the teacher's, so features "
+                "a change of basis (basis='rotate') has made the student's channels combinations of the teacher's, so features "
                 "cannot be compared: take the teacher after the change of basis, or features=None"
             )
         self.of: tuple[Any, Any] = (known.plan, known.masked)
@@ -322,7 +322,7 @@ def _axis(dim: int, alive: torch.Tensor, left: Positions, whole: int, teacher: t
 
 
 def _removed(teacher: PrunePlan | None, student: PrunePlan | None) -> PrunePlan:
-    """What the student has lost since it was as the teacher is, in the teacher's positions."""
+    """The positions of the teacher that the student has lost since they were equal."""
     student = _EMPTY if student is None else student
     if teacher is None:
         return student

@@ -62,8 +62,8 @@ def followed(
     batches: Iterable[Any] | None,
     recalibration: RecalibrateBatchNorm | None,
 ) -> fx.GraphModule:
-    """What becomes of a follower where the model became ``like``: the same channels, compensated and recalibrated by what the
-    follower itself computes. ``held`` is only read.
+    """The follower after the change by which the model became ``like``: the same channels, compensated and recalibrated by
+    the follower's own activations. ``held`` is only read.
 
     Raises:
         RewriteError: its parameters would not be those of the model.

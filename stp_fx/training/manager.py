@@ -227,7 +227,7 @@ class PATPassManager:
 
     @property
     def parallel(self) -> nn.Module:
-        """What ``wrap`` made of the model as it is now; the model itself without it."""
+        """The model as ``wrap`` returned it last; the model itself without ``wrap``."""
         if self._parallel is None:
             self._parallel = wrapped(self.model, self._wrap)
         return self._parallel

@@ -157,8 +157,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 def cut_states(optimizers: Sequence[Optimizer], cuts: Mapping[int, Cuts]) -> list[Change]:
     """The state of the parameters that get shorter, by the same indices and in the same memory format; numbers are kept.
 
-    Any tensor of the parameter's shape is cut, and any that has 1 in place of some of its sizes (torch's Adafactor). What has the
-    new shape already, because it was loaded first, stays.
+    Any tensor of the parameter's shape is cut, and any that has 1 in place of some of its sizes (torch's Adafactor). A tensor
+    that has the new shape already, because it was loaded first, is kept.
 
     Raises:
         InputError: a state that fits in no way: names the optimizer, the parameter and the state's key.

@@ -1,4 +1,4 @@
-"""What a manager saves of a run, and whether a saved state can be one of this run."""
+"""The saved state of a run, and whether a saved state can be one of this run."""
 
 from __future__ import annotations
 

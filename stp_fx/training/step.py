@@ -42,7 +42,7 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class StepPasses:
-    """What each step of a run is made of: measurements, scores, selection, compensation, a rewrite, and recalibration at the
+    """The parts of each step of a run: measurements, scores, selection, compensation, a rewrite, and recalibration at the
     last.
 
     ``needs``: of :data:`stp_fx.measure.measured`. ``sizes``: of all groups at first.
@@ -103,7 +103,7 @@ def changes_to(
     optimizers: Sequence[torch.optim.Optimizer],
     following: Sequence[torch.optim.Optimizer],
 ) -> tuple[list[Change], bool]:
-    """What turns a model and its followers into what is ``ready``, and whether that changes shapes or parameters.
+    """The changes that turn a model and its followers into ``ready``, and whether they change shapes or parameters.
 
     ``optimizers`` train new parameters, the state of those ``following`` is cut.
 

@@ -1,4 +1,4 @@
-"""What an optimizer makes of a parameter, tried out: a new optimizer of the same class and options, on a made-up parameter.
+"""An optimizer's state for a parameter, tried out: a new optimizer of the same class and options, on a made-up parameter.
 
 The state of most optimizers comes into being at their first step, so nothing of the real one tells whether it can be cut.
 """

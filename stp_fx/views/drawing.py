@@ -1,4 +1,4 @@
-"""What a picture is made of, as plain data."""
+"""The parts of a picture, as plain data."""
 
 from __future__ import annotations
 

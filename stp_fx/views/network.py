@@ -118,7 +118,7 @@ class Calls:
     def edges(self, place: Mapping[str, str]) -> dict[tuple[str, str], frozenset[int]]:
         """Reading between two places, and the groups whose channels go through; in the graph's order.
 
-        What a function reads of parameters counts as the place's, as a module's own parameters do.
+        Parameters that a function reads count for its module, as the module's own do.
         """
         touched = {
             at: frozenset().union(*(c.carried | c.stored for c in calls)) for at, calls in together(self.calls, place).items()

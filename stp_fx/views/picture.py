@@ -123,7 +123,7 @@ def _node(drawing: Drawing, handle: str, data: dict[str, Any]) -> pydot.Node:
 def _legend(nodes: nx.MultiDiGraph, shown: tuple[str, ...]) -> str:
     present = {data["kind"] for _, data in nodes.nodes(data=True)}
     cells = [f'<TD BGCOLOR="{colour}">{html.escape(kind)}</TD>' for kind, (colour, _) in KINDS.items() if kind in present]
-    # What a view does not show is white, not absent: the legend's width moves the nodes.
+    # Entries that a view does not show are white, not absent: the legend's width moves the nodes.
     colours = {relation: look["color"] if relation in shown else "#ffffff" for relation, look in _EDGES.items()}
     lines = [f'<TD COLOR="{c}"><FONT COLOR="{c}">{_MEANING[relation]}</FONT></TD>' for relation, c in colours.items()]
     lines.append("<TD>double border: in several groups</TD>")

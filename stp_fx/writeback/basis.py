@@ -1,4 +1,4 @@
-"""What a change of basis leaves that the original class has no place for."""
+"""Results of a change of basis for which the original class has no place."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Check:
-    """What a graph gives for the arguments, and for others like them in other sizes that it takes.
+    """The outputs of a graph for the arguments, and for others like them in other sizes that it takes.
 
     Args:
         given, pattern: the arguments as they were given, and on the meta device.
@@ -99,7 +99,7 @@ class Check:
             return kept_outputs(call_original(model, arguments))
 
     def _in_training(self, module: nn.Module, arguments: Arguments) -> Any:
-        """What a module gives in training when dropout keeps everything; None if it does not run."""
+        """The output of a module in training when dropout keeps everything; None if it does not run."""
         with torch.no_grad(), as_it_was(module), FixedDraws():
             module.train()
             try:

@@ -75,7 +75,7 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 
 
 def _built(model: nn.Module, config: Any) -> nn.Module | None:
-    """What the class makes of a config, on meta; ``None`` if it refuses it."""
+    """The module that the class makes of a config, on meta; ``None`` if it refuses it."""
     if config is None:
         return None
     try:
@@ -331,7 +331,7 @@ def _deciding(model: nn.Module, config: Any, choice: Choice, wrong: list[str], s
 
 
 def _computed(built: nn.Module, wanted: nn.Module, reached: set[str]) -> list[str]:
-    """What the class computes from the config, and that differs from what the forward needs: buffers and scales."""
+    """Values that the class computes from the config and that differ from those the forward needs: buffers and scales."""
     fresh, saved, result = dict(built.named_modules()), wanted.state_dict(), []
     made = dict(built.named_buffers())
     for name, tensor in wanted.named_buffers():

@@ -19,7 +19,7 @@ Key = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Holder:
-    """An object with numbers: a module, or what modules hold. ``places`` are the modules whose tensors it may speak of."""
+    """An object with numbers: a module, or what modules hold. ``places`` are the modules whose tensors they may describe."""
 
     path: str
     thing: Any
@@ -112,7 +112,7 @@ class Watched:
         self._read.clear()
 
     def read(self) -> list[Key]:
-        """What has been read since :meth:`start`."""
+        """The values read since :meth:`start`."""
         return list(self._read)
 
     def _subclass(self, kind: Any) -> Any:

@@ -134,7 +134,7 @@ def _decision(key: Key, watched: Watched, sizes: Sizes, settled: set[tuple[str, 
 
 
 def _values(kind: str, rank: int, found: list[list[dict[str, list[int]]]], old: tuple[Value, ...]) -> tuple[Value, ...]:
-    """What a holder's numbers became as ``kind`` says, or as another kind does where that one says nothing."""
+    """The new numbers of a holder by ``kind``, or by another kind where that one has none."""
 
     def one(became: dict[str, list[int]], number: int) -> int:
         values = became.get(kind) or next((became[k] for k in KINDS if k in became), [number])

@@ -1,4 +1,4 @@
-"""What became of a number: the sizes that a plan changed, and the numbers that can stand for them."""
+"""The new value of a number: the sizes that a plan changed, and the numbers that can stand for them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sizes:
         return self._known[key]
 
     def split_by(self, numbers: tuple[int, ...], places: Iterable[str]) -> tuple[int, ...] | None:
-        """What became of all factors of an axis below one of ``places``; None if there is none that they split."""
+        """The new sizes of all factors of an axis below one of ``places``; None if there is none that they split."""
         for mask in self._below(tuple(places)):
             if len(mask) != math.prod(numbers):
                 continue

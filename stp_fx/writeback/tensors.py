@@ -155,7 +155,7 @@ _STATED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
 }
-"""What a class says about the dimensions of ``weight``, in their order."""
+"""The class's own names for the dimensions of ``weight``, in their order."""
 
 
 def state_channels(module: nn.Module) -> None:

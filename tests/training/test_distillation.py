@@ -441,7 +441,7 @@ def test_files_keep_that_channels_are_mixtures(tmp_path: Path) -> None:
     stp_fx.save(turned, tmp_path / "turned.stp")
     stp_fx.save(gm, tmp_path / "plain.stp")
     before = snapshot(gm, turned)
-    with pytest.raises(InputError, match="mixtures of the teacher's"):
+    with pytest.raises(InputError, match="combinations of the teacher's"):
         stp_fx.Distillation(gm, stp_fx.load(tmp_path / "turned.stp", gm), features="blocks")
     plain = stp_fx.load(tmp_path / "plain.stp", turned)  # the file's numbers, which are not turned
     x = X[:, 0, 0, :1].float().expand(6, 6)

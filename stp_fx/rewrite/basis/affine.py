@@ -129,7 +129,7 @@ class _Fold:
         return same(run(node, drawn, {}), run(node, self._values(node, drawn), {}))
 
     def _shift_of(self, node: fx.Node, weight: str) -> torch.Tensor:
-        """What the shift adds to each output of a consumer [out], which is the same at all positions."""
+        """The part of each output of a consumer [out] that comes from the shift; it is the same at all positions."""
         touched = self.touched
         drawn = {n: touched.drawn(n) for n in node.all_input_nodes}
         zeros = {n: torch.zeros_like(v) if n in self.carrying else v for n, v in drawn.items()}
@@ -147,7 +147,7 @@ class _Fold:
         return rows[0]
 
     def _both(self, node: fx.Node, weight: str, values: dict[fx.Node, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a consumer gives for scaled and shifted values, and for plain ones with a scaled weight."""
+        """The outputs of a consumer for scaled and shifted values, and for plain ones with a scaled weight."""
         scaled, run = self._scaled_weight(weight), self.touched.probe.run
         plain = {n: scaled if _reads(self.touched, n, weight) else v for n, v in values.items()}
         return run(node, self._values(node, values), {}), run(node, plain, {weight: scaled})

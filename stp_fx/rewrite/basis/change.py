@@ -1,4 +1,4 @@
-"""What the passes run: every stream of a graph is prepared, and rotated, or left as it is with the reason."""
+"""The work of the passes: every stream of a graph is prepared, and rotated, or left as it is with the reason."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _each_stream(gm: fx.GraphModule, step: Callable[[fx.GraphModule, Stream], bo
 
 
 def _turned(gm: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
-    """``gm``, which says of these groups that its channels are mixtures of earlier ones."""
+    """``gm``, which records that the channels of these groups are combinations of earlier ones."""
     with_provenance(gm, turned=(*provenance_of(gm).turned, *names))
     return gm
 

@@ -62,7 +62,7 @@ class Heads:
         self.given = {n: self._drawn(n) for node in self.projections for n in node.all_input_nodes if n.op != "get_attr"}
 
     def _end(self) -> tuple[fx.Node, Carrier | None]:
-        """What the output projection reads, and where the positions are in it; without one, the scores."""
+        """The input of the output projection, and where the positions are in it; without one, the scores."""
         if self.output is None:
             nodes = (n for n in self.touched.nodes() if not self.touched.has(n) and n not in self.projections)
             return next(n for n in nodes if isinstance(self.probe.values[n], torch.Tensor)), None
@@ -91,7 +91,7 @@ class Heads:
         return names or [name for n in node.all_input_nodes if n.op == "get_attr" for name in self.touched.stored(n)]
 
     def heads(self, changed: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the output projection reads, [..., blocks, positions], with other stored tensors; the scores, without one."""
+        """The input of the output projection, [..., blocks, positions], with other stored tensors; the scores, without one."""
         known: dict[fx.Node, object] = dict(self.given)
         for node in self.probe.values:
             if node.op == "get_attr":
@@ -199,7 +199,7 @@ class Heads:
 
 
 def find_heads(gm: fx.GraphModule, probe: Probe) -> list[Heads]:
-    """What may be attentions or chains of two linear layers: groups that projections write, and one alone reads or none does."""
+    """Candidates for attentions or chains of two linear layers: groups that projections write and at most one layer reads."""
     found = []
     for group in probe.graph.groups:
         if group.size > 1:

@@ -29,7 +29,7 @@ from stp_fx.rules import TensorDims
 __all__ = ["Change", "Probe", "applied", "described", "on_blocks", "same"]
 
 Change = Callable[[torch.Tensor, tuple[Carrier, ...]], torch.Tensor]
-"""What becomes of a tensor with the given carriers."""
+"""The effect of the change on a tensor with the given carriers."""
 
 _SCALE = 1e5
 """Of random numbers: what clamps large numbers (float16's largest is 65504) is found out."""
@@ -83,7 +83,7 @@ class Probe:
         return _SCALE * torch.randn(tensor.shape, generator=self._draws, dtype=torch.float64).to(tensor)
 
     def run(self, node: fx.Node, given: Mapping[fx.Node, Any], stored: Mapping[str, torch.Tensor]) -> Any:
-        """What a node gives with other values of its operands, and other stored tensors by their first names.
+        """The value of a node for other values of its operands, and other stored tensors by their first names.
 
         Raises:
             NothingToRotateError: the node rewrites rows that it looks up (``max_norm``), which its example may not show.

@@ -1,4 +1,4 @@
-"""What a change of basis does to the structure of a graph, as plain data, so that another process can repeat it.
+"""The changes that a change of basis makes to the structure of a graph, as plain data, for another process to repeat.
 
 Values are not recorded: a file holds those. A record is a JSON text: a norm that was written out and is a call now, a LayerNorm
 that is an RMSNorm, a tied parameter that is two.

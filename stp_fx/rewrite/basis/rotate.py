@@ -14,7 +14,7 @@ __all__ = ["check_rotation", "rotate"]
 
 
 def check_rotation(stream: Stream, probe: Probe) -> Touched:
-    """What a rotation of ``stream`` touches.
+    """The tensors and nodes that a rotation of ``stream`` touches.
 
     Raises:
         NothingToRotateError: a node does not commute with a rotation of its channels; names the first.

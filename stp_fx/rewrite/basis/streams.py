@@ -50,7 +50,7 @@ def find_streams(gm: fx.GraphModule) -> list[Stream]:
 
 
 def pinned_streams(gm: fx.GraphModule) -> dict[str, str]:
-    """What is normalised over channels that cannot be removed, and therefore not rotated: names of values, with the reasons."""
+    """Values normalised over channels that cannot be removed, which are therefore not rotated: their names, with the reasons."""
     graph = analyze(gm)
     found: dict[str, str] = {}
     for norm in norm_calls(gm):

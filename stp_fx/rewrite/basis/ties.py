@@ -1,4 +1,4 @@
-"""Who reads a stored tensor, under any of its names, and giving some readers a tensor of their own."""
+"""The nodes that read a stored tensor, under any of its names; some of them can be given a tensor of their own."""
 
 from __future__ import annotations
 

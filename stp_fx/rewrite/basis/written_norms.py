@@ -1,7 +1,7 @@
-"""Norms that are written out, as calls: ``x * rsqrt(mean(x^2) + eps) * weight`` becomes ``F.rms_norm(x, [C], weight, eps)``.
+"""Written-out norms become calls: ``x * rsqrt(mean(x^2) + eps) * weight`` becomes ``F.rms_norm(x, [C], weight, eps)``.
 
-What stands around a square root is compared with torch's own norm on random numbers, small ones among them, so that epsilon
-shows. How it is spelled, and which casts stand between, does not matter.
+The calls around a square root are compared with torch's own norm on random numbers, small ones among them, so that epsilon
+shows. Their spelling and their casts do not matter.
 """
 
 from __future__ import annotations

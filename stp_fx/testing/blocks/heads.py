@@ -38,7 +38,7 @@ class Embed(Block):
 
 @block("head")
 class Head(Block):
-    """What comes out: a class per image or per position, a map, or several things at once."""
+    """The output: a class per image or per position, a map, or several things at once."""
 
     @classmethod
     def options(cls, pick: Pick, at: Shape) -> dict[str, Any]:

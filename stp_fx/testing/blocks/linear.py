@@ -129,7 +129,7 @@ class PerHeadLinear(Block):
     """Channels as heads x width, each head with a weight of its own: a batched matrix product over heads."""
 
     layouts = ("tokens",)
-    columns_suffice = False  # a removed head is gone by its batch dimension
+    columns_suffice = False  # a head is removed by its batch dimension
 
     @classmethod
     def fits(cls, at: Shape) -> bool:

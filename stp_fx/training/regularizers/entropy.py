@@ -72,7 +72,7 @@ class _Observer(nn.Module):
 @register("variance_entropy")
 @dataclasses.dataclass(frozen=True)
 class VarianceEntropy(BaseRegularizer):
-    """``strength`` times the sum over sites of ``H = -sum p log p``, with ``p = variance / sum of variances`` over the channels
+    """``strength`` times the sum over inputs of ``H = -sum p log p``, with ``p = variance / sum of variances`` over the channels
     that are not masked there; population variances over batch and positions of the last training forward. Small entropy: few
     channels carry the signal, those of large variance.
 

@@ -124,7 +124,7 @@ class GrowingReg(BaseRegularizer):
             may_go = {group.index for group in chosen(graph, groups)}
             held = tuple(group.name for group in graph.groups if group.index not in may_go)
             self._chosen = [(0, select(gm, score(gm, self.criterion, ignore=held), Selection(self.ratio)))]
-        elif not fit:  # they are gone, and what goes next has not been said
+        elif not fit:  # they are removed, and the next ones are not chosen yet
             self._chosen = []
         rows = rows_of(gm, graph, graph.groups, lambda axis: True)
         device = next(iter(rows.by_tensor.values()))[0].index.device
