@@ -72,7 +72,7 @@ class CapturedGraph(fx.GraphModule):
         return functools.partial(_copied, class_name=type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is stored is a state, not an argument: hooks on state dicts refer to their module, which is this one.
+        # The content is a state, not an argument: hooks on state dicts refer to their module, which is this one.
         state = (type(self).__name__, self._body(), self._source(sys_importer))
         return _empty, (), state, None, None, _fill
 

@@ -35,7 +35,7 @@ class _Unknown(Exception):
 
 
 def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What ``func`` gives for tensors on the meta device, as new tensors; NotImplemented leaves the call to torch."""
+    """The result of ``func`` for tensors on the meta device, as new tensors; NotImplemented leaves the call to torch."""
     if not _is_pure(func) or _get_current_dispatch_mode() is not None:  # a mode below asks to see every call
         return NotImplemented
     tensors: list[torch.Tensor] = []
@@ -65,7 +65,7 @@ def _is_pure(func: Any) -> bool:
 
 
 def _spec(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """What stands for ``value`` in a key; its tensors are appended to ``tensors``."""
+    """The part of a key that stands for ``value``; its tensors are appended to ``tensors``."""
     if isinstance(value, torch.Tensor):
         if type(value) not in (torch.Tensor, torch.nn.Parameter) or not value.is_meta or value.layout is not torch.strided:
             raise _Unknown
