@@ -1,6 +1,6 @@
 # One command each; all of them make .venv if it is missing and install what they need, once per change of pyproject.toml.
 #
-#   make demo   train, prune and fine-tune a small network on real images
+#   make demo   prune a small network on real images in several ways, and compare them
 #   make test   the test suite
 #
 # Settings: PYTHON (interpreter for .venv), JOBS (test processes), ARGS (handed on to the command),
