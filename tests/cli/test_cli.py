@@ -361,6 +361,13 @@ def test_compare(run: Any, small: str) -> None:
     assert pathlib.Path("kept.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_compare_takes_the_inputs_that_the_file_recorded(run: Any, small: str) -> None:
+    with_inputs = from_json(run, "compare", "net.py:make", small, *SHAPE)
+    without = from_json(run, "compare", "net.py:make", small)
+    assert without == with_inputs
+    run("explore", "net.py:make", "--pruned", small, "-o", "page.html")
+
+
 def test_markdown_is_not_broken_into_lines(run: Any, small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     markdown, _ = run("compare", "net.py:make", small, *SHAPE, "--markdown")
