@@ -32,6 +32,8 @@ __all__ = [
     "add_selection",
     "captured",
     "data_of",
+    "example_for",
+    "loaded_model",
     "loss_of",
     "needs_data",
     "selection_of",
@@ -158,15 +160,10 @@ def captured(
 ) -> tuple[Loaded, fx.GraphModule, list[InputShape]]:
     """The model of the command line, its graph, and the inputs that it was captured with: those of ``--input``, or else those
     that ``file``, a pruned network of this model, has recorded."""
-    with output.stage(f"loading {args.model}"):
-        loaded = load_model(args.model, dict(args.factory_arg))
-        if args.weights:
-            load_weights(loaded.model, args.weights)
-        _move(loaded.model, args.device)
+    loaded = loaded_model(args, output)
     call = None if args.inputs or file is None else recorded_call(file)
     if call is None:
-        inputs = args.inputs or [InputShape((1, *loaded.size) if loaded.size else _IMAGE)]
-        positional, named = example_of_shapes(inputs)
+        positional, named, inputs = example_for(args, loaded)
     else:
         positional, named = example_of_call(call)
         inputs = shapes_of(positional, named)
@@ -185,6 +182,22 @@ def captured(
             gm = load(args.start, gm)
         loaded = dataclasses.replace(loaded, random=False)
     return loaded, gm, inputs
+
+
+def loaded_model(args: argparse.Namespace, output: Output) -> Loaded:
+    """The model of the command line, with its weights, on its device."""
+    with output.stage(f"loading {args.model}"):
+        loaded = load_model(args.model, dict(args.factory_arg))
+        if args.weights:
+            load_weights(loaded.model, args.weights)
+        _move(loaded.model, args.device)
+    return loaded
+
+
+def example_for(args: argparse.Namespace, loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any], list[InputShape]]:
+    """Positional and named arguments of ``--input``, or of the model's usual size."""
+    inputs = args.inputs or [InputShape((1, *loaded.size) if loaded.size else _IMAGE)]
+    return *example_of_shapes(inputs), inputs
 
 
 def data_of(args: argparse.Namespace, option: str) -> Iterable[Any] | None:

@@ -18,7 +18,7 @@ from stp_fx.cli import main
 from stp_fx.selection import PrunePlan
 
 SHAPE = ("-i", "1,1,8,8")
-COMMANDS = ("analyze", "prune", "compare", "sweep", "draw", "explore")
+COMMANDS = ("analyze", "prune", "compare", "sweep", "draw", "explore", "doctor")
 
 
 @pytest.fixture
