@@ -1,6 +1,6 @@
 # One command each; all of them make .venv if it is missing and install what they need, once per change of pyproject.toml.
 #
-#   make demo   train, prune and fine-tune a small network on real images
+#   make demo   prune a small network on real images in several ways, and compare them
 #   make test   the test suite
 #
 # Settings: PYTHON (interpreter for .venv), JOBS (test processes), ARGS (handed on to the command),
@@ -19,7 +19,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz ledger goldens lint format types contracts docs commands outputs pictures bench check clean
+.PHONY: help demo test test-all fuzz ledger goldens lint format types contracts docs commands outputs pictures dist bench check clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' $(MAKEFILE_LIST)
@@ -80,6 +80,12 @@ outputs: $(VENV)/.installed-test
 #   make pictures   the pictures of docs/pictures.md (needs Graphviz)
 pictures: $(VENV)/.installed-demo $(VENV)/.installed-test
 	$(BIN)/python docs/make_pictures.py $(ARGS)
+
+#   make dist   the sdist and the wheel, into dist, and what a package index would say of them
+dist: $(VENV)/.installed-release
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 #   make bench   both benchmarks, into benchmarks/results (about an hour; see CONTRIBUTING.md for parts of it)
 bench: $(VENV)/.installed-benchmark

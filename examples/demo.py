@@ -1,17 +1,22 @@
-"""Train a small residual network on handwritten digits, take half of its multiply-accumulates out, fine-tune.
+"""Train a small residual network on handwritten digits, remove half of its multiply-accumulates in several ways, compare.
 
-The images are scikit-learn's bundled digits (1,797 of 8 x 8 pixels), so nothing is downloaded. Run it with
-``make demo``, or ``python examples/demo.py --ratio 0.7 --scope global``. Everything it writes goes to ``out/``.
+The same trained network is pruned by magnitude alone, with BatchNorm measured again, and with sequential repair; each result
+is then fine-tuned. Beside them, one network is pruned while it trains (PAT), in as many epochs. The images are scikit-learn's
+bundled digits (1,797 of 8 x 8 pixels), so nothing is downloaded. Run it with ``make demo``, or ``python examples/demo.py
+--ratio 0.7 --scope global``. Everything it writes goes to ``out/``; ``out/report.html`` shows it.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import copy
+import html
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +56,7 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     """Images ``[batch, 1, 8, 8]`` to logits ``[batch, 10]``: a stem, three stages of two blocks, a classifier."""
 
-    def __init__(self, widths: tuple[int, int, int] = (64, 128, 192), classes: int = 10) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (48, 96, 144), classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.stage1 = nn.Sequential(Block(widths[0], widths[0], 1), Block(widths[0], widths[0], 1))
@@ -83,13 +88,18 @@ class Digits:
             yield images[chosen], labels[chosen]
 
 
-def train(model: nn.Module, digits: Digits, epochs: int, lr: float) -> None:
-    """SGD with momentum along a one-cycle schedule."""
+def train(model: nn.Module, digits: Digits, epochs: int, lr: float, **pruning: Any) -> None:
+    """SGD with momentum along a one-cycle schedule; with ``pruning``, the arguments of a manager that prunes meanwhile."""
     steps = len(list(digits.batches())) * epochs
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+    pat = None
+    if pruning:
+        pat = stp_fx.PATPassManager(model, optimizer=optimizer, train_loader=list(digits.batches()), **pruning)
     model.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if pat is not None:
+            pat.prune(epoch)
         for images, labels in digits.batches():
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
@@ -117,7 +127,7 @@ def latencies(models: list[nn.Module], batch: Tensor, rounds: int = 60) -> list[
 
 
 def draw_channels(model: nn.Module, plan: stp_fx.PrunePlan, path: Path) -> None:
-    """One row of cells per convolution whose output channels were pruned: filled cells stayed, pale cells went."""
+    """One row of cells per convolution with pruned output channels: filled cells are kept, pale cells are removed."""
     rows = []
     for name, parameter in model.named_parameters():
         if parameter.ndim == 4 and (name, 0) in plan.kept:
@@ -141,14 +151,6 @@ def draw_channels(model: nn.Module, plan: stp_fx.PrunePlan, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_dependencies(graph: stp_fx.ChannelGraph, path: Path, console: Console) -> None:
-    """Which layers lose channels together: a picture, or without Graphviz the text that it draws from."""
-    written = graph.draw(path)
-    console.print(f"Which layers lose channels together: {written}")
-    if written != path:
-        console.print(f"  For a picture of it, install Graphviz and run: dot -Tsvg {written} -o {path}")
-
-
 def save_and_reload(pruned: fx.GraphModule, example: Tensor, out: Path) -> fx.GraphModule:
     """Write weights and plan; build the network again from an untrained one, and check that it computes the same."""
     plan_file, weight_file = out / "pruned.plan.json", out / "pruned.safetensors"
@@ -163,14 +165,56 @@ def save_and_reload(pruned: fx.GraphModule, example: Tensor, out: Path) -> fx.Gr
     return reloaded
 
 
-def print_comparison(rows: dict[str, list[str]], console: Console) -> None:
-    table = Table(title="Handwritten digits: accuracy on the held-out quarter, latency on one thread", title_justify="left")
-    table.add_column("")
-    for column in ("before", "right after pruning", "after fine-tuning"):
-        table.add_column(column, justify="right")
-    for name, values in rows.items():
-        table.add_row(name, *values)
-    console.print(table)
+def pruned_in_several_ways(gm: fx.GraphModule, digits: Digits, args: argparse.Namespace) -> dict[str, fx.GraphModule]:
+    """The same network without half of its MACs. Repairs read training images, and no labels."""
+    batches = [images for images, _ in digits.batches()]
+    options: dict[str, Any] = {
+        "criterion": args.criterion, "ratio": args.ratio, "scope": args.scope, "target": "macs", "round_to": args.round_to,
+    }  # fmt: skip
+    repairs: dict[str, dict[str, Any]] = {
+        args.criterion: {},
+        f"{args.criterion}, BatchNorm measured again": {"calibration": batches, "recalibrate": True},
+        f"{args.criterion}, sequential repair": {"calibration": batches, "compensation": "sequential"},
+    }
+    return {name: stp_fx.prune_graph(gm, **options, **repair) for name, repair in repairs.items()}
+
+
+def write_report(path: Path, tables: list[Table], pictures: list[Path], explorer: Path) -> None:
+    """The tables and pictures in one page, with a link to the explorer."""
+    parts = []
+    for table in tables:
+        cells = [[str(column.header) for column in table.columns], *zip(*(map(str, column.cells) for column in table.columns))]
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+        parts.append(f"<h2>{html.escape(str(table.title))}</h2><table>{rows}</table>")
+    for picture in pictures:
+        data = base64.b64encode(picture.read_bytes()).decode()
+        parts.append(f'<h2>Kept and removed channels</h2><img alt="channels" src="data:image/png;base64,{data}">')
+    parts.append(f'<p><a href="{explorer.name}">The network in the explorer</a>: layers, groups, costs, kept shares.</p>')
+    style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.2em 1em;text-align:right}"
+    style += "td:first-child{text-align:left}tr:first-child{font-weight:bold}img{max-width:100%}"
+    page = f'<!doctype html><meta charset="utf-8"><title>stp_fx demo</title><style>{style}</style><h1>stp_fx demo</h1>'
+    path.write_text(page + "".join(parts), encoding="utf-8")
+
+
+def table_of(title: str, heads: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(heads[0])
+    for head in heads[1:]:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def costs(gm: fx.GraphModule, pruned: fx.GraphModule, example: Tensor) -> Table:
+    """MACs, parameters and measured time, before and after."""
+    both, images = [stp_fx.cost(each) for each in (gm, pruned)], len(example)
+    rows = [
+        ["MACs per image", *(f"{cost.macs // images:,}" for cost in both)],
+        ["parameters", *(f"{cost.params:,}" for cost in both)],
+        [f"latency of {images} images, one thread", *(f"{1e3 * s:.2f} ms" for s in latencies([gm, pruned], example))],
+    ]
+    return table_of("Cost", ["", "before", "after"], rows)
 
 
 def arguments() -> argparse.Namespace:
@@ -179,10 +223,43 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--criterion", default="magnitude", help="default: %(default)s")
     parser.add_argument("--scope", default="local", choices=("local", "global"), help="default: %(default)s")
     parser.add_argument("--round-to", type=int, default=1, help="channels left per group: a multiple of this (default: 1)")
-    parser.add_argument("--epochs", type=int, default=12, help="training epochs (default: %(default)s)")
-    parser.add_argument("--finetune-epochs", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=10, help="training epochs (default: %(default)s)")
+    parser.add_argument("--finetune-epochs", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)")
     return parser.parse_args()
+
+
+def compare(digits: Digits, args: argparse.Namespace, console: Console) -> tuple[nn.Module, list[fx.GraphModule], Table]:
+    """The trained network, its graph and a pruned one, and the accuracy of every way to prune."""
+    start = time.perf_counter()
+    model = SmallResNet()
+    untrained = copy.deepcopy(model)
+    train(model, digits, args.epochs, lr=0.1)
+    console.print(f"Trained {args.epochs} epochs on {len(digits.train[1])} images in {time.perf_counter() - start:.0f} s")
+
+    gm = stp_fx.trace(model, digits.test[0][:64])
+    start = time.perf_counter()
+    rows, kept = [["not pruned", f"{accuracy(gm, digits):.2%}", "-"]], gm
+    for name, pruned in pruned_in_several_ways(gm, digits, args).items():
+        right_after = accuracy(pruned, digits)
+        train(pruned, digits, args.finetune_epochs, lr=0.02)
+        rows.append([name, f"{right_after:.2%}", f"{accuracy(pruned, digits):.2%}"])
+        kept = pruned
+    console.print(
+        f"Pruned in three ways, and fine-tuned {args.finetune_epochs} epochs each, in {time.perf_counter() - start:.0f} s"
+    )
+
+    start, epochs = time.perf_counter(), args.epochs + args.finetune_epochs
+    pat = stp_fx.trace(untrained, digits.test[0][:64])
+    begin, steps = epochs // 4, max(1, min(4, epochs // 4))
+    train(
+        pat, digits, epochs, lr=0.1, criterion=args.criterion, ratio=args.ratio, scope=args.scope, target="macs",
+        round_to=args.round_to, start_epoch=begin, steps=steps,
+    )  # fmt: skip
+    rows.append([f"pruned in {steps} steps while training (PAT)", "-", f"{accuracy(pat, digits):.2%}"])
+    console.print(f"Trained another network {epochs} epochs, pruned meanwhile, in {time.perf_counter() - start:.0f} s\n")
+    heads = [f"{args.ratio:.0%} of the MACs removed by", "right after", f"after {args.finetune_epochs} epochs"]
+    return model, [gm, kept], table_of("Accuracy on the held-out quarter of the digits", heads, rows)
 
 
 def main() -> None:
@@ -193,40 +270,17 @@ def main() -> None:
     torch.manual_seed(SEED)
     digits = Digits()
     example = digits.test[0][:64]
-
-    start = time.perf_counter()
-    model = SmallResNet()
-    train(model, digits, args.epochs, lr=0.1)
-    console.print(f"Trained {args.epochs} epochs on {len(digits.train[1])} images in {time.perf_counter() - start:.0f} s")
-
-    gm = stp_fx.trace(model, example)
-    start = time.perf_counter()
-    pruned = stp_fx.prune_graph(
-        gm, criterion=args.criterion, ratio=args.ratio, scope=args.scope, target="macs", round_to=args.round_to
-    )
-    console.print(f"Pruned to {1 - args.ratio:.0%} of its MACs in {time.perf_counter() - start:.2f} s")
-    right_after = copy.deepcopy(pruned)
-
-    start = time.perf_counter()
-    train(pruned, digits, args.finetune_epochs, lr=0.02)
-    console.print(f"Fine-tuned {args.finetune_epochs} epochs in {time.perf_counter() - start:.0f} s\n")
-
-    models = [gm, right_after, pruned]
-    costs = [stp_fx.cost(each) for each in models]
-    images = len(example)
-    rows = {
-        "accuracy": [f"{accuracy(each, digits):.2%}" for each in models],
-        "MACs per image": [f"{cost.macs // images:,}" for cost in costs],
-        "parameters": [f"{cost.params:,}" for cost in costs],
-        f"latency of {images} images": [f"{1e3 * s:.2f} ms" for s in latencies(models, example)],
-    }
-    print_comparison(rows, console)
+    model, (gm, pruned), accuracies = compare(digits, args, console)
+    costs_of_both = costs(gm, pruned, example)
+    console.print(accuracies, costs_of_both)
 
     save_and_reload(pruned, example, args.out)
     console.print(f"\nPruned network, saved and loaded again: {args.out}/pruned.safetensors, {args.out}/pruned.plan.json")
     draw_channels(model, stp_fx.plan_of(pruned), args.out / "channels.png")
-    console.print(f"Which channels went: {args.out}/channels.png")
-    draw_dependencies(stp_fx.analyze(gm), args.out / "dependencies.svg", console)
+    explorer = args.out / "explorer.html"
+    stp_fx.explore(gm, explorer, pruned=pruned, title="SmallResNet on digits")
+    write_report(args.out / "report.html", [accuracies, costs_of_both], [args.out / "channels.png"], explorer)
+    console.print(f"The report, for a browser: {args.out}/report.html")
 
 
 if __name__ == "__main__":

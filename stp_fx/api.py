@@ -24,7 +24,7 @@ from stp_fx.ir import has_provenance, provenance_of, trace
 from stp_fx.ir.inference_mode import normal_mode
 from stp_fx.ir.trace import FRONT_ENDS
 from stp_fx.ir.validation import Validate, Validation
-from stp_fx.measure.calibration import reiterable
+from stp_fx.measure.calibration import reiterable, watched
 from stp_fx.measure.gradients import Loss
 from stp_fx.measure.measured import reading_for
 from stp_fx.passes import (
@@ -42,6 +42,7 @@ from stp_fx.passes.bases import BasisName, in_basis
 from stp_fx.passes.compensations import CompensationName, compensation_named
 from stp_fx.passes.measure_damage import damage_for
 from stp_fx.passes.reporting import CHANGES, pinned_in_report
+from stp_fx.progress import Progress
 from stp_fx.report.compare import compare
 from stp_fx.report.report import Report
 from stp_fx.report.run_report import RunReport
@@ -97,6 +98,7 @@ def prune_graph(
     seed: int = 0,
     validate: Validate = "auto",
     basis: BasisName | None = None,
+    progress: Progress = None,
     **options: Unpack[SelectionOptions],
 ) -> fx.GraphModule:
     """Removes the least important units; returns a new, smaller GraphModule, and changes nothing in ``gm``.
@@ -107,13 +109,12 @@ def prune_graph(
         ratio: the fraction of the target that is removed, in [0, 1).
         example_inputs, kwargs, frontend, outputs: as for :func:`trace`, for a module that has not been traced.
         calibration: batches for criteria, compensation and recalibration: a tensor each, or the batches of a DataLoader.
-        compensation: None, "mean", "least_squares" (kept weights absorb what they can), "sequential" (each layer is refitted on
-            what it reads in the network as pruned so far), "blockwise", "distillation" (then blocks or the whole are trained).
+        compensation: None, "mean", "least_squares", "sequential" (refits layers), "blockwise", "distillation" (trains them).
         recalibrate: batches of ``calibration`` on which BatchNorm's statistics are measured again after the removal (True: all).
         loss: ``loss(gm, batch)``, a scalar, for criteria that read gradients; cross-entropy on ``(input, target)`` if None.
-        validate: runs the result beside the masked graph, and checks the capture as :func:`trace` does: "auto" (at most ten
-            forward passes for both, 30 seconds), True, False, or seconds. Groups that cannot go stay whole; see the report.
+        validate: runs the result beside the masked graph, and the capture beside the module: "auto" (10 runs, 30 s), True, False.
         basis: "rotate" first turns streams into principal components (on ``calibration`` if given), heads into singular vectors.
+        progress: None (a bar on a terminal), True (a bar everywhere), False, or ``(work, done, total) -> Any`` for every step.
         options: the other fields of :class:`Selection`, such as ``scope`` ("local", "global", "isomorphic"), ``target``
             ("channels", "macs", "params", "latency", "memory") and ``allocation`` ("scope", or "optimal": by measured damage).
 
@@ -132,7 +133,7 @@ def prune_graph(
         >>> prune_graph(net, ratio=0.5, example_inputs=randn(1, 3, 8, 8)).get_parameter("0.weight").shape
         torch.Size([4, 3, 3, 3])
     """
-    selection, data = Selection(ratio, **options), None if calibration is None else reiterable(calibration)
+    selection, data = Selection(ratio, **options), watched(calibration, progress)
     made = functools.partial(
         pruning_pipeline, criterion, selection, calibration=data, compensation=compensation, recalibrate=recalibrate, loss=loss,
         seed=seed, rewrite=RemoveChannels(validate=validate),

@@ -12,15 +12,17 @@ import torch
 from torch import fx
 
 from stp_fx.api import trace
-from stp_fx.cli.inputs import InputShape, example_of_shapes, input_shape, key_value, named_ratio
+from stp_fx.cli.inputs import InputShape, example_of_call, example_of_shapes, input_shape, key_value, named_ratio, shapes_of
 from stp_fx.cli.models import Loaded, load_model, load_weights
 from stp_fx.cli.objects import called, named_object
 from stp_fx.cli.output import Output
 from stp_fx.criteria import known_criteria
 from stp_fx.errors import InputError, TraceError
 from stp_fx.io import load
+from stp_fx.io.loading import recorded_call
 from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import limited
+from stp_fx.progress import carrying
 from stp_fx.selection.selection import Selection, default_of
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "add_selection",
     "captured",
     "data_of",
+    "example_for",
+    "loaded_model",
     "loss_of",
     "needs_data",
     "selection_of",
@@ -151,20 +155,26 @@ def add_data(parser: argparse.ArgumentParser, name: str, help: str) -> None:
     )  # fmt: skip
 
 
-def captured(args: argparse.Namespace, output: Output) -> tuple[Loaded, fx.GraphModule, list[InputShape]]:
-    """The model of the command line, its graph, and the inputs that it was captured with."""
-    with output.stage(f"loading {args.model}"):
-        loaded = load_model(args.model, dict(args.factory_arg))
-        if args.weights:
-            load_weights(loaded.model, args.weights)
-        _move(loaded.model, args.device)
-    inputs = args.inputs or [InputShape((1, *loaded.size) if loaded.size else _IMAGE)]
-    positional, named = example_of_shapes(inputs)
+def captured(
+    args: argparse.Namespace, output: Output, file: str | None = None
+) -> tuple[Loaded, fx.GraphModule, list[InputShape]]:
+    """The model of the command line, its graph, and the inputs that it was captured with: those of ``--input``, or else those
+    that ``file``, a pruned network of this model, has recorded."""
+    loaded = loaded_model(args, output)
+    call = None if args.inputs or file is None else recorded_call(file)
+    if call is None:
+        positional, named, inputs = example_for(args, loaded)
+    else:
+        positional, named = example_of_call(call)
+        inputs = shapes_of(positional, named)
     with output.stage(f"capturing {args.model}"):
         try:
-            gm = trace(loaded.model, positional, kwargs=named or None, frontend=args.frontend, validate=VALIDATE[args.validate])
+            gm = trace(
+                loaded.model, positional, kwargs=named or None, frontend=args.frontend, validate=VALIDATE[args.validate],
+                outputs=None if call is None else call.outputs or None,
+            )  # fmt: skip
         except (TraceError, InputError) as error:
-            if args.inputs:
+            if args.inputs or call is not None:
                 raise
             raise type(error)(f"{error}. It was captured with the default --input {inputs[0]}; give the model's own") from error
     if args.start:
@@ -172,6 +182,22 @@ def captured(args: argparse.Namespace, output: Output) -> tuple[Loaded, fx.Graph
             gm = load(args.start, gm)
         loaded = dataclasses.replace(loaded, random=False)
     return loaded, gm, inputs
+
+
+def loaded_model(args: argparse.Namespace, output: Output) -> Loaded:
+    """The model of the command line, with its weights, on its device."""
+    with output.stage(f"loading {args.model}"):
+        loaded = load_model(args.model, dict(args.factory_arg))
+        if args.weights:
+            load_weights(loaded.model, args.weights)
+        _move(loaded.model, args.device)
+    return loaded
+
+
+def example_for(args: argparse.Namespace, loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any], list[InputShape]]:
+    """Positional and named arguments of ``--input``, or of the model's usual size."""
+    inputs = args.inputs or [InputShape((1, *loaded.size) if loaded.size else _IMAGE)]
+    return *example_of_shapes(inputs), inputs
 
 
 def data_of(args: argparse.Namespace, option: str) -> Iterable[Any] | None:
@@ -185,7 +211,7 @@ def data_of(args: argparse.Namespace, option: str) -> Iterable[Any] | None:
         raise InputError(f"--batches must be at least 1; got {args.batches}")
     if not isinstance(found, (Iterable, torch.Tensor)):
         raise InputError(f"{option}: {args.data} is a {type(found).__name__}; it has to give batches (a list, a DataLoader)")
-    return found if args.batches is None else limited(found, args.batches)
+    return carrying(found if args.batches is None else limited(found, args.batches), False if args.quiet else None)
 
 
 def needs_data(args: argparse.Namespace, data: object, option: str) -> None:

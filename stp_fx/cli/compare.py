@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
         Compares a model with what `stp-fx prune -o PRUNED.stp` or stp_fx.save has
         written: MACs, parameters, size on disk, the channels of every group, and
         with --latency the time of one call (both models in turn, one process).
+        Without --input, MODEL is captured with the inputs that PRUNED.stp recorded.
         """,
         """
         stp-fx compare resnet50 half.stp
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         raise InputError("--markdown and --json are two forms of one report: give one of them")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1; got {args.threads}")
-    _, gm, inputs = captured(args, output)
+    _, gm, inputs = captured(args, output, args.pruned)
     with output.stage(f"loading {args.pruned}"):
         pruned = load(args.pruned, gm)
     threads = torch.get_num_threads()

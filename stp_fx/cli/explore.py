@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
     target = checked_output(args.output, (".html",), overwrite=True)
     if args.pruned and args.plan:
         raise InputError("--pruned and --plan: give one of them; a pruned model has its plan")
-    _, gm, inputs = captured(args, output)
+    _, gm, inputs = captured(args, output, args.pruned)
     pruned = None
     if args.pruned:
         with output.stage(f"loading {args.pruned}"):

@@ -8,10 +8,21 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from stp_fx.errors import InputError
+from stp_fx.ir.call import Call, restored
 
-__all__ = ["InputShape", "example_of_shapes", "input_shape", "key_value", "named_ratio", "ratio_list"]
+__all__ = [
+    "InputShape",
+    "example_of_call",
+    "example_of_shapes",
+    "input_shape",
+    "key_value",
+    "named_ratio",
+    "ratio_list",
+    "shapes_of",
+]
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -56,6 +67,23 @@ def example_of_shapes(inputs: list[InputShape]) -> tuple[tuple[torch.Tensor, ...
     """Positional and named tensors; zeros, since only shapes and dtypes are read (and integers may be indices)."""
     made = [(each.name, _zeros(each)) for each in inputs]
     return tuple(value for name, value in made if name is None), {name: value for name, value in made if name is not None}
+
+
+def example_of_call(call: Call) -> tuple[Any, dict[str, Any]]:
+    """The arguments that a file has recorded; tensors without recorded numbers are zeros."""
+    args, named = (restored(each, torch.device("meta")) for each in (call.args, call.kwargs))
+    return _with_numbers(args), _with_numbers(named)
+
+
+def shapes_of(positional: Any, named: dict[str, Any]) -> list[InputShape]:
+    """The tensors of an example."""
+    found = [(None, each) for each in tree_leaves(positional)]
+    found += [(name, each) for name, value in named.items() for each in tree_leaves(value)]
+    return [InputShape(tuple(each.shape), each.dtype, name) for name, each in found if isinstance(each, torch.Tensor)]
+
+
+def _with_numbers(example: Any) -> Any:
+    return tree_map(lambda v: torch.zeros_like(v, device="cpu") if isinstance(v, torch.Tensor) and v.is_meta else v, example)
 
 
 def _zeros(given: InputShape) -> torch.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import stp_fx
-from stp_fx.cli import analyze, compare, draw, explore, prune, sweep
+from stp_fx.cli import analyze, compare, doctor, draw, explore, prune, sweep
 from stp_fx.cli.files import CheckFailed
 from stp_fx.cli.objects import importable
 from stp_fx.cli.output import Output
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stp-fx {stp_fx.__version__}")
     # Plain text above keeps its line breaks, which are for terminals of 80 columns.
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (analyze, prune, compare, sweep, draw, explore):
+    for command in (analyze, prune, compare, sweep, draw, explore, doctor):
         command.add(commands)
     return parser
 

@@ -14,6 +14,7 @@ from stp_fx.io.contents import Contents, decode, is_whole
 from stp_fx.io.files import read_file
 from stp_fx.io.tensors import Stored, kind_of, stored_tensors, with_order
 from stp_fx.ir import has_provenance, provenance_of, retrace
+from stp_fx.ir.call import Call
 from stp_fx.ir.provenance import floating_dtype, with_provenance
 from stp_fx.paths import path_of
 from stp_fx.rewrite.basis.record import replay
@@ -23,7 +24,7 @@ from stp_fx.rewrite.slicing import copied
 from stp_fx.rewrite.without_blocks import without_blocks
 from stp_fx.selection import PrunePlan
 
-__all__ = ["load"]
+__all__ = ["load", "recorded_call"]
 
 
 def load(path: Any, model: nn.Module) -> fx.GraphModule:
@@ -59,6 +60,21 @@ def load(path: Any, model: nn.Module) -> fx.GraphModule:
         raise FileError(f"{source!r} cannot be loaded; it is {error}" if isinstance(error, FileError) else
                         f"{source!r} cannot be loaded into {type(model).__name__}: {error}") from error  # fmt: skip
     return result
+
+
+def recorded_call(path: Any) -> Call | None:
+    """How the network in a file that :func:`stp_fx.save` wrote was captured; None if its example could not be recorded.
+
+    Raises:
+        FileError: no such file, or not one of ours.
+    """
+    source = path_of(path)
+    metadata, _ = read_file(source)
+    try:
+        call = decode(metadata).call
+    except FileError as error:
+        raise FileError(f"{source!r} cannot be loaded; it is {error}") from error
+    return None if call is None or call.args is None else call
 
 
 def _parameters_dtype(contents: Contents, tensors: Mapping[str, torch.Tensor]) -> torch.dtype | None:

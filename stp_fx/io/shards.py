@@ -24,6 +24,7 @@ from stp_fx.io.checkpoint import Checkpoint
 from stp_fx.ir.inference_mode import normal_mode
 from stp_fx.measure.calibration import reiterable
 from stp_fx.paths import path_of
+from stp_fx.progress import Progress, carrying
 from stp_fx.rewrite.removal import is_partial, remove
 from stp_fx.rewrite.rms_norm import rms_scale_factors
 from stp_fx.rewrite.sequential import reconstruct_streamed
@@ -48,6 +49,7 @@ def prune_shards(
     calibration: Iterable[Any] | None = None,
     memory: int | None = None,
     device: str | torch.device = "cpu",
+    progress: Progress = None,
 ) -> None:
     """Cuts a checkpoint of the unpruned network by ``plan``; holds one tensor and one shard of the result at a time.
 
@@ -69,6 +71,7 @@ def prune_shards(
         calibration: batches for it, as for :func:`stp_fx.prune_graph`; all of them run through each layer in turn.
         memory: bytes of values between layers that are kept in memory (None: half of what is free), the others in files.
         device: where layers are run and refitted.
+        progress: of the repair, as for :func:`stp_fx.prune_graph`.
 
     Raises:
         InputError: not a plan, no positive size, tensors that a plan cannot cut one by one (index buffers), another compensation,
@@ -80,7 +83,7 @@ def prune_shards(
     _check_plan(plan)
     if not is_whole(max_shard_bytes) or max_shard_bytes < 1:
         raise InputError(f"`max_shard_bytes` is a positive number of bytes; got {shown(max_shard_bytes)}")
-    data = _data(compensation, calibration)
+    data = carrying(_data(compensation, calibration), progress)
     if memory is not None and (not is_whole(memory) or memory < 0):
         raise InputError(f"`memory` is None or a number of bytes; got {shown(memory)}")
     place, folder = device_named(device), Path(path_of(target))

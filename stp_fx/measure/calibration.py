@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -14,8 +13,9 @@ from stp_fx.errors import InputError, translated
 from stp_fx.ir.inference_mode import normal_tensor
 from stp_fx.ir.nested import holds
 from stp_fx.ir.provenance import example_of
+from stp_fx.progress import Progress, carrying, progress_of, steps
 
-__all__ = ["arguments_of", "as_device", "batches", "device_of", "eval_twin", "limited", "reiterable"]
+__all__ = ["arguments_of", "as_device", "batches", "device_of", "eval_twin", "limited", "reiterable", "watched"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,8 +23,8 @@ M = TypeVar("M", bound=nn.Module)
 def batches(
     gm: fx.GraphModule, calibration: Iterable[Any] | torch.Tensor | None, what: str, *, show: bool = True
 ) -> Iterator[Any]:
-    """The batches of ``calibration`` on the graph's device, each checked against the graph's inputs; with a progress bar
-    on a terminal, if ``show``. A single tensor is one batch.
+    """The batches of ``calibration`` on the graph's device, each checked against the graph's inputs. If ``show``, progress is
+    shown as ``calibration`` says (:mod:`stp_fx.progress`). A single tensor is one batch.
 
     Raises:
         InputError: nothing to iterate over, no batch at all, or a batch that does not fit the graph's inputs; names the batch.
@@ -32,13 +32,9 @@ def batches(
     if calibration is None:
         raise InputError(f"{what} needs calibration data: give `calibration`, an iterable of batches (a DataLoader)")
     calibration = reiterable(calibration)
-    from stp_fx.terminal import Console, Progress
-
     device = device_of(gm)
-    total = _length(calibration)
     number = -1
-    with Progress(transient=True, console=Console(stderr=True), disable=not (show and sys.stderr.isatty())) as progress:
-        task = progress.add_task(what, total=total)
+    with steps(what, _length(calibration), progress_of(calibration) if show else False) as done:
         for number, batch in enumerate(_read(calibration)):
             try:
                 moved = as_device(batch, device)
@@ -46,7 +42,7 @@ def batches(
                 raise InputError(f"batch {number} is nested too deeply, or holds itself: give tensors, tuples or dicts") from None
             _check(gm, moved, number)
             yield moved
-            progress.advance(task)
+            done()
     if number < 0:
         raise InputError(f"`calibration` has no batch, so {what} has nothing to read")
 
@@ -178,6 +174,15 @@ def reiterable(calibration: Any, argument: str = "calibration") -> Iterable[Any]
             f"`{argument}` is a {type(calibration).__name__}; give an iterable of batches (a DataLoader, a list of tensors)"
         )
     return _Replayed(calibration) if isinstance(calibration, Iterator) else calibration
+
+
+def watched(calibration: Any, progress: Progress, argument: str = "calibration") -> Any:
+    """``calibration`` as :func:`reiterable` gives it, with the choice of ``progress`` for all that reads it; None for None.
+
+    Raises:
+        InputError: not an iterable of batches, or a ``progress`` that is neither None, True, False, nor a function.
+    """
+    return carrying(None if calibration is None else reiterable(calibration, argument), progress)
 
 
 def limited(data: Iterable[Any], number: int | None) -> Iterable[Any]:

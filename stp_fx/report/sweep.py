@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ from stp_fx.checks import check_callable, is_a, listed_argument
 from stp_fx.criteria import Criterion, needs_of, resolve, score
 from stp_fx.criteria.auto import check_auto, settled
 from stp_fx.errors import InputError
-from stp_fx.measure.calibration import batches, eval_twin, reiterable
+from stp_fx.measure.calibration import batches, eval_twin, watched
 from stp_fx.measure.gradients import Loss, call_loss, cross_entropy
 from stp_fx.measure.measured import measure
+from stp_fx.progress import Progress, steps
 from stp_fx.report.run_report import RunReport, run_report
 from stp_fx.report.tables import as_text, plain_table
 from stp_fx.rewrite.compensation import LeastSquares
@@ -106,10 +106,12 @@ def sweep(
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    progress: Progress = None,
     **options: Unpack[SharedOptions],
 ) -> Sweep:
     """Collects and scores once, then plans every ratio; nothing is removed. :func:`stp_fx.apply_plan` carries a plan out.
 
+    ``progress``: as for :func:`stp_fx.prune_graph`.
     ``options`` are the fields of :class:`stp_fx.Selection` but for ``ratio`` and ``ratios``: scope, target, ignore, round_to, ...
 
     Raises:
@@ -118,7 +120,7 @@ def sweep(
     selections = [Selection(ratio, **options) for ratio in _listed(ratios)]
     chosen = resolve(criterion)
     check_callable("loss", loss, "(graph, batch) -> scalar")
-    calibration = None if calibration is None else reiterable(calibration)
+    calibration = watched(calibration, progress)
     check_auto(chosen, loss=loss)
     check_names(gm, selections[0])
     optimal = selections[0].allocation == "optimal"
@@ -203,11 +205,12 @@ def sensitivity(
     ratios: Sequence[float] = (0.25, 0.5, 0.75),
     criterion: str | Criterion = "magnitude",
     ignore: Iterable[Any] = (),
+    progress: Progress = None,
 ) -> Sensitivity:
     """Masks each group alone, at several ratios, and measures the loss on ``data``; the graph is not changed.
 
     ``loss(gm, batch)`` gives a scalar (default: cross-entropy on ``(input, target)`` batches); criteria that read data
-    read the same batches.
+    read the same batches. ``progress``: as for :func:`stp_fx.prune_graph`.
 
     Raises:
         InputError: no ratios, no data, or a loss that is not a scalar.
@@ -215,24 +218,21 @@ def sensitivity(
     ratios = _listed(ratios)
     check_callable("loss", loss, "(graph, batch) -> scalar")
     function = cross_entropy if loss is None else loss
-    held = reiterable(data, "data")
+    held = watched(data, progress, "data")
     chosen = resolve(criterion)
     ignored = entries_of(ignore, "ignore")
     groups = prunable_groups(gm, analyze(gm), ignored)
     chosen = settled(chosen, gm, data=True, ignore=ignored)
     scores = score(gm, chosen, measure(gm, needs_of(chosen), held, loss), ignore=ignored)
-    from stp_fx.terminal import Console, Progress
-
     baseline = _mean_loss(gm, held, function)
     losses: dict[str, tuple[float, ...]] = {}
-    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("measuring groups", total=len(groups) * len(ratios))
+    with steps("measuring groups", len(groups) * len(ratios), progress) as done:
         for group in groups:
             measured: list[float] = []
             for ratio in ratios:
                 plan = select(gm, scores, Selection(0.0, ratios={group.name: ratio}, products="none"))
                 measured.append(_mean_loss(mask(gm, plan), held, function, show=False))
-                progress.advance(task)
+                done()
             losses[group.name] = tuple(measured)
     return Sensitivity(tuple(ratios), baseline, losses)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from stp_fx.ir.in_place import may_write
 from stp_fx.ir.nested import mapped
 from stp_fx.measure.calibration import arguments_of, batches, device_of, reiterable
 from stp_fx.measure.distributed import several_processes, summed
+from stp_fx.progress import carrying, progress_of, steps
 from stp_fx.rewrite.blocks import Block, TrainedCall, Values, find_blocks, trained_calls, values_of
 from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, checked_original, take_over
 from stp_fx.rewrite.removal import is_partial, remove
@@ -70,7 +70,7 @@ def match(
         survivors = graph.survivors(plan, partial=is_partial(gm))
         if plan.is_empty:
             return Repaired(gm, (), {})
-        data = _Differentiable(reiterable(calibration))
+        data = carrying(_Differentiable(reiterable(calibration)), progress_of(calibration))
         begun = Repaired(gm, (), {}) if start is None else reconstruct(gm, plan, data, memory=memory, original=target)
         run = _Blocks(target, remove(begun.graph_module, plan), KeptPositions(graph, survivors), training, whole)
         run.through(data, memory_limit(device_of(gm)) if memory is None else memory)
@@ -145,17 +145,13 @@ class _Blocks:
         self.original = Network(self._gm, self._kept.is_whole, held)
         states = [BatchState((self.original.start(_own(each)), self.pruned.start(_own(each)))) for each in given]
         del given  # the states let go of inputs that nothing reads any more
-        from stp_fx.terminal import Console, Progress
-
-        quiet = not sys.stderr.isatty()
         with (
             States(states, (self.original, self.pruned), limit) as kept,
-            Progress(transient=True, console=Console(stderr=True), disable=quiet) as progress,
+            steps("training blocks", len(blocks), progress_of(data)) as done,
         ):
-            task = progress.add_task("blocks", total=len(blocks))
             for number, block in enumerate(blocks):
                 self._match(kept, block, number)
-                progress.advance(task)
+                done()
 
     def _found(self, network: Network, values: Values) -> list[Block]:
         layers = () if self._whole else [call.node for call in self._calls if call.contracts and self._runs(network, call)]

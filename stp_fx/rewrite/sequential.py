@@ -22,6 +22,7 @@ from stp_fx.errors import InputError
 from stp_fx.ir.in_place import may_write
 from stp_fx.ir.streamed import Streamed
 from stp_fx.measure.calibration import arguments_of, batches, device_of
+from stp_fx.progress import Progress, progress_of, stepped
 from stp_fx.rewrite.bias import add_to_bias, bias_place
 from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, checked_original, take_over
 from stp_fx.rewrite.observations import Rows, direct
@@ -177,16 +178,16 @@ class _Sequence:
         """Refits all layers in order, on all batches; ``gm`` is what takes them, where they are run."""
         states = [self.start(arguments_of(gm, b)) for b in batches(gm, calibration, "sequential repair")]
         with States(states, (self.original, self.pruned), memory_limit(device_of(gm)) if memory is None else memory) as kept:
-            self.through(kept)
+            self.through(kept, progress_of(calibration))
 
     def start(self, arguments: tuple[Any, ...]) -> BatchState:
         self._sizes.append(max((leaf.numel() for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)), default=0))
         return BatchState((self.original.start(arguments), self.pruned.start(arguments)))
 
-    def through(self, states: States) -> None:
+    def through(self, states: States, progress: Progress) -> None:
         """Refits all layers in order."""
         self._shares = [size / max(sum(self._sizes), 1) for size in self._sizes]
-        for stop in self._stops:
+        for stop in stepped("sequential repair of layers", self._stops, progress):
             self._load(stop)
             inputs = stop.layers[0].matrix(stop.layers[0].current(self.small)).shape
             regression = Regression(inputs[2] * inputs[3], self._places[stop.layers[0].node] is not None)
@@ -268,9 +269,7 @@ class _Sequence:
         """The output of a layer: [n, channels]."""
         node = self.pruned.by_name[layer.node]
         found = direct(self.small, node, layer)
-        if found is None:
-            return rows.of(self.pruned.run(env, node))
-        return found(x).movedim(0, 1).flatten(1)
+        return rows.of(self.pruned.run(env, node)) if found is None else found(x).movedim(0, 1).flatten(1)
 
     def _target(self, state: BatchState, stop: _Stop, layer: Consumer, rows: Rows) -> Target:
         """The desired output of a layer: the original layer's, or the one that restores the original sum after it."""

@@ -21,8 +21,9 @@ from stp_fx.analysis.build import analyze
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.checks import is_choice, shown
 from stp_fx.errors import CriterionError, InputError
-from stp_fx.measure.calibration import arguments_of, batches, eval_twin, reiterable
+from stp_fx.measure.calibration import arguments_of, batches, eval_twin, watched
 from stp_fx.measure.gradients import Loss, cross_entropy
+from stp_fx.progress import Progress, stepped
 from stp_fx.rewrite.removal import mask
 from stp_fx.rules import TensorDims, has_ids
 from stp_fx.selection.damage import Outputs
@@ -40,6 +41,7 @@ def score_blocks(
     *,
     loss: Loss | None = None,
     samples: int = 256,
+    progress: Progress = None,
 ) -> dict[str, float]:
     """The score of every block that can be removed, by name; higher for more important. ``gm`` is only read, in eval mode.
 
@@ -49,6 +51,7 @@ def score_blocks(
         calibration: batches: a tensor each, or what a DataLoader yields.
         loss: ``loss(gm, batch)``, a scalar, for "taylor" and "loss"; cross-entropy on ``(input, target)`` if None.
         samples: of the first batches, that "output" reads.
+        progress: as for :func:`stp_fx.prune_graph`.
 
     Raises:
         InputError: an unknown criterion, no batch, or one that does not fit the graph.
@@ -66,17 +69,20 @@ def score_blocks(
     blocks = [block for block in blocks_of(gm) if block.removable]
     if not blocks:
         return {}
-    data = None if calibration is None else reiterable(calibration)
+    data = watched(calibration, progress)
     if criterion in ("influence", "error"):
         values = _of_streams(gm, blocks, data, criterion)
     elif criterion == "taylor":
         values = _taylor(gm, blocks, data, loss or cross_entropy)
     elif criterion == "output":
         output = Outputs.of_first(gm, data, samples)
-        values = [output.error(_masked(gm, block)) for block in blocks]
+        values = [output.error(_masked(gm, block)) for block in stepped("scoring blocks", blocks, progress)]
     else:
         whole = _mean_loss(gm, gm, data, loss or cross_entropy)
-        values = [_mean_loss(gm, _masked(gm, block), data, loss or cross_entropy) - whole for block in blocks]
+        values = [
+            _mean_loss(gm, _masked(gm, block), data, loss or cross_entropy) - whole
+            for block in stepped("scoring blocks", blocks, progress)
+        ]
     wrong = next((block.name for block, value in zip(blocks, values, strict=True) if not abs(value) < float("inf")), None)
     if wrong is not None:
         raise CriterionError(f"the {criterion} of block '{wrong}' is not finite; check the data and the weights for NaN")

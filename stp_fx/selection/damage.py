@@ -9,7 +9,6 @@ some samples is measured; between these fractions, the output's error is the cur
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from stp_fx.ir.stamp import Stamp, stamp_of
 from stp_fx.measure.calibration import arguments_of, batches, eval_twin
 from stp_fx.measure.damage import damage_curves
 from stp_fx.measure.statistics import Statistics
+from stp_fx.progress import progress_of, stepped
 from stp_fx.rewrite.compensation import Method, compensate
 from stp_fx.rewrite.removal import mask
 
@@ -78,23 +78,12 @@ def measure_damages(
     if fractions:
         output = Outputs.of_first(gm, calibration, samples)
         graph = analyze(gm)
-        for k in _watched(len(curves)):
+        for k in stepped("measuring damages", range(len(curves)), progress_of(calibration)):
             group, rank = scores.groups[k], ranks[k]
             counts = sorted({min(max(1, round(each * group.size)), group.size - 1) for each in fractions} - {0})
             errors = [output.error(_without(gm, graph, group, rank < count, statistics, method)) for count in counts]
             curves[k] = _calibrated(curves[k], counts, errors)
     return Damages({group.name: curve for group, curve in zip(scores.groups, curves, strict=True)}, stamp_of(gm))
-
-
-def _watched(groups: int) -> Iterator[int]:
-    """The numbers of the groups, with a progress bar on a terminal."""
-    from stp_fx.terminal import Console, Progress
-
-    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("measuring damages", total=groups)
-        for k in range(groups):
-            yield k
-            progress.advance(task)
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:

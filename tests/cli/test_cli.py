@@ -18,7 +18,7 @@ from stp_fx.cli import main
 from stp_fx.selection import PrunePlan
 
 SHAPE = ("-i", "1,1,8,8")
-COMMANDS = ("analyze", "prune", "compare", "sweep", "draw", "explore")
+COMMANDS = ("analyze", "prune", "compare", "sweep", "draw", "explore", "doctor")
 
 
 @pytest.fixture
@@ -359,6 +359,13 @@ def test_compare(run: Any, small: str) -> None:
     assert "| body.weight:0 | 8/16 | 50% |" in markdown
     run("compare", "net.py:make", small, *SHAPE, "--plot", "kept.png")
     assert pathlib.Path("kept.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_takes_the_inputs_that_the_file_recorded(run: Any, small: str) -> None:
+    with_inputs = from_json(run, "compare", "net.py:make", small, *SHAPE)
+    without = from_json(run, "compare", "net.py:make", small)
+    assert without == with_inputs
+    run("explore", "net.py:make", "--pruned", small, "-o", "page.html")
 
 
 def test_markdown_is_not_broken_into_lines(run: Any, small: str, monkeypatch: pytest.MonkeyPatch) -> None:
