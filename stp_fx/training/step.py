@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,11 +33,12 @@ _log = logging.getLogger("stp_fx.pat")
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The graph after a step, its ``plan``, and the followers' graphs."""
+    """The graph after a step, its ``plan``, the followers' graphs, and of a sharded model the weights that were ``written``."""
 
     result: fx.GraphModule
     plan: PrunePlan
     followed: tuple[fx.GraphModule, ...] = ()
+    written: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
