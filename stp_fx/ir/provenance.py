@@ -160,5 +160,5 @@ def needs_whole_tensors(gm: torch.nn.Module) -> None:
         if placements is not None:
             raise InputError(
                 f"{name!r} is sharded over processes ({placements}); masks, removal and scores need whole tensors. "
-                "Prune before `fully_shard` or `parallelize_module` is applied, or train with DistributedDataParallel"
+                "Give it to a PATPassManager with `wrap`, or prune before `fully_shard` or `parallelize_module` is applied"
             )

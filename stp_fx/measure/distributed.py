@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from stp_fx.errors import PassError
 
-__all__ = ["agreed", "gathered", "group_device", "rank_zeros", "several_processes", "summed", "together"]
+__all__ = ["agreed", "gathered", "group_device", "meet", "rank_zeros", "several_processes", "summed", "together"]
 
 T = TypeVar("T")
 
@@ -92,6 +92,12 @@ def gathered(value: T) -> list[T]:
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: len(written)] = written
     return [pickle.loads(bytes(each[: int(n)].tolist())) for each, n in zip(_all(padded), lengths, strict=True)]
+
+
+def meet() -> None:
+    """Waits for all processes, as long as none has failed: before a collective of torch's own, which waits for them in any case."""
+    if several_processes():
+        _wait(dist.all_reduce(torch.zeros(1, device=group_device()), async_op=True))
 
 
 def summed(count: int, tensors: Sequence[torch.Tensor]) -> int:

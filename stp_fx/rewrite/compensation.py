@@ -22,13 +22,14 @@ from stp_fx.analysis.plan import PrunePlan
 from stp_fx.analysis.sites import find_sites
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.errors import InputError
+from stp_fx.ir.streamed import Streamed
 from stp_fx.measure.statistics import Statistics
 from stp_fx.rewrite.bias import add_to_bias
 from stp_fx.rewrite.least_squares import reconstruction
 from stp_fx.rewrite.removal import is_partial
 from stp_fx.rewrite.slicing import copied
 
-__all__ = ["LeastSquares", "MeanShift", "Method", "Use", "compensate", "losing_uses", "mean_output"]
+__all__ = ["LeastSquares", "MeanShift", "Method", "Use", "compensate", "compensate_streamed", "losing_uses", "mean_output"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,39 @@ def compensate(
             add_to_bias(result, [use.consumer for use in uses], method.shift(gm, result, statistics, uses))
     result.recompile()
     return result, _by_group(gm, graph, result, losing)
+
+
+def compensate_streamed(
+    gm: fx.GraphModule, plan: PrunePlan, statistics: Statistics, method: Method, source: Streamed, target: Streamed
+) -> None:
+    """:func:`compensate` in place on ``target``, a copy of ``gm`` as ``source`` is; a weight is in memory while its consumers are
+    compensated.
+
+    Raises:
+        PlanError: the plan does not fit.
+    """
+    graph = analyze(gm)
+    losing = _by_weight(graph, losing_uses(gm, graph, graph.survivors(plan, partial=is_partial(gm))))
+    nodes = [{node.name: node for node in each.module.graph.nodes} for each in (source, target)]
+    with torch.no_grad():
+        for uses in losing:
+            for streamed, named in zip((source, target), nodes, strict=True):
+                for use in uses:
+                    streamed.load(named[use.consumer.node])
+            weight = uses[0].consumer.weight
+            before = None if weight is None else target.module.get_parameter(weight)._version
+            shift = method.shift(source.module, target.module, statistics, uses)
+            if not bool(torch.isfinite(shift).all()):  # of stand-ins
+                raise InputError(
+                    f"{uses[0].consumer.node} cannot be compensated: its weight is computed from parameters that are not in memory "
+                    "then. Leave out `compensation`"
+                )
+            add_to_bias(target.module, [use.consumer for use in uses], shift)
+            if weight is not None and target.module.get_parameter(weight)._version != before:
+                target.keep(weight)
+            source.release()
+            target.release()
+    target.module.recompile()
 
 
 @dataclasses.dataclass(frozen=True)

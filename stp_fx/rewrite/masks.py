@@ -19,15 +19,16 @@ from stp_fx.rules import TensorDims
 __all__ = ["add_block_masks", "add_masks", "drop_masks", "is_mask_buffer"]
 
 
-def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> int:
+def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors, device: torch.device | None = None) -> int:
     """Puts a mask before every contraction that sums over a unit that does not survive; returns how many.
 
     A mask is a buffer (1: masked) and a ``masked_fill`` with zero: no gradient reaches a masked unit, and an overflow there
     cannot leak. Consumers read zero, not the producers' zeroed output, which a bias or a norm would revive. The buffer has the
-    dtype of the parameters: averages of weights and buffers (SWA) have no difference of booleans.
+    dtype of the parameters: averages of weights and buffers (SWA) have no difference of booleans. It is on ``device``, by default
+    that of the parameters.
     """
     contracting = {entry.node for entry in graph.contractions}
-    masks = _Masks(gm, graph, survivors)
+    masks = _Masks(gm, graph, survivors, device)
     for node, mode in list(modes_of(gm.graph)):
         if node.name in contracting:
             masks.before(node, mode)
@@ -38,8 +39,8 @@ def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> 
 class _Masks:
     """``made``: masked values by source, dimension, what is removed, and the mode that runs them."""
 
-    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors) -> None:
-        self._gm, self._graph, self._survivors = gm, graph, survivors
+    def __init__(self, gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors, device: torch.device | None) -> None:
+        self._gm, self._graph, self._survivors, self._device = gm, graph, survivors, device
         self.made: dict[tuple[str, int, bytes, str], fx.Node] = {}
 
     def before(self, node: fx.Node, mode: str) -> None:
@@ -67,7 +68,7 @@ class _Masks:
     def _new(self, node: fx.Node, current: fx.Node, dim: int, removed: np.ndarray, rank: int) -> fx.Node:
         shape = [1] * rank
         shape[dim] = len(removed)
-        return _masked(self._gm, node, current, torch.from_numpy(removed.copy()).reshape(shape))
+        return _masked(self._gm, node, current, torch.from_numpy(removed.copy()).reshape(shape), self._device)
 
 
 def add_block_masks(gm: fx.GraphModule, blocks: Sequence[Block]) -> None:
@@ -79,10 +80,12 @@ def add_block_masks(gm: fx.GraphModule, blocks: Sequence[Block]) -> None:
     gm.recompile()
 
 
-def _masked(gm: fx.GraphModule, node: fx.Node, value: fx.Node, removed: torch.Tensor) -> fx.Node:
+def _masked(
+    gm: fx.GraphModule, node: fx.Node, value: fx.Node, removed: torch.Tensor, device: torch.device | None = None
+) -> fx.Node:
     """The node that ``node`` is to read in place of ``value``: zero where the flags are set."""
     name = f"{MASK_PREFIX}_{sum(1 for b in gm._buffers if is_mask_buffer(b))}"
-    device = next((t.device for t in gm.parameters()), torch.device("cpu"))
+    device = device or next((t.device for t in gm.parameters()), torch.device("cpu"))
     gm.register_buffer(name, removed.to(device, floating_dtype(gm) or torch.get_default_dtype()))
     with gm.graph.inserting_before(node):
         flags = gm.graph.call_method("bool", (gm.graph.get_attr(name),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
+import torch
 from torch import fx
 
 from stp_fx.analysis.blocks import planned_blocks
@@ -57,9 +58,9 @@ def remove(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
     return result
 
 
-def mask(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
+def mask(gm: fx.GraphModule, plan: PrunePlan, device: torch.device | None = None) -> fx.GraphModule:
     """A graph of the same shapes in which consumers read zero from the units of ``plan``, and of an earlier mask; sums read zero
-    from its blocks.
+    from its blocks. Masks are on ``device``, by default that of the parameters.
 
     Raises:
         InputError: ``plan`` is not a PrunePlan.
@@ -76,7 +77,7 @@ def mask(gm: fx.GraphModule, plan: PrunePlan) -> fx.GraphModule:
     blocks = planned_blocks(result, together.blocks) if together.blocks else []
     reduced, channels = channels_of(result, together)
     graph = analyze(reduced)
-    add_masks(result, graph, graph.survivors(channels, partial=is_partial(gm)))
+    add_masks(result, graph, graph.survivors(channels, partial=is_partial(gm)), device)
     if blocks:
         add_block_masks(result, blocks)
     return with_provenance(result, masked=together, report=None)

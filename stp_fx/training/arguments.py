@@ -13,7 +13,7 @@ from stp_fx.criteria import Criterion, needs_of, resolve
 from stp_fx.criteria.auto import check_auto, settled
 from stp_fx.errors import InputError, translated
 from stp_fx.ir import has_provenance, trace
-from stp_fx.ir.provenance import needs_whole_tensors
+from stp_fx.ir.sharded import is_sharded
 from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import limited, reiterable
 from stp_fx.passes import RecalibrateBatchNorm, RemoveChannels
@@ -21,9 +21,10 @@ from stp_fx.passes.compensations import compensation_named
 from stp_fx.passes.measure_damage import damage_for
 from stp_fx.rewrite.slicing import copied
 from stp_fx.selection.selection import Selection
+from stp_fx.training.adopt import keep_forward
 from stp_fx.training.step import StepPasses
 
-__all__ = ["own_graph", "step_passes", "wrapped"]
+__all__ = ["first_wrapped", "own_graph", "step_passes", "wrapped"]
 
 
 def step_passes(
@@ -117,14 +118,33 @@ def wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None
     return result
 
 
+def first_wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None, *, sharded: bool) -> nn.Module:
+    """What ``wrap`` makes of the model that a manager was given; a sharded one is wrapped already.
+
+    Raises:
+        InputError: as :func:`wrapped`, or ``wrap`` shards the parameters that the optimizer has.
+    """
+    if sharded:
+        return model
+    keep_forward(model)
+    result = wrapped(model, wrap)
+    if is_sharded(model):
+        raise InputError(
+            "`wrap` shards the model in place, so an optimizer made before has other parameters: shard the graph first, make the "
+            "optimizer, and then the manager, with the same `wrap`"
+        )
+    return result
+
+
 def own_graph(gm: fx.GraphModule, example_inputs: Any, validate: Validate, inplace: bool) -> fx.GraphModule:
     """The graph to prune: the given one or a copy of it, traced first where there are example inputs.
 
     Raises:
-        InputError: a module that has not been traced, or sharded parameters.
+        InputError: a module that has not been traced, or a sharded one that is to be copied.
     """
     graph = gm if example_inputs is None else trace(gm, example_inputs, validate=validate)
     if not has_provenance(graph):
         raise InputError("`gm` has not been traced: call stp_fx.trace(model, example_inputs) first, or pass example_inputs")
-    needs_whole_tensors(graph)
+    if is_sharded(graph) and not inplace:
+        raise InputError("`inplace=False` copies the graph, and one that is sharded cannot be copied: leave it out")
     return graph if inplace else copied(graph)

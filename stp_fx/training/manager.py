@@ -14,13 +14,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import Unpack
 
-from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
-from stp_fx.analysis.groups import Group
-from stp_fx.analysis.names import prunable_groups
 from stp_fx.checks import check_flag, is_whole, shown
 from stp_fx.criteria import Criterion
 from stp_fx.errors import InputError
@@ -28,18 +24,21 @@ from stp_fx.ir import provenance_of
 from stp_fx.ir.validation import Validate
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
 from stp_fx.text import ROWS, html_table
-from stp_fx.training import checkpoint, regularizers, schedules
-from stp_fx.training.adopt import adopt, keep_forward
-from stp_fx.training.arguments import own_graph, step_passes, wrapped
+from stp_fx.training import checkpoint, schedules, sharded_checkpoint
+from stp_fx.training.adopt import adopt
+from stp_fx.training.arguments import first_wrapped, own_graph, step_passes, wrapped
 from stp_fx.training.commit import Change, commit, entry
 from stp_fx.training.epochs import optimizer_steps, step_epochs
 from stp_fx.training.followers import listed_followers
 from stp_fx.training.optimizers import all_optimizers, check_optimizers, listed_optimizers, train_new
+from stp_fx.training.regularized import Regularized
 from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
+from stp_fx.training.sharded import Sharded, check_possible
 from stp_fx.training.state import VERSION, check_state, described, rebuilt, structure
 from stp_fx.training.step import Prepared, changes_to, without_observers
 from stp_fx.training.targets import Targets
+from stp_fx.training.words import position_text, step_rows, tell_step
 
 __all__ = ["PATPassManager"]
 
@@ -82,7 +81,9 @@ class PATPassManager:
             its calls, and :meth:`prune` only notes the epoch.
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
         mask_until_last: mask at all steps but the last; else every step removes.
-        regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step.
+        regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step. One that aims at what the
+            next step removes (``GrowingReg(ratio=None)``) is told now, after each step, and by :meth:`prune` at each epoch where
+            the criterion reads weights alone.
         compensation: None, "mean", "least_squares", "sequential", "blockwise" or "distillation".
         recalibrate: batches on which BatchNorm is recalibrated after the last step (True: as many as for calibration).
         train_loader: batches for criteria and compensation that read data, and for recalibration.
@@ -140,27 +141,29 @@ class PATPassManager:
         self.epochs: tuple[int, ...] = step_epochs(steps, start_epoch, end_epoch, epoch_rate)
         shares = schedules.resolve(schedule)
         self.ratios: tuple[float, ...] = shares.ratios(ratio, len(self.epochs))
-        self.regularizer: Regularizer | None = None if regularizer is None else regularizers.resolve(regularizer)
+        self._regularized = Regularized(regularizer, selection.ignore)
+        self.regularizer: Regularizer | None = self._regularized.value
         self.mask_until_last: bool = check_flag("mask_until_last", mask_until_last)
+        self._shards = Sharded.of(self.model, wrap)
         self._passes = step_passes(
-            self.model, criterion, selection, compensation, recalibrate, train_loader, calibration_batches, loss, validate
+            self._graph, criterion, selection, compensation, recalibrate, train_loader, calibration_batches, loss, validate
         )
         self.criterion: Criterion = self._passes.criterion
         self._selection = selection
+        if self._shards is not None:
+            check_possible(self._passes, selection, followers=followers, regularizer=regularizer)
         self._averages, self.followers = listed_followers(followers, self.model)
         self.taken, self.epoch, self.count, self._wrap = 0, -1, 0, wrap
         own = {name: shares.ratios(each, len(self.epochs)) for name, each in (selection.ratios or {}).items()}
         sizes = self._passes.sizes
-        self._targets = Targets(selection, self.ratios, own, cost(self.model), sizes, self.mask_until_last)
-        self._targets.check(self.model)
-        self._groups: tuple[Any, list[Group]] | None = None
-        self._after_step: RemovableHandle | None = None
+        self._targets = Targets(selection, self.ratios, own, cost(self._graph), sizes, self.mask_until_last)
+        self._targets.check(self._graph)
         self._take_optimizers(optimizer)
-        keep_forward(self.model)
-        self._parallel: nn.Module | None = wrapped(self.model, wrap)
+        self._parallel: nn.Module | None = first_wrapped(self.model, wrap, sharded=self._shards is not None)
         if self.regularizer is not None:
             self.regularizer.attach(self.model)
-        self._hook_optimizers()
+        self._regularized.hook(self.model, self.optimizers, lambda: self.finished)
+        self._aim()
 
     def __repr__(self) -> str:
         at, unit = (self.epochs, "epoch") if self._steps is None else (self._steps, "optimizer step")
@@ -171,10 +174,7 @@ class PATPassManager:
         )
 
     def _repr_html_(self) -> str:
-        rows = [
-            (number, place, f"{ratio:.1%}", "taken" if number <= self.taken else "to come")
-            for number, (place, ratio) in enumerate(zip(self._steps or self.epochs, self.ratios, strict=True), 1)
-        ]
+        rows = step_rows(self._steps or self.epochs, self.ratios, self.taken)
         unit = "epoch" if self._steps is None else "optimizer step"
         return html_table(repr(self), ("step", unit, "removed", ""), rows[:ROWS], len(rows))
 
@@ -188,10 +188,12 @@ class PATPassManager:
         """
         if not is_whole(epoch):
             raise InputError(f"`epoch` is a whole number; got {shown(epoch)}")
-        if self._steps is not None:
-            self.epoch = int(epoch)
-            return False
-        return self._take_due(sum(epoch >= each for each in self.epochs), epoch=int(epoch))
+        due = self.taken if self._steps is not None else sum(epoch >= each for each in self.epochs)
+        if self._take_due(due, epoch=int(epoch)):
+            return True
+        if not self._passes.reads_data:
+            self._aim()
+        return False
 
     def step(self) -> bool:
         """To be called after every step of the optimizer, where the schedule is one of optimizer steps: takes the pruning steps
@@ -208,17 +210,13 @@ class PATPassManager:
         ``unscale_``), once an optimizer step; returns the L1 norm of its gradients.
 
         0.0 without a regularizer that works on gradients, and once the last step has been taken."""
-        if self.regularizer is None or self.finished or "gradients" not in self.regularizer.forms:
-            return 0.0
-        return self.regularizer.apply_gradients(self.model, self._prunable())
+        return 0.0 if self.finished else self._regularized.gradients(self.model)
 
     def loss(self) -> torch.Tensor:
         """The loss term of a regularizer that has no other form, of the last forward in train mode; else 0, and once the
         last step has been taken."""
-        forms = () if self.regularizer is None or self.finished or not self.model.training else self.regularizer.forms
-        if self.regularizer is None or "loss" not in forms or "gradients" in forms:
-            return torch.zeros((), device=next((p.device for p in self.model.parameters()), None))
-        return self.regularizer.loss(self.model, self._prunable())
+        term = None if self.finished or not self.model.training else self._regularized.loss(self.model)
+        return torch.zeros((), device=next((p.device for p in self.model.parameters()), None)) if term is None else term
 
     @property
     def finished(self) -> bool:
@@ -244,35 +242,26 @@ class PATPassManager:
         self._take_optimizers(optimizer)
         added = [(name, self.model.get_parameter(name)) for name in provenance_of(self.model).added]
         commit(train_new(self.optimizers, self.model, added))
-        self._hook_optimizers()
+        self._regularized.hook(self.model, self.optimizers, lambda: self.finished)
+
+    @property
+    def _graph(self) -> fx.GraphModule:
+        """What the library's passes read: the model, or the structure of one that is sharded."""
+        return self.model if self._shards is None else self._shards.graph
 
     def _take_optimizers(self, optimizer: Any) -> None:
         optimizers, following = listed_optimizers(optimizer), all_optimizers(optimizer)
         check_optimizers(following, self.model)
-        if self.regularizer is not None and "step" in self.regularizer.forms and optimizer is None:
-            raise InputError(f"{type(self.regularizer).__name__} works after each step of the optimizer: give `optimizer`")
+        self._regularized.check(optimizer)
         if optimizer is None:
             _log.warning("no optimizer is given, so none follows the model: give `optimizer`, or () if there is none, or later")
         self.optimizers, self._outer, self._following = optimizers, following[: len(optimizers)], following
 
-    def _hook_optimizers(self) -> None:
-        if self._after_step is not None:
-            self._after_step.remove()
-        regularizer = self.regularizer
-        if regularizer is None or "step" not in regularizer.forms or not self.optimizers:
-            return
-
-        def after_step(*_: Any) -> None:
-            if not self.finished:
-                regularizer.after_step(self.model, self._prunable())
-
-        self._after_step = self.optimizers[-1].register_step_post_hook(after_step)
-
-    def _prunable(self) -> list[Group]:
-        graph = analyze(self.model)
-        if self._groups is None or self._groups[0] is not graph:
-            self._groups = (graph, prunable_groups(self.model, graph, self._selection.ignore))
-        return self._groups[1]
+    def _aim(self) -> None:
+        """Tells a regularizer that aims what the next step would remove now."""
+        if self._regularized.aims and not self.finished:
+            plan = self._passes.planned(self.model, self._targets.at(self.model, self.taken + 1, self.taken))
+            commit([self._regularized.aimed(self.model, plan)])
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -282,29 +271,31 @@ class PATPassManager:
             self.__dict__.update(position)
             return False
         if due - self.taken > 1:
-            _log.warning("%s: %d steps were due at once; they are taken as one", _text(position), due - self.taken)
+            _log.warning("%s: %d steps were due at once; they are taken as one", position_text(position), due - self.taken)
         last = due == len(self.epochs)
         masking = self.mask_until_last and not last
-        ready = self._passes.prepare(
-            self.model,
-            self.followers,
-            self._targets.at(self.model, due, self.taken),
-            masking=masking,
-            last=last,
-            regularizer=self.regularizer,
-        )
-        commit([*self._changes(ready), *(entry(self.__dict__, key, value) for key, value in {**position, "taken": due}.items())])
+        selection = self._targets.at(self._graph, due, self.taken)
+        if self._shards is not None:
+            ready = self._shards.prepare(self._passes, selection, masking=masking)
+        else:
+            ready = self._passes.prepare(
+                self.model, self.followers, selection, masking=masking, last=last, regularizer=self.regularizer
+            )
+        aims = self._regularized.aims and not last
+        upcoming = self._passes.planned(ready.result, self._targets.at(ready.result, due + 1, due)) if aims else None
+        changes = self._changes(ready)  # the parts of `ready.result` become those of the model
+        if aims:
+            changes.append(self._regularized.aimed(self.model, upcoming))
+        commit([*changes, *(entry(self.__dict__, key, value) for key, value in {**position, "taken": due}.items())])
         _ = self.parallel
-        now, whole = cost(self.model), self._targets.whole
-        _log.info(
-            "step %d of %d, %s: %s %d axes; MACs %s of %s (%.1f%%), parameters %s of %s (%.1f%%)",
-            due, len(self.epochs), _text(position), "masked" if masking else "shortened", len(ready.plan.kept),
-            f"{now.macs:,}", f"{whole.macs:,}", 100 * now.macs / max(whole.macs, 1),
-            f"{now.params:,}", f"{whole.params:,}", 100 * now.params / max(whole.params, 1),
-        )  # fmt: skip
+        whole, axes = self._targets.whole, len(ready.plan.kept)
+        tell_step(due, len(self.epochs), position, masking, axes, cost(self._graph), whole)
         return True
 
     def _changes(self, ready: Prepared) -> list[Change]:
+        if self._shards is not None:
+            shards, changes = self._shards.changes(ready, self.optimizers, self._following)
+            return [*changes, *shards.held(self.__dict__)]
         changes, moved = changes_to(self.model, self.followers, ready, self.optimizers, self._following)
         if self._wrap is None or moved:
             changes.append(entry(self.__dict__, "_parallel", None))
@@ -325,7 +316,7 @@ class PATPassManager:
             "epochs": list(self._steps or self.epochs),
             "ratios": list(self.ratios),
             "criterion": described(self.criterion),
-            **structure(self.model),
+            **structure(self._graph),
             "regularizer": None if saved is None else saved(),
         }
 
@@ -348,18 +339,18 @@ class PATPassManager:
         load, save = (getattr(self.regularizer, name, None) for name in ("load_state_dict", "state_dict"))
         if load is None and state["regularizer"] is not None:
             raise InputError("the state holds that of a regularizer, and this manager has none that takes it: give `regularizer`")
-        known = structure(self.model)
+        known = structure(self._graph)
         finished = state["step"] == len(self.epochs)
         detached = self.regularizer if finished and not self.finished else None
         changes: list[Change] = []
         if any(known[key] != (list(state[key]) if key == "added" else state[key]) for key in known):
-            if self.taken or provenance_of(self.model).plan is not None:
+            if self.taken or provenance_of(self._graph).plan is not None:
                 raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
-            ready = rebuilt(self.model, self.followers, state, detached)
+            ready = rebuilt(self._graph, self.followers, state, detached)
             check(ready.result)
             changes += self._changes(ready)
         else:
-            check(self.model)
+            check(self._graph)
             if detached is not None:
                 changes += adopt(self.model, without_observers(self.model, detached)).changes
         position = {"taken": int(state["step"]), "epoch": int(state["epoch"]), "count": int(state["count"])}
@@ -370,6 +361,10 @@ class PATPassManager:
         commit(changes)
         _ = self.parallel
 
+    def _structured(self, state: Mapping[str, Any]) -> fx.GraphModule:
+        self._load(state, lambda gm: None)
+        return self.model
+
     def save(self, path: str | os.PathLike[str], **objects: Any) -> None:
         """Writes the whole run into one file: the state of this manager, the model, the optimizers, the followers, ``objects``
         with state dicts (``scheduler=scheduler, scaler=scaler``), and the random states of every rank. To be called on all ranks.
@@ -378,6 +373,8 @@ class PATPassManager:
             InputError: an object without ``state_dict`` and ``load_state_dict``.
             FileError: the file cannot be written; what was there is as it was.
         """
+        if self._shards is not None:
+            return sharded_checkpoint.save(path, self.model, self._outer, self.state_dict(), objects)
         averages = [each.state_dict() for each in self._averages]
         parts = {"manager": self.state_dict(), "model": self.model.state_dict(), "followers": averages}
         checkpoint.write(path, {**parts, **checkpoint.saved(objects, self._outer)})
@@ -390,11 +387,9 @@ class PATPassManager:
             FileError: no such file, or one that :meth:`save` has not written.
             InputError: the file is of another run (see :meth:`load_state_dict`), model or objects.
         """
+        if self._shards is not None:
+            return sharded_checkpoint.load(path, self._structured, lambda: self._outer, objects)
         found = checkpoint.read(path, objects)
         self._load(found["manager"], lambda gm: checkpoint.check_fits(gm, found["model"], "model"))
         self.model.load_state_dict(found["model"])
         checkpoint.load_others(found, self._averages, self._outer, objects)
-
-
-def _text(position: Mapping[str, int]) -> str:
-    return ", ".join(f"{'optimizer step' if name == 'count' else name} {value}" for name, value in position.items())

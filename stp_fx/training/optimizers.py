@@ -137,7 +137,7 @@ def _check_value(value: object, shape: torch.Size, what: str) -> None:
         )
     if not isinstance(value, torch.Tensor) or value.dim() == 0 or (value.numel() == 1 and type(value) is torch.Tensor):
         return
-    if type(value) not in (torch.Tensor, nn.Parameter):
+    if type(value) not in (torch.Tensor, nn.Parameter) and not hasattr(value, "placements"):
         raise InputError(f"{what} as a {type(value).__name__}, whose numbers cannot be taken out one by one: {_ADVICE}")
     if value.dim() != len(shape) or any(size not in (1, whole) for size, whole in zip(value.shape, shape, strict=True)):
         raise InputError(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from stp_fx.criteria import Criterion, score
+from stp_fx.criteria import Criterion, needs_of, score
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.measure.distributed import several_processes, together
 from stp_fx.measure.measured import measure
-from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
+from stp_fx.passes import (
+    Artifacts,
+    GraphPass,
+    MaskChannels,
+    Pipeline,
+    RecalibrateBatchNorm,
+    RemoveChannels,
+    SelectUnits,
+)
+from stp_fx.passes.artifacts import Outcome
 from stp_fx.passes.compensations import Compensation
 from stp_fx.rewrite.slicing import copied
 from stp_fx.selection import PrunePlan
@@ -33,11 +42,12 @@ _log = logging.getLogger("stp_fx.pat")
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The graph after a step, its ``plan``, and the followers' graphs."""
+    """The graph after a step, its ``plan``, the followers' graphs, and of a sharded model the weights that were ``written``."""
 
     result: fx.GraphModule
     plan: PrunePlan
     followed: tuple[fx.GraphModule, ...] = ()
+    written: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +68,32 @@ class StepPasses:
     removal: RemoveChannels
     sizes: dict[str, int]
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether a plan needs batches."""
+        return bool(self._to_select)
+
+    @property
+    def _to_select(self) -> tuple[str, ...]:
+        return (*needs_of(self.criterion), *self.damage.needs)
+
+    def planned(self, model: fx.GraphModule, selection: Selection) -> PrunePlan:
+        """What a step with this selection would remove of the model as it is now, masked units included; nothing is changed.
+
+        Raises:
+            StpFxError: what one of the passes raises; PassError: another rank has failed.
+        """
+        with together("the choice of what the next step removes"):
+            plan = self._selected(_readable(model, None), selection, self._to_select).artifacts.planned("PATPassManager")
+            assert_same_plan(plan)
+            return plan
+
+    def _selected(self, graph: fx.GraphModule, selection: Selection, needs: tuple[str, ...], *more: GraphPass) -> Outcome:
+        measured = measure(graph, needs, self.loader if needs else None, self.loss)
+        scores = score(graph, self.criterion, measured, ignore=selection.ignore)
+        passes = Pipeline(*self.damage.passes, SelectUnits(selection, whole=self.sizes), *more)
+        return passes.apply(graph, Artifacts(measured, scores))
+
     def prepare(
         self,
         model: fx.GraphModule,
@@ -75,11 +111,7 @@ class StepPasses:
         """
         with together("a pruning step"):
             graph = _readable(model, regularizer if last else None)
-            measured = measure(graph, self.needs, self.loader if self.needs else None, self.loss)
-            scores = score(graph, self.criterion, measured, ignore=selection.ignore)
-            select_units = SelectUnits(selection, whole=self.sizes)
-            passes = Pipeline(*self.damage.passes, select_units, *self.compensation.passes)
-            repaired = passes.apply(graph, Artifacts(measured, scores))
+            repaired = self._selected(graph, selection, self.needs, *self.compensation.passes)
             plan = repaired.artifacts.planned("PATPassManager")
             assert_same_plan(plan)
             _tell_frozen(graph, repaired.graph_module)

@@ -1,0 +1,35 @@
+"""What a manager tells of its steps: the log of one that was taken, and their table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from stp_fx.analysis.cost import Cost
+
+__all__ = ["position_text", "step_rows", "tell_step"]
+
+_log = logging.getLogger("stp_fx.pat")
+
+
+def position_text(position: Mapping[str, int]) -> str:
+    """Where a run is: "epoch 3", "optimizer step 200"."""
+    return ", ".join(f"{'optimizer step' if name == 'count' else name} {value}" for name, value in position.items())
+
+
+def tell_step(number: int, steps: int, position: Mapping[str, int], masked: bool, axes: int, now: Cost, whole: Cost) -> None:
+    """Logs a step; ``axes``: how many were masked or shortened."""
+    _log.info(
+        "step %d of %d, %s: %s %d axes; MACs %s of %s (%.1f%%), parameters %s of %s (%.1f%%)",
+        number, steps, position_text(position), "masked" if masked else "shortened", axes,
+        f"{now.macs:,}", f"{whole.macs:,}", 100 * now.macs / max(whole.macs, 1),
+        f"{now.params:,}", f"{whole.params:,}", 100 * now.params / max(whole.params, 1),
+    )  # fmt: skip
+
+
+def step_rows(places: Sequence[int], ratios: Sequence[float], taken: int) -> list[tuple[object, ...]]:
+    """A row for each step: its number, when, how much is removed by then, and whether it has been taken."""
+    return [
+        (number, place, f"{ratio:.1%}", "taken" if number <= taken else "to come")
+        for number, (place, ratio) in enumerate(zip(places, ratios, strict=True), 1)
+    ]
