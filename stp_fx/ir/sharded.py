@@ -65,7 +65,7 @@ def check_sharded(gm: fx.GraphModule) -> None:
                     f"{name!r} is placed as {placement}: only Shard and Replicate can be cut. Prune before it is distributed"
                 )
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    for name, module in fsdp_modules(gm).items():
+    for name in fsdp_modules(gm):
         if name and name not in called:
             inside = [each for each in called if each.startswith(f"{name}.")]
             raise InputError(

@@ -358,7 +358,7 @@ class PATPassManager:
         if any(known[key] != (list(state[key]) if key == "added" else state[key]) for key in known):
             if self.taken or provenance_of(self._graph).plan is not None:
                 raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
-            ready = rebuilt(self._graph, self.followers, state, detached)
+            ready = rebuilt(self._graph, self.followers, state, detached, self._shards and self._shards.device)
             check(ready.result)
             changes += self._changes(ready)
         else:

@@ -1,4 +1,4 @@
-"""A whole run of a sharded model in one folder, by ``torch.distributed.checkpoint``: it can be loaded by another number of ranks."""
+"""A whole run of a sharded model in one folder, by ``torch.distributed.checkpoint``: another number of ranks can load it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load(
     optimizers: Callable[[], Sequence[Optimizer]],
     objects: Mapping[str, Any],
 ) -> None:
-    """Loads what :func:`save` wrote. ``model`` is given the manager's state, and gives the model of that structure; ``optimizers``
+    """Loads what :func:`save` wrote. ``model`` is given the manager's state and gives the model of that structure; ``optimizers``
     gives those that train it then. To be called on all ranks.
 
     Raises:

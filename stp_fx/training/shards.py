@@ -72,8 +72,8 @@ class Alike:
             if not all(there):
                 if any(there):
                     raise InputError(
-                        f"rank {there.index(False)} has {number} batches, and rank {there.index(True)} has more: under fully_shard "
-                        "and tensor parallel every rank needs as many (DistributedSampler, drop_last=True)"
+                        f"rank {there.index(False)} has {number} batches, and rank {there.index(True)} has more: of a sharded "
+                        "model every rank needs as many (DistributedSampler, drop_last=True)"
                     )
                 return
             number += 1
