@@ -43,12 +43,14 @@ __all__ = ["Sharded", "check_possible"]
 _NO = "of a sharded model (fully_shard, tensor parallel)"
 
 
-def check_possible(passes: StepPasses, selection: Selection, **others: Any) -> None:
-    """Refuses what reads more than one tensor at a time. ``others``: arguments of the manager that have to be left out.
+def check_possible(shards: Sharded | None, passes: StepPasses, selection: Selection, **others: Any) -> None:
+    """Refuses what reads more than one tensor of a sharded model at a time; ``others``: arguments of the manager that do.
 
     Raises:
         InputError: names the argument.
     """
+    if shards is None:
+        return
     for name, value in others.items():
         if value is not None and value != ():
             raise InputError(f"`{name}` is not possible {_NO}: leave it out, or train with DistributedDataParallel")

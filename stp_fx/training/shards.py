@@ -140,16 +140,17 @@ def resharded(
     with torch.no_grad():
         for name, parameter in result.named_parameters():
             whole = values(name) if known[name].is_meta else known[name].detach()
-            if hasattr(parameter, "placements"):
-                parameter.to_local().copy_(local_part(whole.to(device), parameter))  # type: ignore[attr-defined]
-            else:
-                parameter.copy_(whole)
+            _fill(parameter, whole.to(device))
         for name, buffer in graph.named_buffers():
-            fetched = result.get_buffer(name)
-            (fetched.to_local() if hasattr(fetched, "placements") else fetched).copy_(
-                local_part(buffer, fetched) if hasattr(fetched, "placements") else buffer
-            )
+            _fill(result.get_buffer(name), buffer)
     return result, parallel
+
+
+def _fill(tensor: Any, whole: torch.Tensor) -> None:
+    if hasattr(tensor, "placements"):
+        tensor.to_local().copy_(local_part(whole, tensor))
+    else:
+        tensor.copy_(whole)
 
 
 def _ties(module: nn.Module) -> dict[str, list[str]]:
