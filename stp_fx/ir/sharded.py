@@ -27,14 +27,15 @@ _HOOKS = (
     "_load_state_dict_post_hooks",
 )
 _FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-"""What modules keep beside their hooks, by the same keys."""
+"""Attributes that modules keep beside their hooks, by the same keys."""
 _OF_WRAPPERS = ("__composable_api", "_is_fsdp_managed_module", "_fsdp_use_orig_params")
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether a parameter or a buffer is a ``DTensor``, or a part of the module was given to ``fully_shard``."""
     tensors = (*module.parameters(), *module.buffers())
-    return any(hasattr(each, "placements") for each in tensors) or bool(fsdp_modules(module))
+    kinds = any(hasattr(each, "placements") or type(each).__name__ == "FlatParameter" for each in tensors)
+    return kinds or bool(fsdp_modules(module))
 
 
 def is_vector(tensor: torch.Tensor) -> bool:
@@ -56,16 +57,26 @@ def check_sharded(gm: fx.GraphModule) -> None:
 
     Raises:
         InputError: a placement other than a shard or a replica, or a part given to ``fully_shard`` that the graph does not call,
-            so that nothing would gather its parameters.
+            so that nothing would gather its parameters; layers of ``parallelize_module``; FSDP of the first kind.
     """
     for name, tensor in (*gm.named_parameters(), *gm.named_buffers()):
+        if type(tensor).__name__ == "FlatParameter":
+            raise InputError(f"{name!r} is a flat parameter of FullyShardedDataParallel, which has no channels: use fully_shard")
         for placement in getattr(tensor, "placements", ()):
             if type(placement).__name__ not in ("Shard", "Replicate"):
                 raise InputError(
                     f"{name!r} is placed as {placement}: only Shard and Replicate can be cut. Prune before it is distributed"
                 )
+    for name, module in gm.named_modules():
+        if name and any(
+            _origin(h).startswith("torch.distributed.tensor") for s in _HOOKS for h in module.__dict__.get(s, {}).values()
+        ):
+            raise InputError(
+                f"{name!r} computes on its part alone (parallelize_module), and whether parts match after a cut is not known: "
+                "prune before it, or distribute the whole graph (torch.distributed.tensor.distribute_module), or use fully_shard"
+            )
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    for name, module in fsdp_modules(gm).items():
+    for name in fsdp_modules(gm):
         if name and name not in called:
             inside = [each for each in called if each.startswith(f"{name}.")]
             raise InputError(
@@ -109,7 +120,7 @@ def _drop_hooks(module: nn.Module) -> None:
     for store in _HOOKS:
         hooks = module.__dict__.get(store)
         if hooks:
-            dropped |= {key for key, hook in hooks.items() if _is_torchs(hook)}
+            dropped |= {key for key, hook in hooks.items() if _origin(hook).startswith("torch.distributed")}
             module.__dict__[store] = type(hooks)((key, hook) for key, hook in hooks.items() if key not in dropped)
     for store in _FLAGS:
         flags = module.__dict__.get(store)
@@ -117,8 +128,9 @@ def _drop_hooks(module: nn.Module) -> None:
             module.__dict__[store] = type(flags)((key, flag) for key, flag in flags.items() if key not in dropped)
 
 
-def _is_torchs(hook: Any) -> bool:
+def _origin(hook: Any) -> str:
+    """The module that a hook was defined in."""
     while isinstance(hook, functools.partial):
         hook = hook.func
     function = inspect.unwrap(getattr(hook, "hook", hook))
-    return str(getattr(function, "__module__", "")).startswith("torch.distributed")
+    return str(getattr(function, "__module__", ""))

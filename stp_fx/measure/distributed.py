@@ -95,7 +95,7 @@ def gathered(value: T) -> list[T]:
 
 
 def meet() -> None:
-    """Waits for all processes, as long as none has failed: before a collective of torch's own, which waits for them in any case."""
+    """Waits for all processes, as long as none has failed: before a collective of torch's own, which knows of no failures."""
     if several_processes():
         _wait(dist.all_reduce(torch.zeros(1, device=group_device()), async_op=True))
 

@@ -86,8 +86,8 @@ def compensate_streamed(
             shift = method.shift(source.module, target.module, statistics, uses)
             if not bool(torch.isfinite(shift).all()):  # of stand-ins
                 raise InputError(
-                    f"{uses[0].consumer.node} cannot be compensated: its weight is computed from parameters that are not in memory "
-                    "then. Leave out `compensation`"
+                    f"{uses[0].consumer.node} cannot be compensated: its weight is computed from parameters that are not in "
+                    "memory then. Leave out `compensation`"
                 )
             add_to_bias(target.module, [use.consumer for use in uses], shift)
             if weight is not None and target.module.get_parameter(weight)._version != before:

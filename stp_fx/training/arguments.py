@@ -119,7 +119,7 @@ def wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None
 
 
 def first_wrapped(model: fx.GraphModule, wrap: Callable[[nn.Module], nn.Module] | None, *, sharded: bool) -> nn.Module:
-    """What ``wrap`` makes of the model that a manager was given; a sharded one is wrapped already.
+    """The result of ``wrap`` for the model that a manager was given; a sharded one is wrapped already.
 
     Raises:
         InputError: as :func:`wrapped`, or ``wrap`` shards the parameters that the optimizer has.

@@ -23,7 +23,6 @@ from stp_fx.errors import InputError
 from stp_fx.ir import provenance_of
 from stp_fx.ir.validation import Validate
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
-from stp_fx.text import ROWS, html_table
 from stp_fx.training import checkpoint, schedules, sharded_checkpoint
 from stp_fx.training.adopt import adopt
 from stp_fx.training.arguments import first_wrapped, own_graph, step_passes, wrapped
@@ -38,7 +37,7 @@ from stp_fx.training.sharded import Sharded, check_possible
 from stp_fx.training.state import VERSION, check_state, described, rebuilt, structure
 from stp_fx.training.step import Prepared, changes_to, without_observers
 from stp_fx.training.targets import Targets
-from stp_fx.training.words import position_text, step_rows, tell_step
+from stp_fx.training.words import position_text, steps_html, tell_step
 
 __all__ = ["PATPassManager"]
 
@@ -94,7 +93,8 @@ class PATPassManager:
         validate: whether every removal is run beside the masked graph and compared, and the capture checked, as for
             :func:`stp_fx.prune_graph`.
         wrap: called with the model, now and after every change of shapes; its result is :attr:`parallel`
-            (``torch.nn.parallel.DistributedDataParallel``).
+            (``torch.nn.parallel.DistributedDataParallel``). For a sharded model: what has sharded it (``fully_shard``); each step
+            makes a new :attr:`model`, whose parameters the optimizers then have.
         inplace: False works on a copy of ``gm``, :attr:`model`: make the optimizer of its parameters and give it to
         :meth:`connect`.
 
@@ -150,8 +150,7 @@ class PATPassManager:
         )
         self.criterion: Criterion = self._passes.criterion
         self._selection = selection
-        if self._shards is not None:
-            check_possible(self._passes, selection, followers=followers, regularizer=regularizer)
+        check_possible(self._shards, self._passes, selection, followers=followers, regularizer=regularizer)
         self._averages, self.followers = listed_followers(followers, self.model)
         self.taken, self.epoch, self.count, self._wrap = 0, -1, 0, wrap
         own = {name: shares.ratios(each, len(self.epochs)) for name, each in (selection.ratios or {}).items()}
@@ -174,9 +173,7 @@ class PATPassManager:
         )
 
     def _repr_html_(self) -> str:
-        rows = step_rows(self._steps or self.epochs, self.ratios, self.taken)
-        unit = "epoch" if self._steps is None else "optimizer step"
-        return html_table(repr(self), ("step", unit, "removed", ""), rows[:ROWS], len(rows))
+        return steps_html(repr(self), self._steps, self.epochs, self.ratios, self.taken)
 
     # -- the two calls of a training loop --------------------------------------------------------------------------
 
@@ -225,7 +222,7 @@ class PATPassManager:
 
     @property
     def parallel(self) -> nn.Module:
-        """The model as ``wrap`` returned it last; the model itself without ``wrap``."""
+        """The model as ``wrap`` returned it last; the model itself without ``wrap``, or where it is sharded."""
         if self._parallel is None:
             self._parallel = wrapped(self.model, self._wrap)
         return self._parallel
@@ -246,7 +243,7 @@ class PATPassManager:
 
     @property
     def _graph(self) -> fx.GraphModule:
-        """What the library's passes read: the model, or the structure of one that is sharded."""
+        """The graph that the library's passes read: the model, or the structure of one that is sharded."""
         return self.model if self._shards is None else self._shards.graph
 
     def _take_optimizers(self, optimizer: Any) -> None:
@@ -297,9 +294,7 @@ class PATPassManager:
             shards, changes = self._shards.changes(ready, self.optimizers, self._following)
             return [*changes, *shards.held(self.__dict__)]
         changes, moved = changes_to(self.model, self.followers, ready, self.optimizers, self._following)
-        if self._wrap is None or moved:
-            changes.append(entry(self.__dict__, "_parallel", None))
-        return changes
+        return [*changes, entry(self.__dict__, "_parallel", None)] if self._wrap is None or moved else changes
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -333,8 +328,8 @@ class PATPassManager:
         """
         self._load(state, lambda gm: None)
 
-    def _load(self, state: Mapping[str, Any], check: Callable[[fx.GraphModule], None]) -> None:
-        """``check`` is given the graph of the state's structure, before anything is changed."""
+    def _load(self, state: Mapping[str, Any], check: Callable[[fx.GraphModule], None]) -> fx.GraphModule:
+        """``check`` is given the graph of the state's structure, before anything is changed. Gives the model."""
         check_state(state, self.state_dict())
         load, save = (getattr(self.regularizer, name, None) for name in ("load_state_dict", "state_dict"))
         if load is None and state["regularizer"] is not None:
@@ -346,7 +341,7 @@ class PATPassManager:
         if any(known[key] != (list(state[key]) if key == "added" else state[key]) for key in known):
             if self.taken or provenance_of(self._graph).plan is not None:
                 raise InputError("load_state_dict needs a manager around the unpruned model, before its first step")
-            ready = rebuilt(self._graph, self.followers, state, detached)
+            ready = rebuilt(self._graph, self.followers, state, detached, self._shards and self._shards.device)
             check(ready.result)
             changes += self._changes(ready)
         else:
@@ -360,9 +355,6 @@ class PATPassManager:
             changes.insert(0, Change(lambda: load(state["regularizer"]), lambda: load(before)))
         commit(changes)
         _ = self.parallel
-
-    def _structured(self, state: Mapping[str, Any]) -> fx.GraphModule:
-        self._load(state, lambda gm: None)
         return self.model
 
     def save(self, path: str | os.PathLike[str], **objects: Any) -> None:
@@ -388,7 +380,7 @@ class PATPassManager:
             InputError: the file is of another run (see :meth:`load_state_dict`), model or objects.
         """
         if self._shards is not None:
-            return sharded_checkpoint.load(path, self._structured, lambda: self._outer, objects)
+            return sharded_checkpoint.load(path, lambda state: self._load(state, lambda gm: None), self._outer, objects)
         found = checkpoint.read(path, objects)
         self._load(found["manager"], lambda gm: checkpoint.check_fits(gm, found["model"], "model"))
         self.model.load_state_dict(found["model"])

@@ -43,12 +43,14 @@ __all__ = ["Sharded", "check_possible"]
 _NO = "of a sharded model (fully_shard, tensor parallel)"
 
 
-def check_possible(passes: StepPasses, selection: Selection, **others: Any) -> None:
-    """Refuses what reads more than one tensor at a time. ``others``: arguments of the manager that have to be left out.
+def check_possible(shards: Sharded | None, passes: StepPasses, selection: Selection, **others: Any) -> None:
+    """Refuses what reads more than one tensor of a sharded model at a time; ``others``: arguments of the manager that do.
 
     Raises:
         InputError: names the argument.
     """
+    if shards is None:
+        return
     for name, value in others.items():
         if value is not None and value != ():
             raise InputError(f"`{name}` is not possible {_NO}: leave it out, or train with DistributedDataParallel")
@@ -116,17 +118,19 @@ class Sharded:
             for each in passes.compensation.passes:
                 assert statistics is not None
                 graph = self._compensated(graph, plan, statistics, each.method(), written)  # type: ignore[attr-defined]
-            result = mask(graph, plan, self._device()) if masking else remove(graph, plan)
+            result = mask(graph, plan, self.device) if masking else remove(graph, plan)
             return Prepared(result, plan, written=written)
 
-    def _device(self) -> torch.device:
+    @property
+    def device(self) -> torch.device:
+        """Where this process has its parts."""
         return next(self.model.parameters()).device
 
     def _statistics(self, passes: StepPasses, graph: fx.GraphModule, shards: Shards) -> Statistics | None:
         reading = reading_for(passes.needs, passes.loader if passes.needs else None)
         if reading.statistics is None or passes.loader is None:
             return None
-        streamed = streamed_copy(graph, self._device(), shards.__getitem__)
+        streamed = streamed_copy(graph, self.device, shards.__getitem__)
         found = collect_statistics(graph, Alike(passes.loader), streamed=streamed, **reading.statistics)
         return dataclasses.replace(found, stamp=stamp_of(graph))
 
@@ -148,8 +152,8 @@ class Sharded:
                 part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=tensor.stride()
             )
 
-        source = streamed_copy(graph, self._device(), Shards(self.model).__getitem__)
-        target = streamed_copy(graph, self._device(), read, write)
+        source = streamed_copy(graph, self.device, Shards(self.model).__getitem__)
+        target = streamed_copy(graph, self.device, read, write)
         compensate_streamed(graph, plan, statistics, method, source, target)
         memo: dict[int, Any] = {}
         for name, p in graph.named_parameters():
@@ -175,13 +179,15 @@ class Sharded:
             result = dict(ready.result.named_parameters())
 
             def values(name: str) -> torch.Tensor:
+                if name not in shards and name in provenance_of(ready.result).added:  # of a saved run, whose numbers come later
+                    return torch.zeros_like(result[name], device=self.device)
                 whole, shape = shards[name], result[name].shape
                 cut = whole if whole.shape == shape else take(whole, kept.get(first(name), {}))
                 if cut.shape != shape:
                     raise RewriteError(f"{name!r} has shape {tuple(cut.shape)} after the cut, and the graph {tuple(shape)}")
                 return cut
 
-            new, parallel = resharded(ready.result, self.wrap, values, self._device())
+            new, parallel = resharded(ready.result, self.wrap, values, self.device)
             shards.let_go()
             before = dict(self.model.named_parameters())
             pairs = {id(before[name]): (name, before[name], p) for name, p in new.named_parameters() if name in before}
@@ -191,7 +197,7 @@ class Sharded:
             return Sharded(new, ready.result, self.wrap, parallel), changes
 
     def held(self, manager: MutableMapping[str, Any]) -> list[Change]:
-        """What puts this model into a manager."""
+        """The changes that put this model into a manager."""
         return [entry(manager, "model", self.model), entry(manager, "_shards", self), entry(manager, "_parallel", self.parallel)]
 
 

@@ -1,4 +1,4 @@
-"""A whole run of a sharded model in one folder, by ``torch.distributed.checkpoint``: it can be loaded by another number of ranks."""
+"""A whole run of a sharded model in one folder, by ``torch.distributed.checkpoint``: another number of ranks can load it."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def save(
 
 def load(
     path: Any,
-    model: Callable[[Mapping[str, Any]], nn.Module],
-    optimizers: Callable[[], Sequence[Optimizer]],
+    restructured: Callable[[Mapping[str, Any]], nn.Module],
+    optimizers: Sequence[Optimizer],
     objects: Mapping[str, Any],
 ) -> None:
-    """Loads what :func:`save` wrote. ``model`` is given the manager's state, and gives the model of that structure; ``optimizers``
-    gives those that train it then. To be called on all ranks.
+    """Loads what :func:`save` wrote. ``restructured`` is given the manager's state, and gives the model of that structure, which
+    ``optimizers`` train from then on. To be called on all ranks.
 
     Raises:
         FileError: no such folder, or one that :func:`save` has not written.
@@ -73,22 +73,23 @@ def load(
 
     folder = Path(path_of(path))
     found = checkpoint.read(folder / _RUN, objects)
-    held, trained = model(found["manager"]), optimizers()
     with_state = found["optimizers"]
-    if len(with_state) != len(trained):
-        raise InputError(f"the folder holds {len(with_state)} optimizers, and the manager has {len(trained)}")
-    with together("loading a run"), translated(FileError, lambda said: f"{str(folder)!r} cannot be read: {said}"):
-        own = _states(held, trained, with_state)
+    if len(with_state) != len(optimizers):
+        raise InputError(f"the folder holds {len(with_state)} optimizers, and the manager has {len(optimizers)}")
+    with translated(FileError, lambda said: f"{str(folder)!r} cannot be read: {said}"):
         known = set(dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata)
+    model = restructured(found["manager"])
+    with together("loading a run"), translated(FileError, lambda said: f"{str(folder)!r} cannot be read: {said}"):
+        own = _states(model, optimizers, with_state)
         dcp.load(own, checkpoint_id=str(folder), planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
         lacking = next((name for name in own["model"] if f"model.{name}" not in known), None)
         if lacking is not None:
             raise FileError(f"{str(folder)!r} does not hold {lacking!r}")
-        states.set_model_state_dict(held, own["model"])
-        for number, each in enumerate(trained):
+        states.set_model_state_dict(model, own["model"])
+        names = {id(p): name for name, p in model.named_parameters()}
+        for number, each in enumerate(optimizers):
             if with_state[number]:
-                states.set_optimizer_state_dict(held, each, own[f"optimizer {number}"])
-            names = {id(p): name for name, p in held.named_parameters()}
+                states.set_optimizer_state_dict(model, each, own[f"optimizer {number}"])
             for parameter in [p for p in each.state if names.get(id(p)) not in with_state[number]]:
                 del each.state[parameter]
     checkpoint.load_others({**found, "optimizers": []}, (), (), objects)

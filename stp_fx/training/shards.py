@@ -1,4 +1,4 @@
-"""What processes hold in shards, read one tensor at a time; and a graph in shards, made of a graph without."""
+"""Tensors that processes hold in shards, read one at a time, and a graph in shards made of a graph without shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def whole_tensor(tensor: Any) -> torch.Tensor:
 
 
 class Shards(Mapping[str, torch.Tensor]):
-    """What parameters and buffers of a module hold, by all of their names: each is gathered when it is asked for, by all
+    """The values of the parameters and buffers of a module, by all of their names: each is gathered when it is asked for, by all
     processes alike, and only the last is kept. ``written`` stands in place of parameters of these names."""
 
     def __init__(self, module: nn.Module, written: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -72,8 +72,8 @@ class Alike:
             if not all(there):
                 if any(there):
                     raise InputError(
-                        f"rank {there.index(False)} has {number} batches, and rank {there.index(True)} has more: under fully_shard "
-                        "and tensor parallel every rank needs as many (DistributedSampler, drop_last=True)"
+                        f"rank {there.index(False)} has {number} batches, and rank {there.index(True)} has more: of a sharded "
+                        "model every rank needs as many (DistributedSampler, drop_last=True)"
                     )
                 return
             number += 1
@@ -140,16 +140,17 @@ def resharded(
     with torch.no_grad():
         for name, parameter in result.named_parameters():
             whole = values(name) if known[name].is_meta else known[name].detach()
-            if hasattr(parameter, "placements"):
-                parameter.to_local().copy_(local_part(whole.to(device), parameter))  # type: ignore[attr-defined]
-            else:
-                parameter.copy_(whole)
+            _fill(parameter, whole.to(device))
         for name, buffer in graph.named_buffers():
-            fetched = result.get_buffer(name)
-            (fetched.to_local() if hasattr(fetched, "placements") else fetched).copy_(
-                local_part(buffer, fetched) if hasattr(fetched, "placements") else buffer
-            )
+            _fill(result.get_buffer(name), buffer)
     return result, parallel
+
+
+def _fill(tensor: Any, whole: torch.Tensor) -> None:
+    if hasattr(tensor, "placements"):
+        tensor.to_local().copy_(local_part(whole, tensor))
+    else:
+        tensor.copy_(whole)
 
 
 def _ties(module: nn.Module) -> dict[str, list[str]]:

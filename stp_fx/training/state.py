@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from stp_fx.checks import is_a, is_number, is_whole, shown
@@ -34,10 +36,14 @@ def structure(model: fx.GraphModule) -> dict[str, Any]:
 
 
 def rebuilt(
-    model: fx.GraphModule, followers: Sequence[fx.GraphModule], state: Mapping[str, Any], detached: Regularizer | None
+    model: fx.GraphModule,
+    followers: Sequence[fx.GraphModule],
+    state: Mapping[str, Any],
+    detached: Regularizer | None,
+    device: torch.device | None = None,
 ) -> Prepared:
     """The structure that ``state`` tells of, carried out on the unpruned model, which is only read; ``detached``: a regularizer
-    that had been detached by then.
+    that had been detached by then; ``device``: of masks, by default that of the parameters.
 
     Raises:
         StpFxError: the plans do not fit the model.
@@ -46,7 +52,7 @@ def rebuilt(
 
     def made_of(gm: fx.GraphModule) -> fx.GraphModule:
         result = restored(gm, state["added"])
-        for rewrite, plan in ((remove, plans["plan"]), (mask, plans["masked"])):
+        for rewrite, plan in ((remove, plans["plan"]), (functools.partial(mask, device=device), plans["masked"])):
             result = result if plan is None else rewrite(result, plan)
         return copied(gm) if result is gm else result
 

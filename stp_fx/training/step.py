@@ -78,7 +78,7 @@ class StepPasses:
         return (*needs_of(self.criterion), *self.damage.needs)
 
     def planned(self, model: fx.GraphModule, selection: Selection) -> PrunePlan:
-        """What a step with this selection would remove of the model as it is now, masked units included; nothing is changed.
+        """The plan of a step with this selection for the model as it is now, masked units included; nothing is changed.
 
         Raises:
             StpFxError: what one of the passes raises; PassError: another rank has failed.

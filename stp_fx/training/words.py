@@ -1,4 +1,4 @@
-"""What a manager tells of its steps: the log of one that was taken, and their table."""
+"""The texts of a manager about its steps: the log of one that was taken, and their table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from stp_fx.analysis.cost import Cost
+from stp_fx.text import ROWS, html_table
 
-__all__ = ["position_text", "step_rows", "tell_step"]
+__all__ = ["position_text", "steps_html", "tell_step"]
 
 _log = logging.getLogger("stp_fx.pat")
 
@@ -27,9 +28,11 @@ def tell_step(number: int, steps: int, position: Mapping[str, int], masked: bool
     )  # fmt: skip
 
 
-def step_rows(places: Sequence[int], ratios: Sequence[float], taken: int) -> list[tuple[object, ...]]:
-    """A row for each step: its number, when, how much is removed by then, and whether it has been taken."""
-    return [
+def steps_html(title: str, steps: Sequence[int] | None, epochs: Sequence[int], ratios: Sequence[float], taken: int) -> str:
+    """A table of all steps: when, how much is removed by then, and whether it has been taken."""
+    rows = [
         (number, place, f"{ratio:.1%}", "taken" if number <= taken else "to come")
-        for number, (place, ratio) in enumerate(zip(places, ratios, strict=True), 1)
+        for number, (place, ratio) in enumerate(zip(steps or epochs, ratios, strict=True), 1)
     ]
+    unit = "epoch" if steps is None else "optimizer step"
+    return html_table(title, ("step", unit, "removed", ""), rows[:ROWS], len(rows))
