@@ -108,7 +108,7 @@ class Calls:
 
     def leave_out_helpers(self, place: dict[str, str]) -> None:
         """Changes ``place``: a call that only picks from the value of one other stands with that one. A call without a channel of
-        a group, made of such calls and constants alone (``arange``, a mask), has no place."""
+        a group, made of such calls and constants alone (``arange``, a mask), has no place; nor have their constants."""
         helpers: set[str] = set()
         for call in self.calls:
             sources = self._inputs[call.name]
@@ -116,8 +116,9 @@ class Calls:
                 helpers.add(call.name)
             elif call.call == "getitem" and len(sources) == 1 and self._carried[sources[0]] == call.carried:
                 place[call.name] = place[sources[0]]
-        for name in helpers:
-            del place[name]
+        for call in self.calls:
+            if call.name in helpers and (call.op != "get_attr" or helpers.issuperset(self._readers[call.name])):
+                del place[call.name]
 
     def _continues(self, call: Call, place: Mapping[str, str]) -> bool:
         """Whether the call only carries on what one other has made, as the norm and the activation after a convolution."""
