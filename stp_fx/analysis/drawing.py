@@ -14,8 +14,8 @@ from stp_fx.views.drawing import Call, Drawing
 __all__ = ["drawing"]
 
 
-def drawing(solved: Solved) -> Drawing:
-    """Calls that pass no tensor on (sizes, indices) are left out."""
+def drawing(solved: Solved, kept: np.ndarray | None = None) -> Drawing:
+    """Calls that pass no tensor on (sizes, indices) are left out. ``kept`` flags the units that a plan keeps."""
     passing = {name for name, value in solved.found.values.items() if any(True for _ in _tensors(value))}
     group_of = np.zeros(solved.units, dtype=np.int64)
     for group in solved.groups:
@@ -25,7 +25,8 @@ def drawing(solved: Solved) -> Drawing:
     shown = [n for n in solved.found.flow if n.name in passing or not n.op.startswith(("call", "get"))]
     groups = [(_carried(solved, group_of, known, n.name), stored.get(n.path, frozenset())) for n in shown]
     calls = tuple(Call(n.name, n.op, n.call, n.path, n.inputs, n.scopes, *pair) for n, pair in zip(shown, groups, strict=True))
-    return Drawing(calls, tuple((group.name, group.size) for group in solved.groups))
+    removed = () if kept is None else tuple(1 - float(kept[group.units].mean()) for group in solved.groups)
+    return Drawing(calls, tuple((group.name, group.size) for group in solved.groups), removed)
 
 
 def _tensors(value: Any) -> Iterator[TensorDims]:

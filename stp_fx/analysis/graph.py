@@ -193,18 +193,27 @@ class ChannelGraph:
         held = classes[~removable(self._solved, classes)]
         return pin_reasons(self._solved, held) if len(held) else []
 
-    def draw(self, path: str | pathlib.Path, view: str = "dependency", fold: int | None = None) -> pathlib.Path:
+    def draw(
+        self,
+        path: str | pathlib.Path,
+        view: str = "dependency",
+        fold: int | None = None,
+        plan: PrunePlan | None = None,
+    ) -> pathlib.Path:
         """A picture: ``.dot``, ``.png``, ``.svg`` or ``.pdf``; returns what was written.
 
         ``view``: ``"computational"`` (data flow), ``"dependency"`` (which calls lose channels together) or ``"combined"``; all
         three place every node alike. ``fold``: modules deeper than this are drawn as one node (0: nothing is folded; None:
         as deep as leaves at most 60 nodes). Pictures other than text need Graphviz's ``dot``; without it the ``.dot`` text is
-        written in their place, and a warning says how to install it.
+        written in their place, and a warning says how to install it. With a ``plan`` for this graph, captions give the share of
+        the units that it removes.
 
         Raises:
             InputError: an unknown view or suffix, or a negative ``fold``.
+            PlanError: the plan does not fit this graph.
         """
-        return draw(self.drawing(), path, view, fold)
+        shown = drawing(self._solved, None if plan is None else self.survivors(plan).units)
+        return draw(shown, path, view, fold)
 
     def drawing(self) -> Drawing:
         """The calls of the graph and its groups as plain data, of which pictures are made."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from stp_fx.api import analyze
 from stp_fx.cli.arguments import add_command, captured
+from stp_fx.cli.files import read_plan
 from stp_fx.cli.output import Output, checked_output
 from stp_fx.terminal import Text
 
@@ -46,13 +47,15 @@ def add(commands: Any) -> None:
         metavar="DEPTH",
         help="calls of modules nested deeper than this are one node; 0: every call alone (default: the depth that fits a page)",
     )
+    group.add_argument("--plan", metavar="FILE.json", help="a plan for MODEL: captions give the share that it removes")
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
     target = checked_output(args.output, (".svg", ".png", ".pdf", ".dot"), overwrite=True)
     _, gm, inputs = captured(args, output)
+    plan = read_plan(args.plan, gm) if args.plan else None
     with output.stage(f"drawing {target}"):
-        written = analyze(gm).draw(target, view=args.view, fold=args.fold)
+        written = analyze(gm).draw(target, view=args.view, fold=args.fold, plan=plan)
     request = {"command": "draw", "model": args.model, "inputs": [str(each) for each in inputs]}
     output.result({**request, "view": args.view, "output": str(written)}, Text(str(written)))
     if written != target:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 from typing import Any
 
-from torch import fx
-
-from stp_fx.analysis.plan import PrunePlan
-from stp_fx.api import analyze
 from stp_fx.cli.arguments import add_command, captured
+from stp_fx.cli.files import read_plan
 from stp_fx.cli.output import Output, checked_output
-from stp_fx.errors import FileError, InputError
+from stp_fx.errors import InputError
 from stp_fx.explorer import explore
 from stp_fx.io import load
 from stp_fx.terminal import Text
@@ -55,24 +51,10 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if args.pruned:
         with output.stage(f"loading {args.pruned}"):
             pruned = load(args.pruned, gm)
-    plan = _plan(args.plan, gm) if args.plan else None
+    plan = read_plan(args.plan, gm) if args.plan else None
     with output.stage(f"writing {target}"):
         page = explore(gm, target, pruned=pruned, plan=plan, latency=args.latency, title=args.model)
     request = {"command": "explore", "model": args.model, "inputs": [str(each) for each in inputs]}
     counts = {each: len(page.data[each]) for each in ("boxes", "scopes", "groups")}
     output.result({**request, "output": str(target), **counts}, Text(str(target)))
     return 0
-
-
-def _plan(path: str, gm: fx.GraphModule) -> PrunePlan:
-    """The plan in a file, of the graph's axes.
-
-    Raises:
-        FileError: the file cannot be read.
-        PlanError: it holds no plan, or one for other axes.
-    """
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"--plan: {path!r} cannot be read: {error}") from error
-    return PrunePlan.from_json(text, {(axis.tensor, axis.dim): axis.size for axis in analyze(gm).axes})

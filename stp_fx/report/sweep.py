@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Sensitivity", "Sweep", "SweepEntry", "sensitivity", "sweep"]
 
 
+_NAMED = 12
+"""Groups with a colour of their own, or one with dashes, and a line in the legend of a plot."""
 _HEADS = ("ratio", "channels", "MACs", "left", "parameters", "left")
 
 
@@ -190,10 +192,15 @@ class Sensitivity:
         """
         with chart(path, 8, 5) as axes:
             for rank, (name, values) in enumerate(self._sorted()):
-                style: dict[str, Any] = {"label": name, "marker": "o"} if rank < 12 else {"color": "0.8", "zorder": 0}
+                style: dict[str, Any] = {"label": name, "marker": "o", "color": f"C{rank % 10}"}
+                if rank >= 10:
+                    style |= {"linestyle": "--", "marker": "s"}
+                if rank >= _NAMED:
+                    others = f"{len(self.losses) - _NAMED} less sensitive groups" if rank == _NAMED else None
+                    style = {"color": "0.8", "zorder": 0, "label": others}
                 axes.plot((0.0, *self.ratios), (self.baseline, *values), **style)
             axes.set(xlabel="fraction of the group masked", ylabel="loss")
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
         return Path(path)
 
 

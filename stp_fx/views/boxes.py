@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from stp_fx.views.drawing import Call, Drawing
-from stp_fx.views.network import Calls, kind_of, together
+from stp_fx.views.network import Calls, is_helper, together
 
 __all__ = ["PALETTE", "Box", "Boxes", "Scope", "boxes", "colours"]
 
@@ -119,15 +119,10 @@ def _prepared(
     for k, calls in enumerate(chains):
         if calls[0].op == "placeholder":
             known.add(k)
-        elif all(map(_is_helper, calls)) and read.get(k, set()) <= known:
+        elif all(map(is_helper, calls)) and read.get(k, set()) <= known:
             known.add(k)
             inside.setdefault(paths[k], []).append(k)
     yield from (group for group in inside.values() if len(group) >= _FEW)
-
-
-def _is_helper(call: Call) -> bool:
-    computes = call.op in ("call_function", "call_method") and kind_of(call) not in ("convolution", "linear or matmul")
-    return (computes or call.op == "get_attr") and not call.carried and not call.stored
 
 
 def _worthwhile(paths: Sequence[_Path]) -> list[_Path]:

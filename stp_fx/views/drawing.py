@@ -29,7 +29,9 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A network to draw: its calls in graph order, and its groups as (name, number of units)."""
+    """A network to draw: its calls in graph order, its groups as (name, number of units), and the fraction that a plan removes of
+    each (nothing without a plan)."""
 
     calls: tuple[Call, ...]
     groups: tuple[tuple[str, int], ...]
+    removed: tuple[float, ...] = ()

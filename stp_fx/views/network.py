@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from stp_fx.views.drawing import Call, Drawing
 if TYPE_CHECKING:
     import networkx as nx  # at run time only where a picture is made
 
-__all__ = ["KINDS", "Calls", "kind_of", "network", "together"]
+__all__ = ["FOLDED", "KINDS", "Calls", "is_helper", "kind_of", "network", "together"]
 
+FOLDED = "module (folded)"
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "convolution": ("#a6cee3", ("conv",)),
     "linear or matmul": ("#b2df8a", ("linear", "matmul", "attention", "einsum", "bmm", "embedding", "lstm", "gru", "rnn")),
@@ -22,7 +24,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "activation": ("#fbb4b9", ("relu", "gelu", "silu", "swish", "sigmoid", "softmax", "tanh", "elu")),
     "pooling": ("#cab2d6", ("pool", "mean", "interpolate", "upsample")),
     "join": ("#ffffb3", ("add", "mul", "sub", "cat", "concat", "stack", "div")),
-    "module (folded)": ("#e0e0e0", ()),
+    FOLDED: ("#e0e0e0", ()),
     "input, output, parameter": ("#ffffff", ()),
     "other": ("#f0f0f0", ()),
 }
@@ -33,7 +35,7 @@ _CALLS_SHOWN = 3
 
 def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph[str]:
     """Nodes carry ``label``, ``kind`` (a key of ``KINDS``), ``groups`` (all that its value or parameters touch) and ``home``
-    (the one group that its value carries, or None); edges ``relation``:
+    (the one group that its value carries, or None), and ``inside`` (the groups that no other node touches); edges ``relation``:
 
     - ``"flow"``: the second reads the first;
     - ``"direct"``: it does, and channels of the ``groups`` named go through;
@@ -50,6 +52,7 @@ def network(drawing: Drawing, fold: int | None = None) -> nx.MultiDiGraph[str]:
         return view.network(view.folded(fold))
     deepest = max((len(call.scopes) for call in view.calls), default=0)
     places = view.folded(0)
+    view.leave_out_helpers(places)
     for depth in range(deepest + 1, 0, -1):
         if len(set(places.values())) <= _PAGE:
             break
@@ -83,6 +86,7 @@ class Calls:
             if len(members) > 1:
                 place.update(dict.fromkeys((member.name for member in members), f"{_FOLDED}{scope}"))
         self._chain(place)
+        self.leave_out_helpers(place)
         return place
 
     def chained(self) -> dict[str, str]:
@@ -101,6 +105,20 @@ class Calls:
         for call in self.calls:
             if call.op == "get_attr" and len(set(readers := [place[r] for r in self._readers[call.name]])) == 1:
                 place[call.name] = readers[0]
+
+    def leave_out_helpers(self, place: dict[str, str]) -> None:
+        """Changes ``place``: a call that only picks from the value of one other stands with that one. A call without a channel of
+        a group, made of such calls and constants alone (``arange``, a mask), has no place; nor have their constants."""
+        helpers: set[str] = set()
+        for call in self.calls:
+            sources = self._inputs[call.name]
+            if is_helper(call) and helpers.issuperset(sources):
+                helpers.add(call.name)
+            elif call.call == "getitem" and len(sources) == 1 and self._carried[sources[0]] == call.carried:
+                place[call.name] = place[sources[0]]
+        for call in self.calls:
+            if call.name in helpers and (call.op != "get_attr" or helpers.issuperset(self._readers[call.name])):
+                del place[call.name]
 
     def _continues(self, call: Call, place: Mapping[str, str]) -> bool:
         """Whether the call only carries on what one other has made, as the norm and the activation after a convolution."""
@@ -136,17 +154,21 @@ class Calls:
         import networkx as nx
 
         result = nx.MultiDiGraph()
-        for at, members in together(self.calls, place).items():
+        for at, members in together([call for call in self.calls if call.name in place], place).items():
             touched = [c.carried | c.stored for c in members]
             home = self._carried[members[-1].name]
             looks: dict[str, Any] = {"groups": frozenset().union(*touched), "home": min(home) if len(home) == 1 else None}
             result.add_node(at, kind=_kind_of(at, members), label=_label(at, members), **looks)
+        nodes = collections.Counter(group for _, groups in result.nodes(data="groups") for group in groups)
+        for _, data in result.nodes(data=True):
+            data["inside"] = tuple(sorted(group for group in data["groups"] if nodes[group] == 1))
         for call in self.calls:
-            self._connect_inputs(result, place, call)
+            if call.name in place:
+                self._connect_inputs(result, place, call)
         return result
 
     def _connect_inputs(self, result: nx.MultiDiGraph, place: Mapping[str, str], call: Call) -> None:
-        sources, touched = self._inputs[call.name], call.carried | call.stored
+        sources, touched = [each for each in self._inputs[call.name] if each in place], call.carried | call.stored
         for source in sources:
             _connect(result, place[source], place[call.name], "flow", frozenset())
             if shared := self._carried[source] & touched:
@@ -182,8 +204,14 @@ def kind_of(call: Call) -> str:
     return next((kind for kind, (_, words) in KINDS.items() if any(word in lower for word in words)), "other")
 
 
+def is_helper(call: Call) -> bool:
+    """Whether a call computes without a layer, and without a channel of any group; a stored tensor without one is such, too."""
+    computes = call.op in ("call_function", "call_method") and kind_of(call) not in ("convolution", "linear or matmul")
+    return (computes or call.op == "get_attr") and not call.carried and not call.stored
+
+
 def _kind_of(at: str, members: list[Call]) -> str:
-    return "module (folded)" if at.startswith(_FOLDED) else kind_of(_first(at, members))
+    return FOLDED if at.startswith(_FOLDED) else kind_of(_first(at, members))
 
 
 def _first(at: str, members: list[Call]) -> Call:
@@ -197,7 +225,7 @@ def _label(at: str, members: list[Call]) -> str:
     first = _first(at, members)
     if not first.op.startswith("call"):
         return first.name
-    calls = [call.call for call in members if call.op.startswith("call")]
+    calls = [call.call for call in members if call.op.startswith("call") and (call is first or call.call != "getitem")]
     more = [f"{len(calls) - _CALLS_SHOWN} more"] if len(calls) > _CALLS_SHOWN + 1 else []
     shown = calls[:_CALLS_SHOWN] if more else calls
     title = first.path if first.op == "call_module" else first.name

@@ -17,7 +17,7 @@ from stp_fx.checks import is_choice, shown
 from stp_fx.errors import InputError
 from stp_fx.paths import path_of, replacing
 from stp_fx.views.drawing import Drawing
-from stp_fx.views.network import KINDS, network
+from stp_fx.views.network import FOLDED, KINDS, network
 
 if TYPE_CHECKING:
     import networkx as nx  # at run time only where a picture is made
@@ -32,6 +32,8 @@ _EDGES: dict[str, dict[str, Any]] = {
     "direct": {"color": "#1f4e9c", "penwidth": 2},
     "forced": {"color": "#c0392b", "penwidth": 2, "style": "dashed", "dir": "none", "constraint": "false"},
 }
+_INSIDE = 3
+"""Lines about groups inside of a folded module."""
 _MEANING = {"flow": "data flow", "direct": "direct coupling", "forced": "forced shape match (dashed)"}
 
 
@@ -88,17 +90,17 @@ def dot_text(drawing: Drawing, view: str = "dependency", fold: int | None = None
     for home, names in homes.items():
         inner: Any = picture
         if home is not None and len(names) > 1:
-            group, units = drawing.groups[home]
+            group, units = drawing.groups[home][0], _units(drawing, home)
             # Edges come in through the caption's line: the caption stands between two of them, or right of one, with as much
-            # room to its left as it takes itself.
-            entries = [name for name in names if not nx.ancestors(flow, name) & set(names)]
-            room = "\u00a0" * len(group) if len(entries) < 2 else ""
-            caption = quoted(f"{room}{group}\n{room}{units} units")
+            # room to its left as it takes itself (a blank is half as wide as a letter).
+            entries = [name for name in names if flow.pred[name] and not nx.ancestors(flow, name) & set(names)]
+            room = "\u00a0" * (6 + 2 * max(len(group), len(units))) if len(entries) < 2 else ""
+            caption = quoted(f"{room}{group}\n{room}{units}")
             look: dict[str, Any] = {"color": "#999999", "style": "rounded", "fontsize": "10", "fontname": "Helvetica"}
             inner = pydot.Cluster(f"group{home}", label=caption, labeljust="r" if len(entries) < 2 else "c", **look)
             picture.add_subgraph(inner)
         for name in names:
-            inner.add_node(_node(drawing, handles[name], nodes.nodes[name]))
+            inner.add_node(_node(drawing, handles[name], nodes.nodes[name], alone=inner is picture))
     for source, target, data in nodes.edges(data=True):
         style = _EDGES[data["relation"]] | ({} if data["relation"] in relations else {"style": "invis"})
         look = {key: quoted(str(value)) for key, value in style.items()}
@@ -106,7 +108,28 @@ def dot_text(drawing: Drawing, view: str = "dependency", fold: int | None = None
     return picture.to_string()
 
 
-def _node(drawing: Drawing, handle: str, data: dict[str, Any]) -> pydot.Node:
+def _units(drawing: Drawing, group: int) -> str:
+    """How many units a group has, and the share that the plan removes."""
+    removed = f", {drawing.removed[group]:.0%} removed" if drawing.removed else ""
+    return f"{drawing.groups[group][1]} units{removed}"
+
+
+def _captions(drawing: Drawing, data: dict[str, Any], alone: bool) -> list[str]:
+    """Lines about groups that have no frame: the one that a box without a frame makes, and those inside of a folded module."""
+    title, *_ = data["label"].split("\n")
+    here = set() if data["home"] is None else {data["home"]}
+    lines = []
+    for group in sorted(here if alone else set()):
+        name = drawing.groups[group][0]
+        own = name.partition(":")[0].rpartition(".")[0] == title
+        lines.append(_units(drawing, group) if own else f"{name}: {_units(drawing, group)}")
+    inside = [group for group in data["inside"] if group not in here] if data["kind"] == FOLDED else []
+    shown = inside if len(inside) <= _INSIDE else inside[: _INSIDE - 1]
+    lines += [f"{drawing.groups[k][0].removeprefix(title + '.')}: {_units(drawing, k)}" for k in shown]
+    return [*lines, f"and {len(inside) - len(shown)} more groups"] if len(shown) < len(inside) else lines
+
+
+def _node(drawing: Drawing, handle: str, data: dict[str, Any], alone: bool) -> pydot.Node:
     import pydot
 
     names = ", ".join(drawing.groups[k][0] for k in sorted(data["groups"]))
@@ -117,7 +140,13 @@ def _node(drawing: Drawing, handle: str, data: dict[str, Any]) -> pydot.Node:
         "fillcolor": quoted(KINDS[data["kind"]][0]),
         "fontname": "Helvetica",
     }
-    return pydot.Node(handle, label=quoted(data["label"]), peripheries=several, tooltip=quoted(names or "no group"), **look)
+    return pydot.Node(
+        handle,
+        label=quoted("\n".join([data["label"], *_captions(drawing, data, alone)])),
+        peripheries=several,
+        tooltip=quoted(names or "no group"),
+        **look,
+    )
 
 
 def _legend(nodes: nx.MultiDiGraph, shown: tuple[str, ...]) -> str:

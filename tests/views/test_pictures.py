@@ -134,6 +134,40 @@ def test_clusters_are_the_groups_and_the_legend_names_what_is_there(graph: stp_f
     assert "normalisation" not in text
 
 
+def test_folded_modules_name_their_groups_and_plans_their_share() -> None:
+    layers = nn.Sequential(Residual(), nn.Sequential(nn.Conv2d(5, 6, 1), nn.Conv2d(6, 5, 1)))
+    gm = stp_fx.trace(layers.eval(), torch.zeros(1, 3, 8, 8))
+    graph = stp_fx.analyze(gm)
+    text = dot_text(drawing(graph._solved), fold=1)
+    assert 'label="0\\n0.head.weight:0: 5 units\\nstem.weight:0: 8 units"' in text
+    assert 'label="1\\n0.weight:0: 6 units"' in text
+    plan = stp_fx.plan_of(stp_fx.prune_graph(gm, ratio=0.5))
+    assert "stem.weight:0: 8 units, 50% removed" in dot_text(drawing(graph._solved, graph.survivors(plan).units), fold=1)
+
+
+class Shifted(nn.Module):
+    """Adds the numbers of the positions, and puts two halves together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x) + torch.arange(x.shape[2]).float().mul(0.1)
+        return self.last(torch.cat([x[..., 0::2], x[..., 1::2]], -1))
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_helpers_are_left_out(frontend: str) -> None:
+    graph = stp_fx.analyze(stp_fx.trace(Shifted().eval(), torch.zeros(1, 3, 8), frontend=frontend))
+    labels = [data["label"].split("\n")[0] for _, data in network(graph).nodes(data=True)]
+    assert not [label for label in labels if "arange" in label or "getitem" in label]
+    assert {"fx": {"first", "last"}, "export": {"conv1d", "last_bias"}}[frontend] <= set(labels)
+    whole = [data["label"] for _, data in network(graph, fold=0).nodes(data=True)]
+    assert sum("arange" in label for label in whole) == 1
+    assert nx.is_directed_acyclic_graph(nx.DiGraph(edges(graph, "flow")))
+
+
 def test_a_call_that_touches_two_groups_is_marked() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
     nodes = network(stp_fx.analyze(stp_fx.trace(layers.eval(), torch.zeros(1, 3, 8, 8)))).nodes(data=True)
