@@ -19,7 +19,8 @@ __all__ = ["known_result"]
 _NAMESPACES = ("aten", "torchvision")
 """Of ops registered by others it is not known whether a result follows from the arguments alone."""
 _PLAIN = (int, float, bool, str, type(None))
-_HASHED = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_BY_RANK = (torch.layout, torch.memory_format)
+_HASHED = (torch.dtype, torch.device, *_BY_RANK)
 _ENTRIES = 1 << 14
 _Spec = tuple[Any, ...]
 
@@ -46,7 +47,7 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if not tensors:
         return NotImplemented
     if torch.Tag.pointwise in func.tags:
-        full = _broadcast(tensors)
+        full = None if any(isinstance(each, _BY_RANK) for each in (*args, *kwargs.values())) else _broadcast(tensors)
         if full is not None:
             return _pointwise(func, spec, full)
     outcome = _outcome(func, spec, torch.get_default_dtype())
