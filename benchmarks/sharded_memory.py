@@ -4,7 +4,7 @@
 
 Residual blocks of two linear layers, random weights, float32, ``fully_shard`` over each block's layers on gloo. Three numbers of
 each process, the largest of all ranks, in MB above what the process has before the network is made: after the optimizer's first
-step (weights, gradients, Adam's two moments); the peak of the masked step; the peak of the step that removes. One rank is the
+step (weights and Adam's two moments); the peak of the masked step; the peak of the step that removes. One rank is the
 network without shards. Each row is a job of its own; one thread; freed tensors are given back to the system at once.
 """
 
