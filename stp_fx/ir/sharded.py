@@ -87,9 +87,11 @@ def check_sharded(gm: fx.GraphModule) -> None:
 
 def local_part(whole: torch.Tensor, like: Any) -> torch.Tensor:
     """This process's part of a tensor that all processes have, placed as the DTensor ``like``. Nothing is sent."""
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    mesh = like.device_mesh
+    replica = DTensor.from_local(whole.detach(), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replica.redistribute(placements=like.placements).to_local()
 
 
 def without_wrappers(gm: fx.GraphModule) -> fx.GraphModule:
