@@ -19,7 +19,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz ledger goldens lint format types contracts docs commands outputs pictures dist bench check clean
+.PHONY: help demo test test-all fuzz ledger goldens lint format types contracts docs commands notebooks outputs pictures dist bench check clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ docs: $(VENV)/.installed-docs
 #   make commands   every command that the README and the tutorials name, long ones in the short form that the page gives
 commands: $(VENV)/.installed-test $(VENV)/.installed-demo $(VENV)/.installed-benchmark $(VENV)/.installed-yolo
 	$(ONE_THREAD) $(BIN)/python docs/run.py commands $(ARGS)
+
+#   make notebooks   the pages that have Python as notebooks, into out/notebooks
+notebooks: $(VENV)/pyvenv.cfg
+	$(BIN)/python docs/notebooks.py $(ARGS)
 
 #   make outputs   write what the pages' Python prints into the pages; read the diff before committing it
 outputs: $(VENV)/.installed-test
