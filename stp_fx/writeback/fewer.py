@@ -43,9 +43,9 @@ def fit_depth(short: nn.Module, model: nn.Module, layers: Sequence[Layers]) -> N
     if differences:
         name = type(config).__name__
         raise WriteBackError(
-            f"no {name} describes the layers of {type(model).__name__} that are left: {listed(differences, 4)}. Remove layers that "
-            "the config can be without (the last ones of a kind), or take strict_config=False for a module that runs but does not "
-            "survive from_pretrained",
+            f"no {name} describes the layers of {type(model).__name__} that are left: {listed(differences, 4)}. Remove layers "
+            "that the config can be without (the last ones of a kind), or take strict_config=False for a module that runs but "
+            "does not survive from_pretrained",
             tuple(differences[:12]),
         )
     built = built_on_meta(model, _edited(config, edits))

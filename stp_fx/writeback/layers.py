@@ -68,9 +68,9 @@ def _refusal(blocks: Sequence[str], model: nn.Module, left: set[str]) -> WriteBa
     why = f", such as {stays!r}" if stays else ""
     return WriteBackError(
         f"{type(model).__name__} computes blocks that the graph is without: {listed(blocks, 6)}. The class can be without whole "
-        f"entries of a ModuleList or Sequential only, and other parts of these layers stay{why}. Remove all blocks of such a layer "
-        "(a path such as 'layers.3' names them; a layer that ends in a norm keeps it), or go on with the GraphModule, which "
-        "trains, saves and exports as any other",
+        f"entries of a ModuleList or Sequential only, and other parts of these layers stay{why}. Remove all blocks of such a "
+        "layer (a path such as 'layers.3' names them; a layer that ends in a norm keeps it), or go on with the GraphModule, "
+        "which trains, saves and exports as any other",
         tuple(f"block {name}" for name in blocks),
     )
 
