@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
@@ -104,7 +104,7 @@ def without_layers(model: nn.Module, layers: Sequence[Layers]) -> nn.Module:
                 for name, value in list(vars(part).items()):
                     if (path, name) in attributes and value == old:
                         vars(part)[name] = new
-    _renamed_entries(result, layers)
+    _renamed_entries(result, {each.path: each.renamed for each in layers})
     for each in layers:
         owner = result.get_submodule(each.path.rpartition(".")[0])
         if isinstance(owner, (nn.TransformerEncoder, nn.TransformerDecoder)):
@@ -124,14 +124,14 @@ def _index_attributes(model: nn.Module, layers: Layers) -> set[tuple[str, str]]:
     return {key for key, equal in found.items() if len(equal) > 1 and all(equal)}
 
 
-def _renamed_entries(root: nn.Module, layers: Iterable[Layers]) -> None:
-    """Takes out the entries that are gone, and renames the others; inner containers first, since paths are those of before."""
-    for each in sorted(layers, key=lambda each: -each.path.count(".") - bool(each.path)):
+def _renamed_entries(root: nn.Module, maps: Mapping[str, Mapping[str, str]]) -> None:
+    """Renames the entries of containers, and takes out those without a name; inner containers first, by the paths of before."""
+    for path in sorted(maps, key=lambda path: -len(path.split(".")) if path else 0):
         try:
-            container = root.get_submodule(each.path)
+            container = root.get_submodule(path)
         except AttributeError:  # a graph without any entry
             continue
-        names = each.renamed
+        names = maps[path]
         container._modules = {names[old]: part for old, part in container._modules.items() if old in names}
 
 
@@ -140,11 +140,12 @@ def with_names(pruned: fx.GraphModule, layers: Sequence[Layers]) -> fx.GraphModu
     if not layers:
         return pruned
     result = copied(pruned, {id(tensor): tensor for tensor in tensors_of(pruned).values()})
-    maps = {each.path: each.renamed for each in layers}
+    # a call without parameters may be left of an entry that is gone: the activation behind its sum
+    maps = {each.path: {**{name: f"left_of_{name}" for name in each.names}, **each.renamed} for each in layers}
     for node in result.graph.nodes:
         if node.op in ("get_attr", "call_module"):
             node.target = _renamed(str(node.target), maps)
-    _renamed_entries(result, layers)
+    _renamed_entries(result, maps)
     result.graph.lint()
     result.recompile()
     known = provenance_of(pruned)
