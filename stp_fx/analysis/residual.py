@@ -92,7 +92,7 @@ class Flow:
         self._carried: dict[fx.Node, int] = {}
         self._depends: dict[fx.Node, int] = {}
         """As the sources, but also by way of sizes and other numbers."""
-        self._sinks: dict[fx.Node, bool] = {}
+        self._sinks: dict[tuple[fx.Node, bool], bool] = {}
         for k, node in enumerate(self.nodes):
             sources = carried = 1 << k if holds(torch.Tensor, self.value[node]) else 0
             if carried:
@@ -245,7 +245,7 @@ class Flow:
 
     def _closure(self, value: fx.Node, total: fx.Node, body: frozenset[fx.Node]) -> frozenset[fx.Node]:
         """The nodes without a consumer once ``total`` does not read ``value``; assertions about the ``body``, and sizes of
-        its values, are no consumers."""
+        its values, are no consumers, nor are calls that only write to them."""
         gone: set[fx.Node] = set()
         inside = _either(1 << self.at[node] for node in body)
         waiting = [value]
@@ -255,7 +255,7 @@ class Flow:
                 continue
             readers = set(node.users) - gone - ({total} if node is value else set())
             own = bool(self._depends[node] & inside)
-            dropped = {each for each in readers if own and self._only_asserted(each)}
+            dropped = {each for each in readers if self._leads_nowhere(each, own)}
             if readers - dropped:
                 continue
             gone.add(node)
@@ -267,13 +267,17 @@ class Flow:
                 dropped |= set(each.users) - gone
         return frozenset(gone | self._counters(gone))
 
-    def _only_asserted(self, node: fx.Node) -> bool:
-        """Whether all that becomes of a value are assertions."""
-        if node not in self._sinks:
+    def _leads_nowhere(self, node: fx.Node, asserted: bool) -> bool:
+        """Whether all that becomes of a value are writes to tensors by calls that nothing reads, and assertions if these count.
+        A write to what others read too makes the branch stay (:meth:`_effect`)."""
+        key = (node, asserted)
+        if key not in self._sinks:
             name = getattr(node.target, "__name__", "").split(".")[0]
-            asserts = node.op == "call_function" and name.startswith(("_assert", "_check"))
-            self._sinks[node] = all(map(self._only_asserted, node.users)) if node.users else asserts
-        return self._sinks[node]
+            asserts = asserted and node.op == "call_function" and name.startswith(("_assert", "_check"))
+            writes = node.op in ("call_function", "call_method") and may_write(node)
+            known = asserts or writes
+            self._sinks[key] = all(self._leads_nowhere(user, asserted) for user in node.users) if node.users else known
+        return self._sinks[key]
 
     def _counters(self, gone: set[fx.Node]) -> set[fx.Node]:
         """The calls that count the batches of norms whose other buffers go."""
@@ -308,7 +312,8 @@ class Flow:
             target = node.kwargs.get("out", node.args[0] if node.args else None)
             if not isinstance(target, fx.Node) or not may_write(node, self.gm) or (node is total and target is not value):
                 continue
-            earlier = (each for each in self.nodes[: self.at[node]] if each not in gone)
+            place = self.at[node]
+            earlier = (each for k, each in enumerate(self.nodes) if each not in gone and (k < place or each.op == "get_attr"))
             seen = next((each for each in earlier if shares_memory(self.value[each], self.value[target])), None)
             if seen is not None:
                 return f"its '{node.name}' writes to '{seen.name}' in place"

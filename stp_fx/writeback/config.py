@@ -17,7 +17,7 @@ from stp_fx.writeback.check import Check
 from stp_fx.writeback.sizes import KINDS, Sizes
 from stp_fx.writeback.tensors import is_number, is_numbers, numbers_in, tensors_of
 
-__all__ = ["fit_config"]
+__all__ = ["built_on_meta", "config_parts", "fit_config"]
 
 _log = logging.getLogger(__name__)
 _BUILDS, _LOADS = 512, 24
@@ -74,7 +74,7 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _built(model: nn.Module, config: Any) -> nn.Module | None:
+def built_on_meta(model: nn.Module, config: Any) -> nn.Module | None:
     """The module that the class makes of a config, on meta; ``None`` if it refuses it."""
     if config is None:
         return None
@@ -87,7 +87,7 @@ def _built(model: nn.Module, config: Any) -> nn.Module | None:
 
 
 def _built_shapes(model: nn.Module, config: Any) -> Shapes | None:
-    built = _built(model, config)
+    built = built_on_meta(model, config)
     return None if built is None else _shapes(built)
 
 
@@ -103,12 +103,12 @@ def _differs(one: torch.Size, other: torch.Size) -> int:
     return sum(a != b for a, b in zip(one, other)) if len(one) == len(other) else 10
 
 
-def _parts(config: Any, path: str = "") -> dict[str, Any]:
+def config_parts(config: Any, path: str = "") -> dict[str, Any]:
     """The config and the configs in it, by path."""
     found = {path: config}
     for name, part in vars(config).items():
         if hasattr(part, "to_dict") and hasattr(part, "__dict__"):
-            found |= _parts(part, f"{path}.{name}" if path else name)
+            found |= config_parts(part, f"{path}.{name}" if path else name)
     return found
 
 
@@ -124,7 +124,7 @@ def _changed(config: Any, choice: Choice) -> Any:
 
 
 def _set(config: Any, choice: Choice) -> None:
-    parts = _parts(config)
+    parts = config_parts(config)
     for (path, name, position), number in choice.items():
         value: Any = number
         if position >= 0:
@@ -168,7 +168,7 @@ def _descended(
     (heads and scales, which no shape shows), until no value makes more of them fit."""
 
     def misfits(choice: Choice) -> tuple[int, int]:
-        built = _built(model, _changed(config, choice))
+        built = built_on_meta(model, _changed(config, choice))
         if built is None:
             return 1 << 30, 0
         held = _numbers(built) if numbers else {}
@@ -187,14 +187,14 @@ def _descended(
 
 
 def _value(config: Any, field: Field) -> Any:
-    value = vars(_parts(config)[field[0]])[field[1]]
+    value = vars(config_parts(config)[field[0]])[field[1]]
     return value if field[2] < 0 else value[field[2]]
 
 
 def _options(config: Any, sizes: Sizes) -> dict[Field, list[int]]:
     """New values of every number of a config; a field that says nothing could take any new size."""
     found: dict[Field, list[int]] = {}
-    for path, part in _parts(config).items():
+    for path, part in config_parts(config).items():
         for name, value in numbers_in(part):
             for position, number in enumerate(value) if isinstance(value, (tuple, list)) else [(-1, value)]:
                 became = sizes.what_became(number, ("",))

@@ -16,11 +16,12 @@ from stp_fx.errors import InputError, WriteBackError
 from stp_fx.ir.example import bound_arguments
 from stp_fx.ir.provenance import has_provenance, provenance_of
 from stp_fx.rewrite.slicing import copied
-from stp_fx.text import listed
 from stp_fx.writeback.basis import check_basis
 from stp_fx.writeback.calls import Arguments, mapped, recorded
 from stp_fx.writeback.check import Check, agree_in_double, stress
 from stp_fx.writeback.config import fit_config
+from stp_fx.writeback.fewer import fit_depth
+from stp_fx.writeback.layers import removed_layers, with_names, without_layers
 from stp_fx.writeback.other_forwards import numbers_of_other_forwards
 from stp_fx.writeback.reads import holders_of
 from stp_fx.writeback.search import Numbers, find_numbers
@@ -50,6 +51,9 @@ def write_back(
     forward does not read stay, but for what torch's own modules say of their tensors, and what methods called ``forward_...``
     need, which exporters put in its place.
 
+    Where the graph is without the blocks of whole entries of a ``ModuleList`` or ``Sequential``, so is the result: entries that
+    are numbered get new numbers, and so do attributes that hold the number of their entry, and what the config says of layers.
+
     A model with a ``config`` and ``save_pretrained`` (Hugging Face) promises that the config says how to build it. Its config is
     renewed so that a model built from it and loaded with the tensors gives the same outputs.
 
@@ -74,6 +78,14 @@ def write_back(
     _check_arguments(pruned, model)
     check_flag("strict_config", strict_config)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
+    layers = removed_layers(pruned, model)
+    if layers:
+        short, pruned = without_layers(model, layers), with_names(pruned, layers)
+        if _has_config(model):
+            with _errors_of_the_config(model, strict_config):
+                _check_config(model)
+                fit_depth(short, model, layers)
+        model = short
     with torch.random.fork_rng(devices=[]):
         result, settled = smaller_copy(pruned, model)
         sizes = Sizes(provenance_of(pruned).plan or PrunePlan({}, {}), model)
@@ -104,13 +116,6 @@ def _check_arguments(pruned: Any, model: Any) -> None:
     if provenance_of(pruned).masked is not None:
         raise InputError("`pruned` is masked: its tensors are as large as before. Remove what the masks cover first")
     check_basis(pruned, model)
-    removed = provenance_of(pruned).plan
-    if removed is not None and removed.blocks:
-        raise WriteBackError(
-            f"{type(model).__name__} computes blocks that the graph is without: {listed(removed.blocks, 6)}. Go on with the "
-            "GraphModule, which trains, saves and exports as any other",
-            tuple(f"block {name}" for name in removed.blocks),
-        )
 
 
 def _arguments(pruned: fx.GraphModule, model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> Any:

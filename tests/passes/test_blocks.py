@@ -14,7 +14,7 @@ from torch import fx, nn
 
 import stp_fx
 from stp_fx.analysis.plan import PrunePlan
-from stp_fx.errors import InputError, PlanError, WriteBackError
+from stp_fx.errors import InputError, PlanError
 from stp_fx.passes import MaskBlocks, Pipeline, RemoveBlocks, UnmaskChannels
 from stp_fx.testing.block_laws import run_without_branches
 from stp_fx.testing.measure import assert_same, run
@@ -262,8 +262,7 @@ def test_files_and_copies_keep_what_was_removed(order: Iterable[str], tmp_path: 
         assert_same(run(other, (x,)), run(pruned, (x,)), "again")
     assert all(stp_fx.plan_of(other) == plan for other in others[:-1])
     assert stp_fx.cost(masked) == stp_fx.cost(pruned) or stp_fx.cost(masked).macs == stp_fx.cost(pruned).macs
-    with pytest.raises(WriteBackError, match=r"layer1\.1"):
-        stp_fx.write_back(pruned, module)
+    assert_same(run(stp_fx.write_back(pruned, module), (x,)), run(pruned, (x,)), "written back")
 
 
 def test_plans_with_blocks_are_plain_data() -> None:
@@ -338,3 +337,48 @@ def test_weights_that_are_computed_are_those_of_the_block() -> None:
     gm = stp_fx.trace(layer, x)
     assert list(reasons(gm)) == ["self_attn", "linear1-linear2"]
     assert_same(run(without(gm, "self_attn"), (x,)), run_without_branches(layer, ["dropout1"], (x,)), "removed", tolerance=1e-12)
+
+
+# -- writes inside a branch ------------------------------------------------------------------------------------------------
+
+
+class Filling(nn.Module):
+    """``x + two(filled(one(x)))``, where what is filled is fresh, the stream's, or a buffer that is read later."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.one, self.two, self.kind = nn.Linear(4, 4), nn.Linear(4, 4), kind
+        self.register_buffer("table", torch.zeros(2, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * 2
+        y = self.one(x)
+        if self.kind == "view":
+            target = torch.empty_like(y)
+            target[:, :2].copy_(y[:, :2])
+            target[:, 2:].copy_(y[:, 2:].tanh())
+            return x + self.two(target)
+        target = torch.empty_like(y) if self.kind == "fresh" else x if self.kind == "stream" else self.table
+        target[:, :2] = y[:, 2:]
+        target[:, 2:] = y[:, :2].tanh()
+        total = x + self.two(target if self.kind == "fresh" else y)
+        return total + self.table if self.kind == "table" else total
+
+
+@pytest.mark.parametrize("kind", ["fresh", "view"])
+def test_a_branch_may_fill_what_it_has_made(kind: str) -> None:
+    module, x = made(Filling, kind), torch.randn(2, 4, dtype=torch.double)
+    gm = stp_fx.trace(module, x)
+    [name] = reasons(gm)
+    assert reasons(gm)[name] == ""
+    removed, masked = without(gm, name), MaskBlocks((name,))(gm).graph_module
+    assert torch.equal(removed(x), x * 2)
+    assert torch.equal(masked(x), x * 2)
+    assert not list(removed.parameters())
+
+
+@pytest.mark.parametrize("kind", ["stream", "table"])
+def test_a_branch_that_fills_what_others_read_stays(kind: str) -> None:
+    module, x = made(Filling, kind), torch.randn(2, 4, dtype=torch.double)
+    gm = stp_fx.trace(module, x)
+    assert all(reasons(gm).values())
