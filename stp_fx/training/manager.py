@@ -30,7 +30,7 @@ from stp_fx.selection.selection import Selection, SelectionOptions, takes_select
 from stp_fx.text import ROWS, html_table
 from stp_fx.training import checkpoint, regularizers, schedules, sharded_checkpoint
 from stp_fx.training.adopt import adopt
-from stp_fx.training.arguments import first_wrapped, own_graph, step_passes, wrapped
+from stp_fx.training.arguments import first_wrapped, own_graph, step_passes, with_regrowth, wrapped
 from stp_fx.training.commit import Change, commit, entry
 from stp_fx.training.epochs import optimizer_steps, step_epochs
 from stp_fx.training.followers import listed_followers
@@ -84,6 +84,10 @@ class PATPassManager:
             its calls, and :meth:`prune` only notes the epoch.
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
         mask_until_last: mask at all steps but the last; else every step removes.
+        regrow: whether a step takes back units that earlier steps have masked, where others score lower by now; the choice is
+            final at the last step, which removes. A masked unit keeps its weights: its consumers send it no gradients, only
+            momentum and weight decay of the optimizer change it. Its score is that of these weights. Needs
+            ``mask_until_last``, a criterion that reads weights alone, and no compensation.
         regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step.
         compensation: None, "mean", "least_squares", "sequential", "blockwise" or "distillation".
         recalibrate: batches on which BatchNorm is recalibrated after the last step (True: as many as for calibration).
@@ -122,6 +126,7 @@ class PATPassManager:
         every: int | None = None,
         schedule: str | Schedule = "geometric",
         mask_until_last: bool = True,
+        regrow: bool = False,
         regularizer: str | Regularizer | None = None,
         compensation: str | None = None,
         recalibrate: int | bool | None = None,
@@ -148,6 +153,8 @@ class PATPassManager:
         self._passes = step_passes(
             self._graph, criterion, selection, compensation, recalibrate, train_loader, calibration_batches, loss, validate
         )
+        if check_flag("regrow", regrow):
+            self._passes = with_regrowth(self._passes, mask_until_last=self.mask_until_last, sharded=self._shards is not None)
         self.criterion: Criterion = self._passes.criterion
         self._selection = selection
         if self._shards is not None:
