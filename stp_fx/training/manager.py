@@ -14,13 +14,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import Unpack
 
-from stp_fx.analysis.build import analyze
 from stp_fx.analysis.cost import cost
-from stp_fx.analysis.groups import Group
-from stp_fx.analysis.names import prunable_groups
 from stp_fx.checks import check_flag, is_whole, shown
 from stp_fx.criteria import Criterion
 from stp_fx.errors import InputError
@@ -28,13 +24,14 @@ from stp_fx.ir import provenance_of
 from stp_fx.ir.validation import Validate
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
 from stp_fx.text import ROWS, html_table
-from stp_fx.training import checkpoint, regularizers, schedules, sharded_checkpoint
+from stp_fx.training import checkpoint, schedules, sharded_checkpoint
 from stp_fx.training.adopt import adopt
 from stp_fx.training.arguments import first_wrapped, own_graph, step_passes, with_regrowth, wrapped
 from stp_fx.training.commit import Change, commit, entry
 from stp_fx.training.epochs import optimizer_steps, step_epochs
 from stp_fx.training.followers import listed_followers
 from stp_fx.training.optimizers import all_optimizers, check_optimizers, listed_optimizers, train_new
+from stp_fx.training.regularized import Regularized
 from stp_fx.training.regularizers import Regularizer
 from stp_fx.training.schedules import Schedule
 from stp_fx.training.sharded import Sharded, check_possible
@@ -84,11 +81,11 @@ class PATPassManager:
             its calls, and :meth:`prune` only notes the epoch.
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
         mask_until_last: mask at all steps but the last; else every step removes.
-        regrow: whether a step takes back units that earlier steps have masked, where others score lower by now; the choice is
-            final at the last step, which removes. A masked unit keeps its weights: its consumers send it no gradients, only
-            momentum and weight decay of the optimizer change it. Its score is that of these weights. Needs
-            ``mask_until_last``, a criterion that reads weights alone, and no compensation.
-        regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step.
+        regrow: whether steps take masked units back where others score lower by now. A masked unit's score is that of its
+            weights, which only momentum and weight decay still change. For criteria of weights, without compensation.
+        regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step. One that aims at what the
+            next step removes (``GrowingReg(ratio=None)``) is told now, after each step, and by :meth:`prune` at each epoch where
+            the criterion reads weights alone.
         compensation: None, "mean", "least_squares", "sequential", "blockwise" or "distillation".
         recalibrate: batches on which BatchNorm is recalibrated after the last step (True: as many as for calibration).
         train_loader: batches for criteria and compensation that read data, and for recalibration.
@@ -147,7 +144,8 @@ class PATPassManager:
         self.epochs: tuple[int, ...] = step_epochs(steps, start_epoch, end_epoch, epoch_rate)
         shares = schedules.resolve(schedule)
         self.ratios: tuple[float, ...] = shares.ratios(ratio, len(self.epochs))
-        self.regularizer: Regularizer | None = None if regularizer is None else regularizers.resolve(regularizer)
+        self._regularized = Regularized(regularizer, selection.ignore)
+        self.regularizer: Regularizer | None = self._regularized.value
         self.mask_until_last: bool = check_flag("mask_until_last", mask_until_last)
         self._shards = Sharded.of(self.model, wrap)
         self._passes = step_passes(
@@ -165,13 +163,12 @@ class PATPassManager:
         sizes = self._passes.sizes
         self._targets = Targets(selection, self.ratios, own, cost(self._graph), sizes, self.mask_until_last)
         self._targets.check(self._graph)
-        self._groups: tuple[Any, list[Group]] | None = None
-        self._after_step: RemovableHandle | None = None
         self._take_optimizers(optimizer)
         self._parallel: nn.Module | None = first_wrapped(self.model, wrap, sharded=self._shards is not None)
         if self.regularizer is not None:
             self.regularizer.attach(self.model)
-        self._hook_optimizers()
+        self._regularized.hook(self.model, self.optimizers, lambda: self.finished)
+        self._aim()
 
     def __repr__(self) -> str:
         at, unit = (self.epochs, "epoch") if self._steps is None else (self._steps, "optimizer step")
@@ -196,10 +193,12 @@ class PATPassManager:
         """
         if not is_whole(epoch):
             raise InputError(f"`epoch` is a whole number; got {shown(epoch)}")
-        if self._steps is not None:
-            self.epoch = int(epoch)
-            return False
-        return self._take_due(sum(epoch >= each for each in self.epochs), epoch=int(epoch))
+        due = self.taken if self._steps is not None else sum(epoch >= each for each in self.epochs)
+        if self._take_due(due, epoch=int(epoch)):
+            return True
+        if not self._passes.reads_data:
+            self._aim()
+        return False
 
     def step(self) -> bool:
         """To be called after every step of the optimizer, where the schedule is one of optimizer steps: takes the pruning steps
@@ -216,17 +215,13 @@ class PATPassManager:
         ``unscale_``), once an optimizer step; returns the L1 norm of its gradients.
 
         0.0 without a regularizer that works on gradients, and once the last step has been taken."""
-        if self.regularizer is None or self.finished or "gradients" not in self.regularizer.forms:
-            return 0.0
-        return self.regularizer.apply_gradients(self.model, self._prunable())
+        return 0.0 if self.finished else self._regularized.gradients(self.model)
 
     def loss(self) -> torch.Tensor:
         """The loss term of a regularizer that has no other form, of the last forward in train mode; else 0, and once the
         last step has been taken."""
-        forms = () if self.regularizer is None or self.finished or not self.model.training else self.regularizer.forms
-        if self.regularizer is None or "loss" not in forms or "gradients" in forms:
-            return torch.zeros((), device=next((p.device for p in self.model.parameters()), None))
-        return self.regularizer.loss(self.model, self._prunable())
+        term = None if self.finished or not self.model.training else self._regularized.loss(self.model)
+        return torch.zeros((), device=next((p.device for p in self.model.parameters()), None)) if term is None else term
 
     @property
     def finished(self) -> bool:
@@ -252,7 +247,7 @@ class PATPassManager:
         self._take_optimizers(optimizer)
         added = [(name, self.model.get_parameter(name)) for name in provenance_of(self.model).added]
         commit(train_new(self.optimizers, self.model, added))
-        self._hook_optimizers()
+        self._regularized.hook(self.model, self.optimizers, lambda: self.finished)
 
     @property
     def _graph(self) -> fx.GraphModule:
@@ -262,30 +257,16 @@ class PATPassManager:
     def _take_optimizers(self, optimizer: Any) -> None:
         optimizers, following = listed_optimizers(optimizer), all_optimizers(optimizer)
         check_optimizers(following, self.model)
-        if self.regularizer is not None and "step" in self.regularizer.forms and optimizer is None:
-            raise InputError(f"{type(self.regularizer).__name__} works after each step of the optimizer: give `optimizer`")
+        self._regularized.check(optimizer)
         if optimizer is None:
             _log.warning("no optimizer is given, so none follows the model: give `optimizer`, or () if there is none, or later")
         self.optimizers, self._outer, self._following = optimizers, following[: len(optimizers)], following
 
-    def _hook_optimizers(self) -> None:
-        if self._after_step is not None:
-            self._after_step.remove()
-        regularizer = self.regularizer
-        if regularizer is None or "step" not in regularizer.forms or not self.optimizers:
-            return
-
-        def after_step(*_: Any) -> None:
-            if not self.finished:
-                regularizer.after_step(self.model, self._prunable())
-
-        self._after_step = self.optimizers[-1].register_step_post_hook(after_step)
-
-    def _prunable(self) -> list[Group]:
-        graph = analyze(self._graph)
-        if self._groups is None or self._groups[0] is not graph:
-            self._groups = (graph, prunable_groups(self._graph, graph, self._selection.ignore))
-        return self._groups[1]
+    def _aim(self) -> None:
+        """Tells a regularizer that aims what the next step would remove now."""
+        if self._regularized.aims and not self.finished:
+            plan = self._passes.planned(self.model, self._targets.at(self.model, self.taken + 1, self.taken))
+            commit([self._regularized.aimed(self.model, plan)])
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -305,7 +286,12 @@ class PATPassManager:
             ready = self._passes.prepare(
                 self.model, self.followers, selection, masking=masking, last=last, regularizer=self.regularizer
             )
-        commit([*self._changes(ready), *(entry(self.__dict__, key, value) for key, value in {**position, "taken": due}.items())])
+        aims = self._regularized.aims and not last
+        upcoming = self._passes.planned(ready.result, self._targets.at(ready.result, due + 1, due)) if aims else None
+        changes = self._changes(ready)  # the parts of `ready.result` become those of the model
+        if aims:
+            changes.append(self._regularized.aimed(self.model, upcoming))
+        commit([*changes, *(entry(self.__dict__, key, value) for key, value in {**position, "taken": due}.items())])
         _ = self.parallel
         whole, axes = self._targets.whole, len(ready.plan.kept)
         tell_step(due, len(self.epochs), position, masking, axes, cost(self._graph), whole)

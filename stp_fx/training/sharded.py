@@ -7,7 +7,7 @@ Plans are made on a graph of the same structure without parameters; numbers are 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np

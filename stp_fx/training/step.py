@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from stp_fx.criteria import Criterion, score
+from stp_fx.criteria import Criterion, needs_of, score
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.measure.distributed import several_processes, together
 from stp_fx.measure.measured import measure
-from stp_fx.passes import Artifacts, MaskChannels, Pipeline, RecalibrateBatchNorm, RemoveChannels, SelectUnits
+from stp_fx.passes import (
+    Artifacts,
+    GraphPass,
+    MaskChannels,
+    Pipeline,
+    RecalibrateBatchNorm,
+    RemoveChannels,
+    SelectUnits,
+)
+from stp_fx.passes.artifacts import Outcome
 from stp_fx.passes.compensations import Compensation
 from stp_fx.rewrite.masks import drop_masks
 from stp_fx.rewrite.slicing import copied
@@ -62,6 +71,33 @@ class StepPasses:
     sizes: dict[str, int]
     regrow: bool = False
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether a plan needs batches."""
+        return bool(self._to_select)
+
+    @property
+    def _to_select(self) -> tuple[str, ...]:
+        return (*needs_of(self.criterion), *self.damage.needs)
+
+    def planned(self, model: fx.GraphModule, selection: Selection) -> PrunePlan:
+        """What a step with this selection would remove of the model as it is now, masked units included; nothing is changed.
+
+        Raises:
+            StpFxError: what one of the passes raises; PassError: another rank has failed.
+        """
+        with together("the choice of what the next step removes"):
+            graph = self._unmasked(_readable(model, None))
+            plan = self._selected(graph, selection, self._to_select).artifacts.planned("PATPassManager")
+            assert_same_plan(plan)
+            return plan
+
+    def _selected(self, graph: fx.GraphModule, selection: Selection, needs: tuple[str, ...], *more: GraphPass) -> Outcome:
+        measured = measure(graph, needs, self.loader if needs else None, self.loss)
+        scores = score(graph, self.criterion, measured, ignore=selection.ignore)
+        passes = Pipeline(*self.damage.passes, SelectUnits(selection, whole=self.sizes), *more)
+        return passes.apply(graph, Artifacts(measured, scores))
+
     def prepare(
         self,
         model: fx.GraphModule,
@@ -79,11 +115,7 @@ class StepPasses:
         """
         with together("a pruning step"):
             graph = self._unmasked(_readable(model, regularizer if last else None))
-            measured = measure(graph, self.needs, self.loader if self.needs else None, self.loss)
-            scores = score(graph, self.criterion, measured, ignore=selection.ignore)
-            select_units = SelectUnits(selection, whole=self.sizes)
-            passes = Pipeline(*self.damage.passes, select_units, *self.compensation.passes)
-            repaired = passes.apply(graph, Artifacts(measured, scores))
+            repaired = self._selected(graph, selection, self.needs, *self.compensation.passes)
             plan = repaired.artifacts.planned("PATPassManager")
             assert_same_plan(plan)
             _tell_frozen(graph, repaired.graph_module)

@@ -457,7 +457,8 @@ NEVER: tuple[Any, ...] = ("x", b"x", math.nan, 0.5, object(), [None], nn.Linear,
     [
         *(("prune_graph", argument) for argument in ("loss", "seed", "frontend", "recalibrate")),
         *(("sweep", argument) for argument in ("loss", "seed")),
-        *(("PATPassManager", argument) for argument in ("loss", "calibration_batches", "mask_until_last", "regrow", "recalibrate")),
+        *(("PATPassManager", argument) for argument in ("loss", "calibration_batches", "mask_until_last", "recalibrate")),
+        ("PATPassManager", "regrow"),
         ("write_back", "strict_config"), ("score", "seed"), ("ScoreUnits", "seed"), ("apply_plan", "mask"), ("explain", "index"),
     ],
 )  # fmt: skip
