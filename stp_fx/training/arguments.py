@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +25,7 @@ from stp_fx.selection.selection import Selection
 from stp_fx.training.adopt import keep_forward
 from stp_fx.training.step import StepPasses
 
-__all__ = ["first_wrapped", "own_graph", "step_passes", "wrapped"]
+__all__ = ["first_wrapped", "own_graph", "step_passes", "with_regrowth", "wrapped"]
 
 
 def step_passes(
@@ -55,6 +56,32 @@ def step_passes(
     recalibration = RecalibrateBatchNorm(loader, None if number is True else number) if number and loader is not None else None
     sizes = {group.name: group.size for group in analyze(model).groups}
     return StepPasses(known, needs, repair, damage, loader, function, recalibration, RemoveChannels(validate=validate), sizes)
+
+
+def with_regrowth(passes: StepPasses, *, mask_until_last: bool, sharded: bool) -> StepPasses:
+    """The options of every step, which takes masked units back where others score lower by now.
+
+    Raises:
+        InputError: steps remove, or what is measured or repaired has no meaning for a unit that its consumers read as zero.
+    """
+    if not mask_until_last:
+        raise InputError(
+            "`regrow` takes masked units back, and with mask_until_last=False every step removes: leave one of them out"
+        )
+    if sharded:
+        raise InputError("`regrow` is not possible for a sharded model: leave it out, or train with DistributedDataParallel")
+    if needs_of(passes.criterion) or passes.damage.passes:
+        raise InputError(
+            f"`regrow` compares masked units with the others, and {passes.criterion!r} or the allocation measures what consumers "
+            "read, which is zero for a masked unit: give a criterion that reads weights alone, such as 'magnitude', and "
+            "allocation 'scope'"
+        )
+    if passes.compensation.passes:
+        raise InputError(
+            "`regrow` takes masked units back, and by then compensation has put their part into other weights: give "
+            "compensation=None, or leave `regrow` out"
+        )
+    return dataclasses.replace(passes, regrow=True)
 
 
 def _checked_recalibration(recalibrate: int | bool | None) -> int | bool | None:

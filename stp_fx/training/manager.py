@@ -25,7 +25,7 @@ from stp_fx.ir.validation import Validate
 from stp_fx.selection.selection import Selection, SelectionOptions, takes_selection
 from stp_fx.training import checkpoint, schedules, sharded_checkpoint
 from stp_fx.training.adopt import adopt
-from stp_fx.training.arguments import first_wrapped, own_graph, step_passes, wrapped
+from stp_fx.training.arguments import first_wrapped, own_graph, step_passes, with_regrowth, wrapped
 from stp_fx.training.commit import Change, commit, entry
 from stp_fx.training.epochs import optimizer_steps, step_epochs
 from stp_fx.training.followers import listed_followers
@@ -80,6 +80,8 @@ class PATPassManager:
             its calls, and :meth:`prune` only notes the epoch.
         schedule: a name or a value of :mod:`stp_fx.schedules`: how the ratio is shared among the steps.
         mask_until_last: mask at all steps but the last; else every step removes.
+        regrow: whether steps take masked units back where others score lower by now. A masked unit's score is that of its
+            weights, which only momentum and weight decay still change. For criteria of weights, without compensation.
         regularizer: of :mod:`stp_fx.regularizers`, by name or as a value; it acts until the last step. One that aims at what the
             next step removes (``GrowingReg(ratio=None)``) is told now, after each step, and by :meth:`prune` at each epoch where
             the criterion reads weights alone.
@@ -121,6 +123,7 @@ class PATPassManager:
         every: int | None = None,
         schedule: str | Schedule = "geometric",
         mask_until_last: bool = True,
+        regrow: bool = False,
         regularizer: str | Regularizer | None = None,
         compensation: str | None = None,
         recalibrate: int | bool | None = None,
@@ -148,6 +151,8 @@ class PATPassManager:
         self._passes = step_passes(
             self._graph, criterion, selection, compensation, recalibrate, train_loader, calibration_batches, loss, validate
         )
+        if check_flag("regrow", regrow):
+            self._passes = with_regrowth(self._passes, mask_until_last=self.mask_until_last, sharded=self._shards is not None)
         self.criterion: Criterion = self._passes.criterion
         self._selection = selection
         check_possible(self._shards, self._passes, selection, followers=followers, regularizer=regularizer)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from stp_fx.criteria import Criterion, needs_of, score
-from stp_fx.ir.provenance import provenance_of
+from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.measure.distributed import several_processes, together
 from stp_fx.measure.measured import measure
 from stp_fx.passes import (
@@ -25,6 +25,7 @@ from stp_fx.passes import (
 )
 from stp_fx.passes.artifacts import Outcome
 from stp_fx.passes.compensations import Compensation
+from stp_fx.rewrite.masks import drop_masks
 from stp_fx.rewrite.slicing import copied
 from stp_fx.selection import PrunePlan
 from stp_fx.selection.selection import Selection
@@ -55,7 +56,8 @@ class StepPasses:
     """The parts of each step of a run: measurements, scores, selection, compensation, a rewrite, and recalibration at the
     last.
 
-    ``needs``: of :data:`stp_fx.measure.measured`. ``sizes``: of all groups at first.
+    ``needs``: of :data:`stp_fx.measure.measured`. ``sizes``: of all groups at first. ``regrow``: each step plans on the graph
+    without its masks, so that the units masked before compete with the others, by the weights that they still have.
     """
 
     criterion: Criterion
@@ -67,6 +69,7 @@ class StepPasses:
     recalibration: RecalibrateBatchNorm | None
     removal: RemoveChannels
     sizes: dict[str, int]
+    regrow: bool = False
 
     @property
     def reads_data(self) -> bool:
@@ -84,7 +87,8 @@ class StepPasses:
             StpFxError: what one of the passes raises; PassError: another rank has failed.
         """
         with together("the choice of what the next step removes"):
-            plan = self._selected(_readable(model, None), selection, self._to_select).artifacts.planned("PATPassManager")
+            graph = self._unmasked(_readable(model, None))
+            plan = self._selected(graph, selection, self._to_select).artifacts.planned("PATPassManager")
             assert_same_plan(plan)
             return plan
 
@@ -110,7 +114,7 @@ class StepPasses:
             StpFxError: what one of the passes raises; PassError: another rank has failed.
         """
         with together("a pruning step"):
-            graph = _readable(model, regularizer if last else None)
+            graph = self._unmasked(_readable(model, regularizer if last else None))
             repaired = self._selected(graph, selection, self.needs, *self.compensation.passes)
             plan = repaired.artifacts.planned("PATPassManager")
             assert_same_plan(plan)
@@ -121,11 +125,19 @@ class StepPasses:
             if recalibration is not None:
                 result = recalibration(result).graph_module
             others = tuple(
-                followed(each, plan, result, masking=masking, compensation=self.compensation, batches=self.loader,
-                         recalibration=recalibration)
+                followed(self._unmasked(each), plan, result, masking=masking, compensation=self.compensation,
+                         batches=self.loader, recalibration=recalibration)
                 for each in followers
             )  # fmt: skip
             return Prepared(result, plan, others)
+
+    def _unmasked(self, graph: fx.GraphModule) -> fx.GraphModule:
+        """With ``regrow`` a copy without masks that shares the parameters; else the graph itself."""
+        if not self.regrow or provenance_of(graph).masked is None:
+            return graph
+        result = copied(graph, {id(p): p for p in graph.parameters()})
+        drop_masks(result)
+        return with_provenance(result, masked=None)
 
 
 def changes_to(

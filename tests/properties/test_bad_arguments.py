@@ -185,7 +185,7 @@ def _manager(**changes: Any) -> Any:
 def _manager_arguments(_: Path) -> dict[str, Any]:
     return {
         "gm": copy.deepcopy(GM), "criterion": "magnitude", "steps": 2, "start_epoch": 0, "end_epoch": None, "epoch_rate": 1,
-        "schedule": "geometric", "mask_until_last": True, "regularizer": None, "compensation": None,
+        "schedule": "geometric", "mask_until_last": True, "regrow": False, "regularizer": None, "compensation": None,
         "recalibrate": None, "train_loader": None, "optimizer": None, "loss": None, "calibration_batches": None, "followers": (),
         "wrap": None, "example_inputs": None, "validate": False, **SELECTION,
     }  # fmt: skip
@@ -458,6 +458,7 @@ NEVER: tuple[Any, ...] = ("x", b"x", math.nan, 0.5, object(), [None], nn.Linear,
         *(("prune_graph", argument) for argument in ("loss", "seed", "frontend", "recalibrate")),
         *(("sweep", argument) for argument in ("loss", "seed")),
         *(("PATPassManager", argument) for argument in ("loss", "calibration_batches", "mask_until_last", "recalibrate")),
+        ("PATPassManager", "regrow"),
         ("write_back", "strict_config"), ("score", "seed"), ("ScoreUnits", "seed"), ("apply_plan", "mask"), ("explain", "index"),
     ],
 )  # fmt: skip
