@@ -153,7 +153,7 @@ def _positions(config: Any, edits: Sequence[Edit], layers: Sequence[Layers]) -> 
 
 
 def _differences(built: nn.Module | None, short: nn.Module, layers: Sequence[Layers], usual: set[tuple[str, str]]) -> list[str]:
-    """The modules that the class builds otherwise than they are in ``short``; the first entry is always there if the config is refused."""
+    """The modules that the class builds otherwise than they are in ``short``; the first entry if it refuses the config."""
     if built is None:
         return ["the class refuses the config"] * 100_000
     wanted, made = ({name: t.shape for name, t in tensors_of(m).items()} for m in (short, built))
