@@ -234,6 +234,7 @@ def refused() -> None:
         "compensation": {"compensation": "sequential", "train_loader": data},
         "recalibrate": {"recalibrate": 2, "train_loader": data},
         "regularizer": {"regularizer": "growing"},
+        "validate": {"validate": True},
         "latency": {"target": "latency"},
         "inplace": {"inplace": False},
     }
