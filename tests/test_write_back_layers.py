@@ -93,9 +93,11 @@ def test_language_models_without_layers(name: str, gone: tuple[int, ...], field:
     assert result.config.num_hidden_layers == len(result.model.layers) == 4 - len(gone)
     assert model.config.to_dict() == before
     assert [layer.self_attn.layer_idx for layer in result.model.layers] == list(range(4 - len(gone)))
+    dtype, near = (torch.float32, 1e-5) if name == "qwen3_moe" else (torch.float64, 1e-9)  # torch's grouped_mm knows no double
     with torch.no_grad():
-        found = copy.deepcopy(result).double()(**GIVEN, use_cache=False).logits
-        torch.testing.assert_close(found, without_entries(model, *names)(**GIVEN, use_cache=False).logits, rtol=1e-9, atol=1e-9)
+        found = copy.deepcopy(result).to(dtype)(**GIVEN, use_cache=False).logits
+        wanted = without_entries(model, *names).to(dtype)(**GIVEN, use_cache=False).logits
+        torch.testing.assert_close(found, wanted, rtol=near, atol=near)
     for cached in (True, False):
         tokens = result.generate(**GIVEN, max_new_tokens=5, do_sample=False, use_cache=cached, pad_token_id=0, eos_token_id=None)
         assert torch.equal(tokens, greedy(pruned, IDS, 5))

@@ -78,14 +78,7 @@ def write_back(
     _check_arguments(pruned, model)
     check_flag("strict_config", strict_config)
     pattern, given = _arguments(pruned, model, example_inputs, kwargs)
-    layers = removed_layers(pruned, model)
-    if layers:
-        short, pruned = without_layers(model, layers), with_names(pruned, layers)
-        if _has_config(model):
-            with _errors_of_the_config(model, strict_config):
-                _check_config(model)
-                fit_depth(short, model, layers)
-        model = short
+    model, pruned = _of_equal_depth(model, pruned, strict_config)
     with torch.random.fork_rng(devices=[]):
         result, settled = smaller_copy(pruned, model)
         sizes = Sizes(provenance_of(pruned).plan or PrunePlan({}, {}), model)
@@ -104,6 +97,19 @@ def write_back(
                 _accept(check, result, pruned, given, pattern)
     _log.info("%s: outputs agree with the graph's in %d sizes", type(model).__name__, stressed.sizes)
     return result
+
+
+def _of_equal_depth(model: nn.Module, pruned: fx.GraphModule, strict_config: bool) -> tuple[nn.Module, fx.GraphModule]:
+    """The model without the layers of which nothing is left in the graph, and the graph with the names that it has there."""
+    layers = removed_layers(pruned, model)
+    if not layers:
+        return model, pruned
+    short = without_layers(model, layers)
+    if _has_config(model):
+        with _errors_of_the_config(model, strict_config):
+            _check_config(model)
+            fit_depth(short, model, layers)
+    return short, with_names(pruned, layers)
 
 
 def _check_arguments(pruned: Any, model: Any) -> None:
