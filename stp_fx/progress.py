@@ -44,13 +44,19 @@ def steps(work: str, total: int | None, progress: Progress = None) -> Iterator[C
     if callable(progress):
         yield _Told(work, total, progress)
         return
+    if progress is False or (progress is None and not sys.stderr.isatty()):
+        yield _nothing  # older versions of rich print a line for a bar that is disabled
+        return
     from stp_fx.terminal import Console
     from stp_fx.terminal import Progress as Bar
 
-    quiet = progress is False or (progress is None and not sys.stderr.isatty())
-    with Bar(transient=progress is None, console=Console(stderr=True), disable=quiet) as bar:
+    with Bar(transient=progress is None, console=Console(stderr=True)) as bar:
         task = bar.add_task(work, total=total)
         yield lambda: bar.advance(task)
+
+
+def _nothing() -> None:
+    """Nobody is told."""
 
 
 def stepped(work: str, entries: Sequence[T], progress: Progress = None) -> Iterator[T]:

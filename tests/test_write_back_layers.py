@@ -79,7 +79,15 @@ def greedy(graph: fx.GraphModule, ids: torch.Tensor, steps: int) -> torch.Tensor
     [
         ("llama", (1,), "num_hidden_layers", 3),
         ("qwen3", (0, 2), "layer_types", ["full_attention"] * 2),
-        ("qwen3_moe", (1,), "mlp_only_layers", [1]),
+        pytest.param(
+            "qwen3_moe",
+            (1,),
+            "mlp_only_layers",
+            [1],
+            marks=pytest.mark.skipif(
+                not hasattr(torch.nn.functional, "grouped_mm"), reason="older code asks how many tokens an expert has"
+            ),
+        ),
     ],
 )
 def test_language_models_without_layers(name: str, gone: tuple[int, ...], field: str, value: Any) -> None:

@@ -155,8 +155,7 @@ class PATPassManager:
             self._passes = with_regrowth(self._passes, mask_until_last=self.mask_until_last, sharded=self._shards is not None)
         self.criterion: Criterion = self._passes.criterion
         self._selection = selection
-        checks = None if validate is False or validate == "auto" else validate
-        check_possible(self._shards, self._passes, selection, followers=followers, regularizer=regularizer, validate=checks)
+        check_possible(self._shards, self._passes, selection, followers=followers, regularizer=regularizer, validate=validate)
         self._averages, self.followers = listed_followers(followers, self.model)
         self.taken, self.epoch, self.count, self._wrap = 0, -1, 0, wrap
         own = {name: shares.ratios(each, len(self.epochs)) for name, each in (selection.ratios or {}).items()}

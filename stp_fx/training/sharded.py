@@ -52,7 +52,7 @@ def check_possible(shards: Sharded | None, passes: StepPasses, selection: Select
     if shards is None:
         return
     for name, value in others.items():
-        if value is not None and value != ():
+        if value is not None and value not in ((), False, "auto"):  # the last two are values of `validate`
             raise InputError(f"`{name}` is not possible {_NO}: leave it out, or train with DistributedDataParallel")
     if not set(passes.needs) <= {"statistics", "maps", "covariance", "patches"} or passes.damage.passes:
         raise InputError(

@@ -48,14 +48,10 @@ def write_back(
     found by running the forward and watching what it reads. The result is accepted only if its outputs are those of ``pruned``,
     in eval mode, on the example and in other sizes that the graph takes (one more in the batch, one more of every other size),
     with random weights and with its own (in double precision, where rounding decides what ``topk`` chooses). Numbers that the
-    forward does not read stay, but for what torch's own modules say of their tensors, and what methods called ``forward_...``
-    need, which exporters put in its place.
+    forward does not read stay, but for those that torch's modules keep of their tensors, and those of other ``forward_...``.
 
-    Where the graph is without the blocks of whole entries of a ``ModuleList`` or ``Sequential``, so is the result: entries that
-    are numbered get new numbers, and so do attributes that hold the number of their entry, and what the config says of layers.
-
-    A model with a ``config`` and ``save_pretrained`` (Hugging Face) promises that the config says how to build it. Its config is
-    renewed so that a model built from it and loaded with the tensors gives the same outputs.
+    Entries of a ``ModuleList`` or ``Sequential`` of which the graph has no block left are left out, and their numbers follow.
+    The config of a Hugging Face model (``save_pretrained``) is renewed so that a model built from it gives the same outputs.
 
     Args:
         pruned: what :func:`prune_graph` made of ``trace(model, ...)``; it may have been trained since.
