@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import stp_fx
-from stp_fx.errors import InputError, NothingToPruneError, PlanError
+from stp_fx.analysis.groups import Group
+from stp_fx.criteria.scores import score
+from stp_fx.errors import CriterionError, InputError, NothingToPruneError, PlanError
 from stp_fx.ir import provenance_of
 from stp_fx.rewrite.removal import unmask
 
@@ -145,6 +147,34 @@ def test_a_ratio_of_their_own_removes_experts(criterion: str) -> None:
     }
     assert "masked = removed" in provenance_of(pruned).validation.ran
     assert pruned(X).shape == (7, 3)
+
+
+def only_rows(group: Group, _: object) -> Tensor:
+    if group.chosen:
+        raise CriterionError("no experts")
+    return torch.arange(float(group.size))
+
+
+def test_experts_without_scores_stay_and_say_so() -> None:
+    gm = stp_fx.trace(make(Routed), X)
+    scores = score(gm, only_rows)
+    assert not any(group.chosen for group in scores.groups)
+    assert any("have no scores: " in note and "no experts" in note for note in scores.notes)
+    assert stp_fx.prune_graph(gm, only_rows).get_parameter("up").shape[:2] == (EXPERTS, 3)
+    with pytest.raises(
+        InputError, match="names experts by 'router', but they are in `ignore`, or the criterion cannot score them"
+    ):
+        stp_fx.prune_graph(gm, only_rows, 0.0, ratios={"router": 0.5})
+
+
+def test_experts_change_no_other_score() -> None:
+    gm = stp_fx.trace(make(Routed), X)
+    scores = score(gm, "magnitude")
+    alone = score(gm, "magnitude", ignore=("router.weight:0",))
+    found = {g.name: v for g, v in zip(scores.groups, scores.values, strict=True) if not g.chosen}
+    assert len(found) == len(alone.groups) == len(scores.groups) - 1
+    for group, values in zip(alone.groups, alone.values, strict=True):
+        assert torch.equal(found[group.name], values)
 
 
 def test_as_many_stay_as_are_chosen() -> None:

@@ -202,6 +202,11 @@ def ratios_by_group(
     named: list[tuple[str, float, Sequence[Group]]] = []
     for name, ratio in ratios.items():
         touching = [g for g in outputs_named(gm, graph, name, "ratios") if g.index in allowed]
+        if not touching and any(group.chosen for group in outputs_named(gm, graph, name, "ratios")):
+            raise InputError(
+                f"`ratios` names experts by {_shown(name)}, but they are in `ignore`, or "
+                "the criterion cannot score them (its notes say why): take another, such as 'magnitude'"
+            )
         if not touching:
             raise InputError(f"`ratios` names {_shown(name)}, but none of its channels can be removed: {_why(graph, name)}")
         others = [group for group in touching if not group.chosen]
