@@ -77,7 +77,7 @@ class Survivors:
         """Where ``node`` chooses or weighs removed experts: dimension of its first operand, removed flags (bool), and the value
         of which it takes no notice."""
         chosen = self._solved.chosen
-        found = []
+        found: list[tuple[int, np.ndarray, float]] = []
         for each in self._solved.found.elements.exclusions if chosen.any() else ():
             classes = self._solved.label[each.ids]
             removed = ~self._alive[classes] & chosen[classes]
