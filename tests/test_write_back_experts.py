@@ -66,7 +66,7 @@ def test_fewer_experts(build: Any, field: str, tmp_path: Path) -> None:
         assert (expected - model(more).logits).abs().max() > 0.1, "the removed experts were chosen before"
         for graph in (pruned, masked):
             torch.testing.assert_close(graph(more).logits, expected, rtol=1e-4, atol=1e-5)
-    written = stp_fx.write_back(pruned, model, IDS)
+    written: Any = stp_fx.write_back(pruned, model, IDS)
     assert getattr(written.config, field) == EXPERTS - len(REMOVED)
     with torch.no_grad():
         torch.testing.assert_close(written(more).logits, expected, rtol=1e-4, atol=1e-5)
