@@ -16,6 +16,7 @@ from stp_fx.analysis.groups import Axis, Group
 from stp_fx.errors import InputError, NothingToPruneError
 from stp_fx.ir.memo import Same, remembered
 from stp_fx.ir.provenance import provenance_of
+from stp_fx.training.regularizers.blocks import Factor, blocks, square_sums
 
 __all__ = ["RowNorms", "Rows", "cached", "chosen", "kept_positions", "rows_of", "unmasked"]
 
@@ -55,12 +56,11 @@ class RowNorms:
         first = next(iter(parameters[name] for name in self.by_tensor))
         total = torch.zeros(self.rows, dtype=self.dtype(parameters), device=first.device)
         for name, entries in self.by_tensor.items():
-            weight = self._alive(name, parameters[name].to(total.dtype))
-            squares = weight * weight
+            weight = parameters[name]
+            dims = tuple(dict.fromkeys(entry.dim for entry in entries))
+            sums = dict(zip(dims, square_sums(weight, dims, total.dtype, self._keep(name, weight)), strict=True))
             for entry in entries:
-                others = [k for k in range(weight.dim()) if k != entry.dim]
-                sums = squares.sum(others) if others else squares
-                total = total.index_add(0, entry.row, sums[entry.index])
+                total = total.index_add(0, entry.row, sums[entry.dim][entry.index])
         return total
 
     def loss(self, parameters: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:
@@ -84,24 +84,33 @@ class RowNorms:
                 raise InputError(f"{name!r} has a sparse gradient, to which nothing dense can be added: use sparse=False")
         total = factor.new_zeros(())
         for name, weight in trained.items():
-            scale = sum(self._along(entry, weight, factor) for entry in self.by_tensor[name])
-            # In the factor's dtype: in half precision one over a small norm is infinite, its product with the weight is not.
-            added = (self._alive(name, weight.to(factor.dtype)) * scale).to(weight.dtype)
-            weight.grad = added if weight.grad is None else weight.grad.add_(added)
-            total += added.abs().sum(dtype=factor.dtype)
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            keep, scale = self._keep(name, weight), self._scale(name, weight, factor)
+            for block in blocks(weight):
+                # In the factor's dtype: in half precision one over a small norm is infinite, its product with the weight is not.
+                added = weight[block].to(factor.dtype) * scale.of(block)
+                added = (added if keep is None else added.mul_(keep.of(block))).to(weight.dtype)
+                weight.grad[block].add_(added)
+                total += added.abs_().sum(dtype=factor.dtype)  # a twentieth of the time of linalg.vector_norm
         return float(total)
 
-    def _alive(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """``weight`` with zeros at masked positions."""
-        for dim in range(weight.dim()):
-            if (name, dim) in self.kept:
-                keep = weight.new_zeros(weight.shape[dim]).index_fill_(0, self.kept[name, dim], 1.0)
-                weight = weight * keep.reshape([-1 if k == dim else 1 for k in range(weight.dim())])
-        return weight
+    def _keep(self, name: str, weight: torch.Tensor) -> Factor | None:
+        """One at unmasked positions, zero at masked ones; None where none is masked."""
+        vectors = {
+            dim: weight.new_zeros(weight.shape[dim]).index_fill_(0, self.kept[name, dim], 1.0)
+            for dim in range(weight.dim())
+            if (name, dim) in self.kept
+        }
+        return Factor(weight, torch.mul, vectors) if vectors else None
 
-    def _along(self, entry: Rows, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        values = factor.new_zeros(weight.shape[entry.dim]).index_add_(0, entry.index, factor[entry.row])
-        return values.reshape([-1 if k == entry.dim else 1 for k in range(weight.dim())])
+    def _scale(self, name: str, weight: torch.Tensor, values: torch.Tensor) -> Factor:
+        """The sum of the ``values`` [rows] of the rows that an element is in."""
+        vectors: dict[int, torch.Tensor] = {}
+        for entry in self.by_tensor[name]:
+            along = vectors.setdefault(entry.dim, values.new_zeros(weight.shape[entry.dim]))
+            along.index_add_(0, entry.index, values[entry.row])
+        return Factor(weight, torch.add, vectors)
 
 
 def rows_of(
