@@ -51,9 +51,13 @@ class Numbers:
         self._elements = elements
         self._known: dict[int, tuple[torch.Tensor, Dim, str]] = {}  # with the tensor, so that its id stays its own
         self._asked: set[int] = set()
+        self._unused: dict[int, tuple[Dim, str]] = {}  # by the id of the dimension, with the node that numbers it
+        self._used: dict[int, Dim] = {}
 
     def state(self, tensor: torch.Tensor, dim: Dim, kind: str) -> None:
         self._known[id(tensor)] = (tensor, dim, kind)
+        if id(dim) not in self._used:
+            self._unused.setdefault(id(dim), (dim, self._elements.node))
 
     def ask(self, tensor: Any, kind: str) -> Dim | None:
         """The dimension, for a rule that keeps the numbers right."""
@@ -61,6 +65,8 @@ class Numbers:
         if known is None or known[2] != kind:
             return None
         self._asked.add(id(tensor))
+        self._used[id(known[1])] = known[1]
+        self._unused.pop(id(known[1]), None)
         return known[1]
 
     def follow(self, call: OpCall) -> None:
@@ -82,6 +88,13 @@ class Numbers:
         for tensor in tensors:
             if id(tensor) in self._known:
                 self._elements.pin(self._known[id(tensor)][1], reason)
+
+
+    def finish(self) -> None:
+        """Pins axes whose numbers nothing is looked up by: the largest channels, by value, are no experts."""
+        for dim, node in self._unused.values():
+            self._elements.node = node
+            self._elements.pin(dim, "topk chooses among its positions, and nothing is looked up by their numbers")
 
 
 def is_reached(source: torch.Tensor, node: fx.Node | None, module: nn.Module | None, given: Any, calls: Iterable[OpCall]) -> bool:

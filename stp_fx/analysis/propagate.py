@@ -164,6 +164,7 @@ class _Propagation(TorchDispatchMode):
         for dim in (dim for tensor in tensors_within(value) for dim in self.dims(tensor)):
             self.pin(dim, "graph output")
         self.numbers.leave(tensors_within(value), "numbers of its positions are graph output")
+        self.numbers.finish()
 
     def node(self, node: fx.Node, env: Mapping[fx.Node, Any], inputs: Iterator[Any]) -> Any:
         """Runs one node."""
