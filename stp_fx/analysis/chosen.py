@@ -89,7 +89,6 @@ class Numbers:
             if id(tensor) in self._known:
                 self._elements.pin(self._known[id(tensor)][1], reason)
 
-
     def finish(self) -> None:
         """Pins axes whose numbers nothing is looked up by: the largest channels, by value, are no experts."""
         for dim, node in self._unused.values():
