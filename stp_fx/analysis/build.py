@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import fx
 
+from stp_fx.analysis.chosen import least_of, pin_unfit_choices
+from stp_fx.analysis.elements import Note
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
 from stp_fx.analysis.propagate import propagate
@@ -37,6 +39,8 @@ def _analyzed(gm: fx.GraphModule) -> ChannelGraph:
     solution = solve(found.elements)
     if _pin_what_no_parameter_has(found, solution):
         solution = solve(found.elements)
+    while pin_unfit_choices(found.elements, found.axes, solution):
+        solution = solve(found.elements)
     return build(found, solution, tuple(name for name, _ in gm.named_parameters()))
 
 
@@ -53,7 +57,7 @@ def build(found: Propagated, solution: Solution, parameters: tuple[str, ...]) ->
     touched = Touched(solution, unit_of)
     members = _members(found.axes, solution.label, touched, group_of, number)
     notes = _inexact(found, solution, touched, group_of)
-    groups = _groups(found.axes, members, group_of, number, notes)
+    groups = _groups(found.axes, members, group_of, number, notes, least_of(found.elements, solution)[unit_class])
     axes = tuple(Axis(a.tensor, a.dim, len(a.ids), a.role, a.side) for a in found.axes)
     products = _products(solution, unit_of, group_of)
     return ChannelGraph(Solved(tuple(groups), products, axes, parameters, found, solution, unit_class, touched))
@@ -133,7 +137,9 @@ def _members(
 def _inexact(found: Propagated, solution: Solution, touched: Touched, group_of: np.ndarray) -> dict[int, dict[str, None]]:
     """Group to the reasons why removing from it is not masking it."""
     result: dict[int, dict[str, None]] = defaultdict(dict)
-    for note in found.elements.notes:
+    chosen = least_of(found.elements, solution) > 0
+    weighs = [Note(e.ids[~chosen[solution.label[e.ids]]], e.reason, e.node) for e in found.elements.exclusions if not e.least]
+    for note in (*found.elements.notes, *weighs):
         _, units = touched.of(_present(solution.label[note.ids.ravel()], solution.count))
         for group in np.unique(group_of[units]).tolist():
             result[group][f"{note.reason} (node '{note.node}')"] = None
@@ -146,6 +152,7 @@ def _groups(
     group_of: np.ndarray,
     number: int,
     notes: dict[int, dict[str, None]],
+    least: np.ndarray,
 ) -> list[Group]:
     order = np.argsort(group_of, kind="stable")
     units_of = np.split(order, np.cumsum(np.bincount(group_of, minlength=number))[:-1]) if number else []
@@ -165,7 +172,7 @@ def _groups(
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
         why = tuple(notes.get(k, ()))
-        result.append(Group(k, unique, units, tuple(built), not why, why))
+        result.append(Group(k, unique, units, tuple(built), not why, why, int(least[units].max(initial=0))))
     return result
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from stp_fx.rules import FIXED, Dim, Dims, Factor, dim_size, fixed_dim, fixed_dims, has_ids
 
-__all__ = ["Elements", "Note", "ProductRecord"]
+__all__ = ["Elements", "Exclusion", "Note", "ProductRecord"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +35,21 @@ class Note:
     node: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exclusion:
+    """``node`` takes no notice of positions that read ``value`` along dimension ``dim`` of its first operand.
+
+    ``least``: how many positions it chooses; 0 if it chooses none (a softmax).
+    """
+
+    ids: np.ndarray
+    node: str
+    dim: int
+    value: float
+    least: int
+    reason: str
+
+
 class Elements:
     """Records unions, products, pins and notes. ``node`` names the graph node at hand, for reasons."""
 
@@ -45,6 +60,7 @@ class Elements:
         self.pins: list[Note] = []
         self.notes: list[Note] = []
         self.parts: list[np.ndarray] = []
+        self.exclusions: list[Exclusion] = []
         self.node = ""
         self._starts = [0]
         self._splits: dict[tuple[bytes, tuple[int, ...]], tuple[np.ndarray, ...]] = {}

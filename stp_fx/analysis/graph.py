@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stp_fx.analysis.chosen import too_few
 from stp_fx.analysis.drawing import drawing
 from stp_fx.analysis.explain import explain
 from stp_fx.analysis.groups import Axis, Group, Product
@@ -21,7 +22,7 @@ from stp_fx.analysis.propagated import Contraction
 from stp_fx.analysis.solved import Solved, removable, units_along
 from stp_fx.analysis.survivors import Survivors
 from stp_fx.checks import is_a
-from stp_fx.errors import InputError
+from stp_fx.errors import InputError, PlanError
 from stp_fx.rules import Dim
 from stp_fx.text import html_table
 from stp_fx.views import Drawing, draw, svg
@@ -121,6 +122,11 @@ class ChannelGraph:
         if not all(is_a(getattr(plan, each, None), Mapping) for each in ("kept", "sizes")):
             raise InputError(f"`plan` is a {type(plan).__name__}; give a PrunePlan (stp_fx.plan_of, ChannelGraph.plan_for)")
         units, alive = alive_under(self._solved, plan, partial=partial)
+        for group, kept in too_few(self.groups, units):
+            raise PlanError(
+                f"the plan keeps {kept} experts of group '{group.name}', of which {group.chosen} are chosen for every token; "
+                f"keep at least {group.chosen}"
+            )
         return Survivors(units, self._solved, alive)
 
     def survivors_without(self, removed: np.ndarray) -> Survivors:

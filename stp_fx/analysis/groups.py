@@ -67,6 +67,8 @@ class Group:
 
     ``units`` are the ids of its units in the whole graph (int64, one per unit), in channel order. ``exact`` says that
     masking and removing give equal numbers; if not, ``notes`` says which op normalises or reduces over the group.
+    ``chosen``: how many of its units a ``topk`` chooses for each token, if they are experts; so many are kept at least, and only
+    a ratio of their own removes any. 0 for all other groups.
     """
 
     index: int
@@ -75,6 +77,7 @@ class Group:
     members: tuple[Member, ...]
     exact: bool = True
     notes: tuple[str, ...] = ()
+    chosen: int = 0
 
     @property
     def size(self) -> int:

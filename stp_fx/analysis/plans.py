@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stp_fx.analysis.chosen import too_few
 from stp_fx.analysis.explain import explain
 from stp_fx.analysis.liveness import flag_whole_factors
 from stp_fx.analysis.plan import PrunePlan
@@ -150,6 +151,11 @@ def _something_is_left(solved: Solved, removed: np.ndarray) -> None:
         if not len(kept):
             size = len(solved.elements_of[tensor, dim])
             raise InputError(f"this removes all {size} positions of '{tensor}:{dim}'; keep at least one")
+    for group, kept in too_few(solved.groups, ~removed):
+        raise InputError(
+            f"this leaves {kept} of the {group.size} experts of group '{group.name}', of which {group.chosen} are chosen for "
+            f"every token; keep at least {group.chosen}"
+        )
     for ids in solved.found.pieces():
         labels = solved.label[ids]
         if len(labels) and not alive[labels].any():

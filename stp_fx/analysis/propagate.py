@@ -12,7 +12,8 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stp_fx.analysis.choices import choose
-from stp_fx.analysis.elements import Elements
+from stp_fx.analysis.chosen import Numbers, is_reached
+from stp_fx.analysis.elements import Elements, Exclusion
 from stp_fx.analysis.flow import flow_of
 from stp_fx.analysis.norm_calls import norm_calls
 from stp_fx.analysis.propagated import AxisRecord, Contraction, Propagated
@@ -86,6 +87,7 @@ class _Propagation(TorchDispatchMode):
         self._twin = twin
         self._modules = dict(twin.named_modules(remove_duplicate=False))
         self._node: fx.Node | None = None
+        self._module: nn.Module | None = None
         self._policy = Policy.STRICT
         self._unread = unread(gm.graph)
         self._rescaled = {norm.node for norm in norm_calls(gm) if norm.kind == "rms" and not norm.hooked}
@@ -101,6 +103,8 @@ class _Propagation(TorchDispatchMode):
         self._names: dict[int, str] = {}
         self._constants: dict[int, torch.Tensor] = {}
         self.elements = Elements()
+        self.numbers = Numbers(self.elements)
+        self.state_numbers, self.numbers_in = self.numbers.state, self.numbers.ask
         self.result = Propagated(self.elements, [], {}, {}, {}, [], {}, {})
         self._enter_tensors(gm, twin)
 
@@ -134,8 +138,8 @@ class _Propagation(TorchDispatchMode):
         self._node = node
         self.elements.node = node.name
         self._trains_only = MARKS[str(node.target)] == "train" if is_mark(node) else self._trains_only
-        module = self._modules.get(str(node.target)) if node.op == "call_module" else None
-        self._policy = policy_of(node, module)
+        self._module = self._modules.get(str(node.target)) if node.op == "call_module" else None
+        self._policy = policy_of(node, self._module)
 
     def mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The operands of the node at hand are what a mask can make zero."""
@@ -159,6 +163,8 @@ class _Propagation(TorchDispatchMode):
     def outputs(self, value: Any) -> None:
         for dim in (dim for tensor in tensors_within(value) for dim in self.dims(tensor)):
             self.pin(dim, "graph output")
+        self.numbers.leave(tensors_within(value), "numbers of its positions are graph output")
+        self.numbers.finish()
 
     def node(self, node: fx.Node, env: Mapping[fx.Node, Any], inputs: Iterator[Any]) -> Any:
         """Runs one node."""
@@ -173,6 +179,7 @@ class _Propagation(TorchDispatchMode):
 
     def _call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(module, Choice):
+            self.numbers.leave(tensors_within(args), "training and evaluation choose its positions in two ways")
             return choose(self, *args)
         if self._policy is not Policy.OPAQUE:
             return module(*args, **kwargs)
@@ -181,6 +188,7 @@ class _Propagation(TorchDispatchMode):
         self._policy = Policy.STRICT
         value = module(*args, **kwargs)
         stored = [*module.parameters(), *module.buffers()]
+        self.numbers.leave([*tensors_in(args), *tensors_in(kwargs)], reason)
         for tensor in [*tensors_in(args), *tensors_in(kwargs), *stored, *tensors_in(value)]:
             for dim in self.dims(tensor):
                 self.pin(dim, reason)
@@ -202,6 +210,7 @@ class _Propagation(TorchDispatchMode):
         call = OpCall(self, func, args, kwargs, out)
         operands, results = call.operands, call.outs
         if not results and rule is None and not func._schema.is_mutable:
+            self.numbers.follow(call)
             return out
         only_stored = bool(operands) and all(id(t) in self._stored for t in operands)
         if only_stored:
@@ -214,6 +223,7 @@ class _Propagation(TorchDispatchMode):
             pointwise(call)
         else:
             self._pin_unknown(func, [*operands, *results])
+        self.numbers.follow(call)
         self._calls.append((call, entry))
         return out
 
@@ -248,6 +258,13 @@ class _Propagation(TorchDispatchMode):
 
     def several(self, dim: Dim, least: int) -> None:
         self.elements.several(dim, least)
+
+    def excludes(self, source: torch.Tensor, dim: int, value: float, least: int, reason: str) -> bool:
+        along, calls = self.dims(source)[dim], (made for made, _ in self._calls)
+        if len(along) != 1 or along[0].ids is None or not is_reached(source, self._node, self._module, self._given, calls):
+            return False
+        self.elements.exclusions.append(Exclusion(along[0].ids, self.elements.node, dim, value, least, reason))
+        return True
 
     def flat(self, dim: Dim) -> np.ndarray:
         return self.elements.flat(dim)

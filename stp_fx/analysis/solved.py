@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from stp_fx.analysis.chosen import least_of
 from stp_fx.analysis.groups import Axis, Group, Product
 from stp_fx.analysis.propagated import Propagated
 from stp_fx.analysis.solve import Solution
@@ -64,6 +65,11 @@ class Solved:
     def elements_of(self) -> Mapping[tuple[str, int], np.ndarray]:
         """The elements of an axis, by tensor (its first name) and dimension."""
         return {(axis.tensor, axis.dim): axis.ids for axis in self.found.axes}
+
+    @cached_property
+    def chosen(self) -> np.ndarray:
+        """Whether something chooses among the positions of a class by number: bool, one per class."""
+        return least_of(self.found.elements, self.solution) > 0
 
     def first_name(self, tensor: str) -> str:
         """The name under which a tied tensor stands in ``axes``."""

@@ -73,6 +73,18 @@ class Survivors:
         """Where ``node`` sums over removed positions of the values of ``sources``: (source, dimension, removed flags (bool))."""
         return removed_inputs(self._solved, self._alive, node, sources)
 
+    def excluded(self, node: str) -> list[tuple[int, np.ndarray, float]]:
+        """Where ``node`` chooses or weighs removed experts: dimension of its first operand, removed flags (bool), and the value
+        of which it takes no notice."""
+        chosen = self._solved.chosen
+        found: list[tuple[int, np.ndarray, float]] = []
+        for each in self._solved.found.elements.exclusions if chosen.any() else ():
+            classes = self._solved.label[each.ids]
+            removed = ~self._alive[classes] & chosen[classes]
+            if each.node == node and removed.any():
+                found.append((each.dim, removed, each.value))
+        return found
+
     @property
     def cost(self) -> Cost:
         """MACs and parameters that are left."""

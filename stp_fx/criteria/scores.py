@@ -17,7 +17,7 @@ from stp_fx.analysis.groups import Group
 from stp_fx.analysis.names import prunable_groups
 from stp_fx.checks import check_seed, is_a
 from stp_fx.criteria.base import Criterion, ScoreContext, resolve, score_groups
-from stp_fx.errors import InputError
+from stp_fx.errors import CriterionError, InputError
 from stp_fx.ir.provenance import provenance_of
 from stp_fx.ir.stamp import Stamp, check_stamp, stamp_of
 from stp_fx.measure.measured import Measured
@@ -81,13 +81,37 @@ def score(
         tensors = {**dict(gm.named_parameters(remove_duplicate=False)), **dict(gm.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
         context = ScoreContext(tensors, seed, gm, known.statistics, known.gradients)
-        values = score_groups(groups, chosen, context)
+        groups, values = _channels_then_experts(groups, chosen, context)
     masked = provenance_of(gm).masked
     if masked is not None:
         values = _masked_first(graph, groups, values, ~graph.survivors(masked, partial=True).units)
     for note in context.notes:
         _log.info("%s", note)
     return Scores(tuple(groups), tuple(values), stamp_of(gm), tuple(context.notes))
+
+
+def _channels_then_experts(
+    groups: list[Group], criterion: Any, context: ScoreContext
+) -> tuple[list[Group], Sequence[torch.Tensor]]:
+    """Scores of the groups in their order. Whole experts are scored apart: they are removed only at a ratio of their own, so they
+    change no score of other groups, and a criterion that cannot score them says so in a note and leaves them out."""
+    experts = [group for group in groups if group.chosen]
+    if not experts:
+        return groups, score_groups(groups, criterion, context)
+    channels = [group for group in groups if not group.chosen]
+    found: dict[int, torch.Tensor] = {}
+    if channels:
+        found.update(zip((g.index for g in channels), score_groups(channels, criterion, context), strict=True))
+    for group in experts:
+        apart = ScoreContext(context.tensors, context.seed, context.module, context.statistics, context.gradients)
+        try:
+            (found[group.index],) = score_groups([group], criterion, apart)
+        except CriterionError as error:
+            if not channels:
+                raise
+            context.note(f"the experts of group '{group.name}' have no scores: {error}")
+    left = [group for group in groups if group.index in found]
+    return left, [found[group.index] for group in left]
 
 
 def _masked_first(

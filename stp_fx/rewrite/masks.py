@@ -32,6 +32,8 @@ def add_masks(gm: fx.GraphModule, graph: ChannelGraph, survivors: Survivors, dev
     for node, mode in list(modes_of(gm.graph)):
         if node.name in contracting:
             masks.before(node, mode)
+        for dim, removed, value in survivors.excluded(node.name):
+            masks.exclude(node, mode, dim, removed, value)
     gm.recompile()
     return len(masks.made)
 
@@ -55,6 +57,16 @@ class _Masks:
             if found:
                 return
 
+    def exclude(self, node: fx.Node, mode: str, dim: int, removed: np.ndarray, value: float) -> None:
+        """Lets ``node`` read ``value``, of which it takes no notice, at removed positions of its first operand."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node.replace_input_with(source, self._new(node, source, dim, removed, self._rank(source), value))
+        self.made[node.name, dim, removed.tobytes(), mode] = node.args[0]  # type: ignore[assignment]
+
+    def _rank(self, source: fx.Node) -> int:
+        return len(self._graph.value(_unmasked(source).name).dims)
+
     def _insert(self, node: fx.Node, mode: str, source: fx.Node, dim: int, removed: np.ndarray) -> None:
         known = [self.made.get((source.name, dim, removed.tobytes(), place)) for place in ("both", mode)]
         masked = next((each for each in known if each is not None), None)
@@ -65,10 +77,10 @@ class _Masks:
                 self.made[source.name, dim, removed.tobytes(), mode] = masked
         node.replace_input_with(current, masked)
 
-    def _new(self, node: fx.Node, current: fx.Node, dim: int, removed: np.ndarray, rank: int) -> fx.Node:
+    def _new(self, node: fx.Node, current: fx.Node, dim: int, removed: np.ndarray, rank: int, value: float = 0.0) -> fx.Node:
         shape = [1] * rank
         shape[dim] = len(removed)
-        return _masked(self._gm, node, current, torch.from_numpy(removed.copy()).reshape(shape), self._device)
+        return _masked(self._gm, node, current, torch.from_numpy(removed.copy()).reshape(shape), self._device, value)
 
 
 def add_block_masks(gm: fx.GraphModule, blocks: Sequence[Block]) -> None:
@@ -81,15 +93,20 @@ def add_block_masks(gm: fx.GraphModule, blocks: Sequence[Block]) -> None:
 
 
 def _masked(
-    gm: fx.GraphModule, node: fx.Node, value: fx.Node, removed: torch.Tensor, device: torch.device | None = None
+    gm: fx.GraphModule,
+    node: fx.Node,
+    value: fx.Node,
+    removed: torch.Tensor,
+    device: torch.device | None = None,
+    filling: float = 0.0,
 ) -> fx.Node:
-    """The node that ``node`` is to read in place of ``value``: zero where the flags are set."""
+    """The node that ``node`` is to read in place of ``value``: ``filling`` where the flags are set."""
     name = f"{MASK_PREFIX}_{sum(1 for b in gm._buffers if is_mask_buffer(b))}"
     device = device or next((t.device for t in gm.parameters()), torch.device("cpu"))
     gm.register_buffer(name, removed.to(device, floating_dtype(gm) or torch.get_default_dtype()))
     with gm.graph.inserting_before(node):
         flags = gm.graph.call_method("bool", (gm.graph.get_attr(name),))
-        return gm.graph.call_method("masked_fill", (value, flags, 0.0))
+        return gm.graph.call_method("masked_fill", (value, flags, filling))
 
 
 def _buffer_of(node: fx.Node) -> fx.Node | None:

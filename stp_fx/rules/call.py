@@ -99,6 +99,18 @@ class OpCall:
         """At least so many positions of ``dim`` have to stay."""
         self.ctx.several(dim, least)
 
+    def excludes(self, source: torch.Tensor, dim: int, value: float, least: int, reason: str) -> bool:
+        """Positions that read ``value`` along ``dim`` of ``source`` are never among the ``least`` that are chosen."""
+        return self.ctx.excludes(source, dim, value, least, reason)
+
+    def state_numbers(self, tensor: torch.Tensor, dim: Dim, kind: str) -> None:
+        """The values of ``tensor`` are about the positions of ``dim``: ``"position"``, ``"count"`` or ``"end"``."""
+        self.ctx.state_numbers(tensor, dim, kind)
+
+    def numbers_in(self, tensor: torch.Tensor, kind: str) -> Dim | None:
+        """The dimension that the values of ``tensor`` are about. A rule that asks keeps them right, or pins the dimension."""
+        return self.ctx.numbers_in(tensor, kind)
+
     def contract(
         self,
         letters: Sequence[Dim],

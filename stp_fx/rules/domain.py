@@ -91,6 +91,19 @@ class Context(Protocol):
         """At least so many positions of ``dim`` have to stay: the op gives no number for fewer."""
         ...
 
+    def excludes(self, source: torch.Tensor, dim: int, value: float, least: int, reason: str) -> bool:
+        """The op ignores positions of ``source`` that read ``value`` along ``dim``, and chooses ``least`` of the others (0: it
+        chooses none); False where no mask can make them read it."""
+        ...
+
+    def state_numbers(self, tensor: torch.Tensor, dim: Dim, kind: str) -> None:
+        """The values of ``tensor`` say something about the positions of ``dim``: ``"position"``, ``"count"`` or ``"end"``."""
+        ...
+
+    def numbers_in(self, tensor: torch.Tensor, kind: str) -> Dim | None:
+        """The dimension that the values of ``tensor`` are about. A rule that asks keeps them right, or pins the dimension."""
+        ...
+
     def contract(
         self,
         letters: Sequence[Dim],

@@ -89,6 +89,7 @@ def choose(
     graph = analyze(gm)
     groups, values = _without_ignored(gm, graph, scores, selection)
     ratios = ratios_by_group(gm, graph, groups, selection.ratios or {})
+    groups, values = _without_unnamed_experts(groups, values, ratios)
     products = "outer" if selection.uniform and selection.products == "auto" else selection.products
     exponents = carriers(groups, graph.products, products)
     exponents.update({index: max(exponents.get(index, 0), 1) for index in ratios})  # a group with a ratio of its own is cut
@@ -159,6 +160,16 @@ def _without_ignored(
     return [group for group, _ in pairs], [value for _, value in pairs]
 
 
+def _without_unnamed_experts(
+    groups: Sequence[Group], values: Sequence[torch.Tensor], ratios: Mapping[int, float]
+) -> tuple[list[Group], list[torch.Tensor]]:
+    """Whole experts are removed only at a ratio of their own."""
+    pairs = [(g, v) for g, v in zip(groups, values, strict=True) if not g.chosen or g.index in ratios]
+    if not pairs:
+        raise NothingToPruneError("only whole experts can be removed here, and they need a ratio: name their router in `ratios`")
+    return [group for group, _ in pairs], [value for _, value in pairs]
+
+
 def _cost(gm: fx.GraphModule, graph: ChannelGraph, selection: Selection) -> CostOf | None:
     target = selection.target
     if target == "latency":
@@ -181,7 +192,8 @@ def ratios_by_group(
     gm: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], ratios: Mapping[Any, float]
 ) -> dict[int, float]:
     """By group index. A named layer's ratio is that of its outputs' groups; that of a tensor without outputs (a norm's), of all
-    it touches.
+    it touches. Whole experts are meant by the name of their router, of their group or of an axis of theirs alone, and never by a
+    name that stands for other channels as well.
 
     Raises:
         InputError: a name that matches nothing, or nothing that may be removed; two ratios for one group.
@@ -190,8 +202,15 @@ def ratios_by_group(
     named: list[tuple[str, float, Sequence[Group]]] = []
     for name, ratio in ratios.items():
         touching = [g for g in outputs_named(gm, graph, name, "ratios") if g.index in allowed]
+        if not touching and any(group.chosen for group in outputs_named(gm, graph, name, "ratios")):
+            raise InputError(
+                f"`ratios` names experts by {_shown(name)}, but they are in `ignore`, or "
+                "the criterion cannot score them (its notes say why): take another, such as 'magnitude'"
+            )
         if not touching:
             raise InputError(f"`ratios` names {_shown(name)}, but none of its channels can be removed: {_why(graph, name)}")
+        others = [group for group in touching if not group.chosen]
+        touching = others or touching  # experts are meant by a name that stands for nothing else, as their router's
         named.append((name if isinstance(name, str) else f"a {type(name).__name__}", ratio, touching))
     return merge_ratios(named)
 

@@ -43,7 +43,7 @@ def mac_shares(gm: fx.GraphModule, *, ignore: Iterable[Any] = (), products: str 
         InputError: a name that matches nothing.
     """
     graph = analyze(gm)
-    groups = prunable_groups(gm, graph, ignore)
+    groups = [group for group in prunable_groups(gm, graph, ignore) if not group.chosen]
     carrying = carriers(groups, graph.products, products)
     pruned = np.zeros(graph.units, dtype=bool)
     for group in groups:

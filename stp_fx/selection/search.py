@@ -78,7 +78,8 @@ class Task:
         if ratio > 0 or (own > 0).any():
             check_room([group.name for group in some], before, max_ratio, round_to)
         wanted = _local_counts(np.where(own >= 0, own, ratio), powers, sizes, before)
-        limits = GroupLimits.of(sizes, max_ratio=max_ratio, round_to=round_to)
+        chosen = np.array([group.chosen for group in some], dtype=np.int64)
+        limits = GroupLimits.of(sizes, max_ratio=max_ratio, round_to=round_to, chosen=chosen)
         outside = total - sum(group.size for group in groups)
         return cls(some, carried, total, ratio, before, powers, own, wanted, limits, outside, len(groups) - len(some))
 

@@ -84,7 +84,8 @@ class Selection:
         target: what ``ratio`` counts: "channels", "macs", "params", "latency" (as :func:`stp_fx.passes.latency_model` predicts
             it from measurements on this machine) or "memory" (bytes of weights, of the activations that are alive at once, and
             with ``cache_tokens`` of keys and values: :func:`stp_fx.passes.memory_model`). Costs are met within one unit.
-        ratios: a layer's own ratio, by name, glob or module.
+        ratios: a layer's own ratio, by name, glob or module. Whole experts are removed only here, by a name that stands for
+            nothing else, as their router's (``{"layers.0.mlp.gate": 0.5}``); as many stay as are chosen for a token.
         ignore: parameters, axes, modules or groups, by name, glob or module: the channels that they touch are kept.
         round_to: every group keeps a multiple of this many units.
         max_ratio: no group loses a larger fraction of its units than this, in (0, 1].

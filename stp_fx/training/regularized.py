@@ -88,5 +88,5 @@ class Regularized:
     def _prunable(self, model: fx.GraphModule) -> list[Group]:
         graph = analyze(model)
         if self._groups is None or self._groups[0] is not graph:
-            self._groups = (graph, prunable_groups(model, graph, self._ignore))
+            self._groups = (graph, [g for g in prunable_groups(model, graph, self._ignore) if not g.chosen])
         return self._groups[1]

@@ -101,6 +101,9 @@ class Bench:
         said += sorted({f"{self._name(p.ids.ravel())}={'x'.join(self._name(f) for f in p.factors)}" for p in elements.products})
         said += sorted({f"pin {self._name(n.ids)}" for n in elements.pins if n.node})
         said += sorted({f"inexact {self._name(n.ids)}" for n in elements.notes})
+        said += [
+            f"{f'chooses {e.least}' if e.least else 'weighs'} {self._name(e.ids)}, not {e.value:g}" for e in elements.exclusions
+        ]
         for entry in self.run.result.contractions:
             letters = " ".join(self._dim(d) for d in entry.letters)
             said.append(f"{entry.multiplier} x ({letters}) over {' '.join(self._dim(d) for d in entry.contracted)}")

@@ -75,7 +75,7 @@ class Claims:
             for at, label in np.ndenumerate(product.classes):
                 factors = {int(factor[k]) for factor, k in zip(product.factors, at, strict=True)}
                 self.parts.setdefault(int(label), set()).update(*map(self.closure, factors))
-        noted = [n.ids.ravel() for n in elements.notes]
+        noted = [n.ids.ravel() for n in (*elements.notes, *elements.exclusions)]
         summed = [f.ids for c in bench.run.result.contractions for dim in c.contracted for f in dim if f.ids is not None]
         self.free = {part for ids in (*noted, *summed) for k in ids for part in self.closure(self.label(k))}
 

@@ -80,7 +80,8 @@ def _grouped_mm(call: OpCall) -> None:
     pattern, work = _PATTERNS[a.dim(), b.dim()]
     letters = apply_pattern(call, pattern, [a, b, offsets, call["bias"]], [call.out], roles={1: weight(b.dim() - 1, b.dim() - 2)})
     if offsets is not None:
-        call.pin(letters["e"], "grouped_mm: which rows are whose is data")
+        if call.numbers_in(offsets, "end") is None:  # of the same axis, since both meet here
+            call.pin(letters["e"], "grouped_mm: which rows are whose is data")
         call.pin(letters["m" if a.dim() == 2 else "n"] if a.dim() != b.dim() else (), "grouped_mm: rows go by position")
         call.pin(letters["k"] if a.dim() == b.dim() == 2 else (), "grouped_mm: rows go by position")
     call.contract([letters[k] for k in work.split()], [letters["k"]], 1, [[a, b]])

@@ -149,6 +149,17 @@ rule(
 # -- gather and scatter --------------------------------------------------------------------------------------------------
 
 
+def _chosen(call: OpCall, at: int) -> Dim | None:
+    """The dimension of whose positions the index holds the numbers, if ``self`` has all of them along ``at``."""
+    if call.name.rstrip("_") not in ("gather", "scatter", "scatter_add", "scatter_reduce"):
+        return None
+    along = call.numbers_in(call["index"], "position")
+    if along is None or dim_size(along) == call["self"].shape[at]:
+        return along
+    call.pin(along, f"{call.name}: the numbers of its positions are used along another dimension")
+    return None
+
+
 def _aligned(call: OpCall, tensors: list[torch.Tensor], reason: str) -> None:
     """All dimensions but ``dim`` run in step where they are equally long; ``dim`` is pinned in every tensor."""
     out, at = call.out, call["dim"] % max(call["self"].dim(), 1)
@@ -159,6 +170,11 @@ def _aligned(call: OpCall, tensors: list[torch.Tensor], reason: str) -> None:
             dim = call.dims(tensors[0])[k]
             for tensor in tensors[1:]:
                 dim = call.unify(dim, call.dims(tensor)[k])
+        elif k == at and (along := _chosen(call, k)) is not None:
+            looked_up = call.unify(along, call.dims(tensors[0])[k])
+            for tensor in tensors[1:]:
+                call.pin(call.dims(tensor)[k], reason)
+            dim = dim if call.name == "gather" else looked_up
         else:
             for tensor in tensors:
                 call.pin(call.dims(tensor)[k], reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from stp_fx.rules.call import OpCall
@@ -16,7 +18,10 @@ aten = torch.ops.aten
 def _runs_along(call: OpCall) -> None:
     dims = call.dims(call["self"])
     if dims:
-        call.inexact(dims[call["dim"] % len(dims)], f"{call.name.strip('_')} runs over it")
+        at, reason = call["dim"] % len(dims), f"{call.name.strip('_')} runs over it"
+        weighs = "softmax" in call.name and call.excludes(call["self"], at, -math.inf, 0, reason)
+        if not weighs:
+            call.inexact(dims[at], reason)
     call.assign(call.out, dims)
 
 
@@ -35,4 +40,7 @@ def _cumsum(call: OpCall) -> None:
     dims = call.dims(call["self"])
     if dims:
         call.contract((), [dims[call["dim"] % len(dims)]], 0)
+    counted = call.numbers_in(call["self"], "count")
+    if counted is not None:
+        call.state_numbers(call.out, counted, "end")
     call.assign(call.out, dims)
