@@ -244,17 +244,18 @@ class Flow:
     # -- removed with a branch -------------------------------------------------------------------------------------------
 
     def _closure(self, value: fx.Node, total: fx.Node, body: frozenset[fx.Node]) -> frozenset[fx.Node]:
-        """The nodes without a consumer once ``total`` does not read ``value``; assertions about the ``body``, and sizes of
-        its values, are no consumers, nor are calls that only write to them."""
+        """The nodes without a consumer once ``total`` does not read ``value``; assertions about the ``body`` and about weights
+        that only the branch computes with, and sizes of its values, are no consumers, nor are calls that only write to them."""
         gone: set[fx.Node] = set()
         inside = _either(1 << self.at[node] for node in body)
+        given = _either(1 << self.at[node] for node in self.nodes if node.op == "placeholder")
         waiting = [value]
         while waiting:
             node = waiting.pop()
             if node in gone or node.op in ("placeholder", "output"):
                 continue
             readers = set(node.users) - gone - ({total} if node is value else set())
-            own = bool(self._depends[node] & inside)
+            own = bool(self._depends[node] & inside) or not self._depends[node] & given
             dropped = {each for each in readers if self._leads_nowhere(each, own)}
             if readers - dropped:
                 continue

@@ -382,3 +382,26 @@ def test_a_branch_that_fills_what_others_read_stays(kind: str) -> None:
     module, x = made(Filling, kind), torch.randn(2, 4, dtype=torch.double)
     gm = stp_fx.trace(module, x)
     assert all(reasons(gm).values())
+
+
+class Aligned(nn.Module):
+    """Asks where its weight lies, as code does that chooses between kernels; the trace holds an assertion about the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.weight = nn.LayerNorm(8), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.t()
+        if weight.data_ptr() % 4 != 0:
+            weight = weight.clone()
+        return x + self.norm(x) @ weight
+
+
+def test_an_assertion_about_a_weight_goes_with_the_weight() -> None:
+    module, x = nn.Sequential(Aligned(), Aligned()).double(), torch.randn(3, 8, dtype=torch.double)
+    gm = stp_fx.trace(module, x)
+    assert any("_assert" in str(node.target) or "_assert" in node.name for node in gm.graph.nodes)
+    removed = RemoveBlocks(["0"])(gm).graph_module
+    assert sorted(name for name, _ in removed.named_parameters()) == ["1.norm.bias", "1.norm.weight", "1.weight"]
+    torch.testing.assert_close(removed(x), module[1](x), rtol=0, atol=1e-12)
