@@ -12,6 +12,7 @@ from stp_fx.analysis.chosen import least_of, pin_unfit_choices
 from stp_fx.analysis.elements import Note
 from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.groups import Axis, Group, Member, Product
+from stp_fx.analysis.pins import nodes_in_words
 from stp_fx.analysis.propagate import propagate
 from stp_fx.analysis.propagated import AxisRecord, Propagated
 from stp_fx.analysis.solve import Solution, SolvedProduct, solve
@@ -134,16 +135,19 @@ def _members(
     return result
 
 
-def _inexact(found: Propagated, solution: Solution, touched: Touched, group_of: np.ndarray) -> dict[int, dict[str, None]]:
+def _inexact(found: Propagated, solution: Solution, touched: Touched, group_of: np.ndarray) -> dict[int, tuple[str, ...]]:
     """Group to the reasons why removing from it is not masking it."""
-    result: dict[int, dict[str, None]] = defaultdict(dict)
+    nodes: dict[int, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     chosen = least_of(found.elements, solution) > 0
     weighs = [Note(e.ids[~chosen[solution.label[e.ids]]], e.reason, e.node) for e in found.elements.exclusions if not e.least]
     for note in (*found.elements.notes, *weighs):
         _, units = touched.of(_present(solution.label[note.ids.ravel()], solution.count))
         for group in np.unique(group_of[units]).tolist():
-            result[group][f"{note.reason} (node '{note.node}')"] = None
-    return result
+            nodes[group][note.reason][note.node] = None
+    return {
+        group: tuple(f"{reason} ({nodes_in_words(list(names))})" for reason, names in reasons.items())
+        for group, reasons in nodes.items()
+    }
 
 
 def _groups(
@@ -151,7 +155,7 @@ def _groups(
     members: list[list[tuple[AxisRecord, np.ndarray, np.ndarray]]],
     group_of: np.ndarray,
     number: int,
-    notes: dict[int, dict[str, None]],
+    notes: Mapping[int, tuple[str, ...]],
     least: np.ndarray,
 ) -> list[Group]:
     order = np.argsort(group_of, kind="stable")
@@ -171,7 +175,7 @@ def _groups(
         name = built[0].axis.name
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        why = tuple(notes.get(k, ()))
+        why = notes.get(k, ())
         result.append(Group(k, unique, units, tuple(built), not why, why, int(least[units].max(initial=0))))
     return result
 

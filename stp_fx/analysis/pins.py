@@ -7,7 +7,7 @@ import numpy as np
 from stp_fx.analysis.solved import Solved
 from stp_fx.text import listed
 
-__all__ = ["pin_reasons", "pinned_axes"]
+__all__ = ["nodes_in_words", "pin_reasons", "pinned_axes"]
 
 _SHOWN = 4
 
@@ -51,8 +51,9 @@ def _said(solved: Solved, wanted: np.ndarray) -> list[str]:
     for note in solved.found.elements.pins:
         if note.node and wanted[solved.label[note.ids.ravel()]].any():
             nodes.setdefault(note.reason, {})[note.node] = None
-    return [f"{reason} ({_nodes(list(names))})" for reason, names in list(nodes.items())[:_SHOWN]]
+    return [f"{reason} ({nodes_in_words(list(names))})" for reason, names in list(nodes.items())[:_SHOWN]]
 
 
-def _nodes(names: list[str]) -> str:
+def nodes_in_words(names: list[str]) -> str:
+    """The first few of them."""
     return f"node{'s' if len(names) > 1 else ''} {listed(map(repr, names))}"

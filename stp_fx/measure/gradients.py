@@ -130,13 +130,16 @@ class _Sums:
         return {name: total / self._count for name, total in zip(names, self._sums, strict=True) if total is not None}
 
 
+_CALLED = "it is called with the model and a batch, as in loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])"
+
+
 def call_loss(loss: Loss, gm: fx.GraphModule, batch: Any, number: int) -> Any:
     """The value of the loss for a batch.
 
     Raises:
         InputError: it fails; names the batch.
     """
-    with translated(InputError, lambda said: f"the loss fails on batch {number} with {said}"):
+    with translated(InputError, lambda said: f"the loss fails on batch {number} with {said}; {_CALLED}"):
         return loss(gm, batch)
 
 

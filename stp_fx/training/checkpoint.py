@@ -84,12 +84,12 @@ def read(path: Any, objects: Mapping[str, Any]) -> dict[str, Any]:
         raise FileError(f"{name!r} is of version {shown(found['version'])}, and this is version 1")
     there, given = sorted(found["others"]), sorted(objects)
     if there != given:
-        raise InputError(f"{name!r} holds the states of {_names(there)}, and {_names(given)} were given to load them into")
+        raise InputError(f"{name!r} holds, beside the run, {_names(there)}; to load into were given {_names(given)}")
     return dict(found)
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names)) or "no other objects"
+    return ", ".join(map(repr, names)) or "nothing"
 
 
 def check_fits(module: nn.Module, state: Mapping[str, Any], what: str) -> None:

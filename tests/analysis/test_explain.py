@@ -141,3 +141,9 @@ def test_an_axis_without_positions_has_a_reason() -> None:
     graph = stp_fx.analyze(stp_fx.trace(Cache().eval(), torch.randn(3, 4)))
     assert graph.pin_reasons("state:0") == ["an axis of length 0"]
     assert all(graph.pin_reasons(axis.name) for axis in graph.axes if not graph.groups)
+
+
+def test_a_reason_is_said_once_for_all_its_nodes(vit: stp_fx.ChannelGraph) -> None:
+    stream = next(group for group in vit.groups if not group.exact)
+    names = [f"encoder_{name}" for name in ("layers_encoder_layer_0_ln_1", "layers_encoder_layer_0_ln_2", "ln")]
+    assert stream.notes == (f"native_layer_norm normalises over it (nodes {', '.join(map(repr, names))})",)

@@ -99,8 +99,9 @@ def test_activations_that_are_not_finite_name_batch_and_site(gm: fx.GraphModule,
         (lambda gm, batch: gm(batch[0]).sum() * float("nan"), "loss of calibration batch 0 is nan"),
         (lambda gm, batch: batch[0].sum(), "does not depend on any parameter"),
         (lambda gm, batch: gm(batch[0]).sum().detach(), "does not depend on any parameter"),
+        (torch.nn.functional.cross_entropy, "must be Tensor, not .*; it is called with the model and a batch, as in loss=lambda"),
     ],
-    ids=["vector", "number", "nan", "unrelated", "detached"],
+    ids=["vector", "number", "nan", "unrelated", "detached", "of outputs and targets"],
 )
 def test_losses(gm: fx.GraphModule, criterion: Any, loss: Callable[..., Any], match: str) -> None:
     refused(gm, criterion, match, calibration(ConvNet), loss)

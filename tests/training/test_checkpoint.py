@@ -87,7 +87,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     first.pat.save(path, **first.objects())
     second = Loop()
     before = {key: value.clone() for key, value in second.values().items()}
-    with pytest.raises(InputError, match=r"'scaler', 'scheduler', and no other objects"):
+    with pytest.raises(InputError, match=r"'scaler', 'scheduler'; to load into were given nothing"):
         second.pat.load(path)
     with pytest.raises(InputError, match="`scaler` is None"):
         first.pat.save(path, scaler=None)
