@@ -53,6 +53,7 @@ def without(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return model(ids).logits
 
 
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="older code of transformers asks how many tokens an expert has")
 @pytest.mark.parametrize(("build", "field"), [(mixtral, "num_local_experts"), (qwen3_moe, "num_experts")])
 def test_fewer_experts(build: Any, field: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
