@@ -15,6 +15,7 @@ from stp_fx.api import prune_graph, trace
 from stp_fx.checks import arguments_by_name, is_a, shown
 from stp_fx.criteria import Criterion
 from stp_fx.errors import InputError, translated
+from stp_fx.ir.example import by_name
 from stp_fx.ir.validation import Validate
 from stp_fx.measure.calibration import reiterable
 from stp_fx.measure.gradients import Loss
@@ -71,7 +72,7 @@ def prune_submodule(
     if not is_a(name, str) or not name or all(name != known for known, _ in modules_of(model)):
         known = ", ".join(repr(child) for child, _ in model.named_children())
         raise InputError(f"the model has no submodule {shown(name)}; its parts are {known}")
-    positional, named = _given(model, name, example_inputs, arguments_by_name(kwargs))
+    positional, named = _given(model, name, *by_name(model, example_inputs, arguments_by_name(kwargs)))
     submodule = model.get_submodule(name)
     flags = {module: module.training for module in submodule.modules()}
     graph = trace(submodule, positional, kwargs=named, frontend=frontend, validate=validate)

@@ -15,7 +15,30 @@ from stp_fx.ir.meta_run import MetaRun
 from stp_fx.ir.nested import holds, leaves_of, mapped
 from stp_fx.ir.shapes import meta_like, meta_twin
 
-__all__ = ["bound_arguments", "check_that_it_runs", "described", "is_plain", "on_meta"]
+__all__ = ["bound_arguments", "by_name", "check_that_it_runs", "described", "is_plain", "on_meta"]
+
+
+def by_name(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same arguments, with a mapping in place of positional ones taken for arguments by name if its keys are all parameters
+    of ``forward``: what a tokenizer gives.
+
+    Raises:
+        InputError: an argument in both; a module without a forward.
+    """
+    if type(model).forward is nn.Module.forward and "forward" not in vars(model):
+        inside = next((name for name, child in model.named_children() if type(child).forward is not nn.Module.forward), None)
+        advice = "give a module that has" if inside is None else f"give a module that has, such as its {inside!r}"
+        raise InputError(f"{type(model).__name__} has no forward of its own: {advice}")
+    if not isinstance(example_inputs, Mapping) or not example_inputs:
+        return example_inputs, dict(kwargs)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = {name for name, each in inspect.signature(model.forward).parameters.items() if each.kind in kinds}
+    if not known.issuperset(example_inputs):
+        return example_inputs, dict(kwargs)
+    twice = sorted(set(example_inputs) & set(kwargs))
+    if twice:
+        raise InputError(f"{twice[0]!r} is both in `example_inputs` and in `kwargs`: give it once")
+    return (), {**example_inputs, **kwargs}
 
 
 def bound_arguments(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from stp_fx.ir.batch import with_batch
 from stp_fx.ir.caches import NO_CACHE, without_caches
 from stp_fx.ir.call import Call, call_of, restored
 from stp_fx.ir.compiled import COMPILED, compiled_parts, uncompiled
-from stp_fx.ir.example import bound_arguments, check_that_it_runs, is_plain, on_meta
+from stp_fx.ir.example import bound_arguments, by_name, check_that_it_runs, is_plain, on_meta
 from stp_fx.ir.examples import Example, example_of_call
 from stp_fx.ir.export import capture_with_export
 from stp_fx.ir.fx_frontend import OWN_BATCH, capture_with_fx
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 def trace(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
     frontend: str = "auto",
@@ -68,8 +68,9 @@ def trace(
     graph). Nothing that these runs write stays: buffers, modes and random state are put back.
 
     Args:
-        example_inputs: a tensor or a tuple of positional arguments. The capture reads shapes and dtypes alone; the check runs on
-            the values, or on random ones if there are none (meta tensors, not finite, all the same).
+        example_inputs: a tensor, a tuple of positional arguments, or a mapping whose keys are parameters of ``forward`` (what a
+            tokenizer gives). The capture reads shapes and dtypes alone; the check runs on the values, or on random ones if there
+            are none (meta tensors, not finite, all the same).
         kwargs: arguments by name. Values that hold no tensor, here and above, are baked in, which the graph asserts.
         frontend: "fx", "export" (``torch.export``, which takes sizes of 1 for constants and asserts that others are at least 2),
             or "auto" for the first of the two that succeeds, leaves the batch free and computes what the model computes.
@@ -111,7 +112,7 @@ def _traced(
         compiled = next(name or "model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
         raise InputError(f"{compiled!r} is a TorchScript module, which shows no Python to capture: give the original module")
     _check_names(model)
-    given = arguments_by_name(kwargs)
+    example_inputs, given = by_name(model, example_inputs, arguments_by_name(kwargs))
     _check_tensors(model, example_inputs, given)
     if not is_choice(frontend, FRONT_ENDS):
         raise InputError(f"unknown front end {shown(frontend)}; known: {', '.join(FRONT_ENDS)}")
@@ -122,7 +123,7 @@ def _traced(
         try:
             example = example_of_call(example_inputs, given)
             gm = _first_capture(
-                model, arguments, frozenset(kwargs or ()), frontend, check, lambda gm: _validated(model, gm, example, budget)
+                model, arguments, frozenset(given), frontend, check, lambda gm: _validated(model, gm, example, budget)
             )
         except TraceError:
             check()

@@ -13,7 +13,7 @@ from torch import fx, nn
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.checks import arguments_by_name, check_flag
 from stp_fx.errors import InputError, WriteBackError
-from stp_fx.ir.example import bound_arguments
+from stp_fx.ir.example import bound_arguments, by_name
 from stp_fx.ir.provenance import has_provenance, provenance_of
 from stp_fx.rewrite.slicing import copied
 from stp_fx.writeback.basis import check_basis
@@ -126,7 +126,7 @@ def _arguments(pruned: fx.GraphModule, model: nn.Module, inputs: Any, kwargs: Ma
     if inputs is None and not named:
         found = recorded(pruned)
         return found, found
-    given = bound_arguments(model, inputs, named)
+    given = bound_arguments(model, *by_name(model, inputs, named))
     return {k: mapped(v, lambda t: torch.empty_like(t, device="meta")) for k, v in given.items()}, given
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import pytest
@@ -92,3 +93,62 @@ def test_code_that_runs_and_cannot_be_traced_is_no_bad_example(kind: type[nn.Mod
     with pytest.raises(TraceError, match="cannot be captured"):
         stp_fx.trace(net, x)
     assert_untouched(before)
+
+
+class Named(nn.Module):
+    """What a language model takes: arguments by name, one of them for a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, more: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        y = self.first(x).relu()
+        y = y if mask is None else y * mask
+        return self.last(y if more is None else y + more["x"])
+
+
+def test_a_mapping_of_parameter_names_is_arguments_by_name() -> None:
+    model, x, mask = Named().eval(), torch.randn(3, 6), torch.rand(3, 1)
+    tokens = collections.UserDict(x=x, mask=mask)  # what a tokenizer gives is none of dict's kind
+    for args, kwargs in (((tokens,), None), (({"x": x},), {"mask": mask}), ((), dict(tokens))):
+        gm = stp_fx.trace(model, *args, kwargs=kwargs)
+        torch.testing.assert_close(gm(x=x, mask=mask), model(x, mask))
+    pruned = stp_fx.prune_graph(model, "magnitude", 0.5, example_inputs=tokens)
+    assert pruned.get_parameter("first.weight").shape == (4, 6)
+    torch.testing.assert_close(stp_fx.write_back(pruned, model, tokens)(x, mask), pruned(x=x, mask=mask))
+    inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 8))
+    model.first = inner
+    shorter: Any = stp_fx.prune_submodule(model, "first", tokens, "magnitude", 0.5)
+    assert shorter.first.get_parameter("0.weight").shape == (3, 6)
+
+
+def test_a_mapping_that_is_one_argument_stays_one() -> None:
+    class Dict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.last(self.first(batch["x"]).relu())
+
+    model, batch = Dict().eval(), {"x": torch.randn(3, 6)}
+    torch.testing.assert_close(stp_fx.trace(model, batch)(batch), model(batch))
+
+
+def test_an_argument_given_twice_and_a_module_without_a_forward() -> None:
+    model, x = Named(), torch.randn(3, 6)
+    with pytest.raises(InputError, match="'x' is both in `example_inputs` and in `kwargs`"):
+        stp_fx.trace(model, {"x": x}, kwargs={"x": x})
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.model = nn.ModuleList([model]), model
+
+    with pytest.raises(InputError, match="Wrapper has no forward of its own: give a module that has, such as its 'model'"):
+        stp_fx.trace(Wrapper(), x)
+    with pytest.raises(InputError, match="ModuleList has no forward of its own: give a module that has, such as its '0'"):
+        stp_fx.trace(nn.ModuleList([model]), x)
