@@ -34,6 +34,9 @@ class ReconstructSequentially(GraphPass):
     without intercept, so that no parameter is added. Weights that are computed from others or read by several calls stay, and
     are named in the log. BatchNorm needs no recalibration afterwards: what it reads is what it read before.
 
+    Where the plan removes blocks (:class:`SelectBlocks`), the layers after them are refitted alike. With ``merge``, the layer
+    before a run of them is refitted so that its sum is what the original stream is behind the run, if nothing else reads it.
+
     Every batch runs through both networks once. A layer is observed at output positions drawn at random from all batches,
     32 for each of its inputs and at least 32,768, always the same ones. Values in between are kept, ``memory`` bytes of them in
     memory (None: half of what is free), the others in temporary files. ``plan`` defaults to the one of :class:`SelectUnits` in
@@ -46,7 +49,7 @@ class ReconstructSequentially(GraphPass):
         InputError: no batch, one that does not fit, values that are not finite, or an ``original`` with other calls or shapes.
 
     Source: asymmetric layer-wise reconstruction as in GPTAQ (arXiv 2504.02692), for whole channels; ridge regression (Hoerl and
-    Kennard 1970).
+    Kennard 1970); ``merge``: ReplaceMe (arXiv 2505.02819), with the whole layer refitted in place of a map behind it.
     """
 
     repairs: ClassVar[bool] = True
@@ -54,10 +57,12 @@ class ReconstructSequentially(GraphPass):
     residuals: bool = True
     memory: int | None = None
     original: fx.GraphModule | None = dataclasses.field(default=None, repr=False)
+    merge: bool = True
     plan: PrunePlan | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_flag("residuals", self.residuals)
+        check_flag("merge", self.merge)
         if self.memory is not None:
             check_whole("memory", self.memory, 0)
 
@@ -67,5 +72,13 @@ class ReconstructSequentially(GraphPass):
 
     def run(self, gm: fx.GraphModule, artifacts: Artifacts) -> Outcome:
         plan = artifacts.planned(type(self).__name__) if self.plan is None else self.plan
-        done = reconstruct(gm, plan, self.calibration, residuals=self.residuals, memory=self.memory, original=self.original)
+        done = reconstruct(
+            gm,
+            plan,
+            self.calibration,
+            residuals=self.residuals,
+            memory=self.memory,
+            original=self.original,
+            merge=self.merge,
+        )
         return repaired(gm, artifacts, plan, "sequential", done)

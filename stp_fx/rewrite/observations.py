@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import fx, nn
 
 from stp_fx.analysis.consumers import Consumer
 
-__all__ = ["Direct", "Rows", "direct"]
+__all__ = ["Direct", "Rows", "channel_dim", "direct", "why_not"]
 
 _OWN = frozenset(
     cls.forward
@@ -86,3 +88,23 @@ def direct(gm: fx.GraphModule, node: fx.Node, layer: Consumer) -> Direct | None:
 
 def _float(value: torch.Tensor) -> torch.Tensor:
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+def channel_dim(layer: Consumer, output: torch.Tensor) -> int:
+    """The dimension of a layer's output that its channels have."""
+    if layer.windows is None:
+        return layer.channel % output.dim()
+    return output.dim() - len(layer.windows.kernel) - 1
+
+
+def why_not(gm: fx.GraphModule, call: Consumer, readers: Mapping[int, Sequence[str]]) -> str | None:
+    """Why the weight of a layer cannot be refitted."""
+    if call.weight is None:
+        return "its weight is computed from others"
+    parameter = gm.get_parameter(call.weight)
+    if not parameter.is_floating_point():
+        return "its weight does not hold floating point numbers"
+    if parameter.dim() > 2 and call.windows is None:
+        return "an option of the convolution is computed"
+    own = readers[id(parameter)]
+    return None if own == [call.node] else f"its weight is read by several calls: {', '.join(own[:4])}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -25,13 +25,14 @@ from stp_fx.measure.calibration import arguments_of, batches, device_of
 from stp_fx.progress import Progress, progress_of, stepped
 from stp_fx.rewrite.bias import add_to_bias, bias_place
 from stp_fx.rewrite.counterparts import KeptPositions, calls_by_parameter, checked_original, take_over
-from stp_fx.rewrite.observations import Rows, direct
+from stp_fx.rewrite.observations import Rows, channel_dim, direct, why_not
 from stp_fx.rewrite.regression import Fit, Regression
 from stp_fx.rewrite.removal import is_partial, remove
 from stp_fx.rewrite.residuals import Change, InPlace, Lacking, Path, ResidualPath, in_place, pulled_back, residual_path
 from stp_fx.rewrite.scores import Fold, Folding, find_folds
 from stp_fx.rewrite.side_by_side import BatchState, Network, States, memory_limit
 from stp_fx.rewrite.slicing import copied
+from stp_fx.rewrite.without_blocks import ends_of_runs
 
 __all__ = ["Repaired", "reconstruct", "reconstruct_streamed"]
 
@@ -60,6 +61,7 @@ def reconstruct(
     residuals: bool = True,
     memory: int | None = None,
     original: fx.GraphModule | None = None,
+    merge: bool = True,
 ) -> Repaired:
     """A copy of ``gm`` whose kept weights make up for the inputs that ``plan`` removes, layer after layer; see
     :class:`stp_fx.passes.ReconstructSequentially`.
@@ -74,7 +76,7 @@ def reconstruct(
     if plan.is_empty:
         return Repaired(gm, (), {})
     with torch.no_grad():
-        run = _Sequence(target, remove(gm, plan), graph, survivors, residuals)
+        run = _Sequence(target, remove(gm, plan), graph, survivors, residuals, ends_of_runs(gm, graph, plan) if merge else {})
         run.over(gm, calibration, memory)
         result = copied(gm)
         take_over(result, run.small, survivors, run.changed)
@@ -94,23 +96,33 @@ def reconstruct_streamed(
     """
     graph = analyze(gm)
     with torch.no_grad():
-        run = _Sequence(gm, streamed[1].module, graph, graph.survivors(plan, partial=is_partial(gm)), True, streamed)
+        run = _Sequence(
+            gm,
+            streamed[1].module,
+            graph,
+            graph.survivors(plan, partial=is_partial(gm)),
+            True,
+            ends_of_runs(gm, graph, plan),
+            streamed,
+        )
         run.over(streamed[0].module, calibration, memory)
     return run.left_alone
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stop:
-    """Layers that read one value, and are refitted together; one with a ``path`` or with ``folds`` stands alone."""
+    """Layers that read one value, and are refitted together; one with a ``path`` or with ``folds`` stands alone. ``ends``: by
+    value, what it should be in place of itself, since the blocks after it are removed."""
 
     layers: tuple[Consumer, ...]
     path: ResidualPath | None = None
     folds: tuple[Fold, ...] = ()
+    ends: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     @property
     def held(self) -> list[str]:
         """The values of the original network that are asked for here."""
-        asked = [layer.node for layer in self.layers]
+        asked = [name for layer in self.layers for name in (layer.node, self.ends.get(layer.node, layer.node))]
         for fold in self.folds:
             asked += [fold.query, fold.key[0]]
         return asked if self.path is None else [*asked, self.path.total]
@@ -126,10 +138,12 @@ class _Sequence:
         graph: ChannelGraph,
         survivors: Survivors,
         residuals: bool,
+        ends: Mapping[str, str],
         streamed: tuple[Streamed, Streamed] | tuple[None, None] = (None, None),
     ) -> None:
         self.small = small
         self._streamed = streamed
+        self._ends = ends
         self._kept = KeptPositions(graph, survivors)
         self._sizes: list[int] = []
         self.layers: list[str] = []
@@ -146,7 +160,7 @@ class _Sequence:
         self.pruned = Network(small, self._kept.is_whole, streamed=streamed[1])
         self._places = {call.node: bias_place(small, call) for call in calls}
         possible = [call for call in calls if self._may_change(call)]
-        paths = {c.node: residual_path(self.pruned, c.node, names) if residuals else None for c in possible}
+        paths = {c.node: self._path(c.node, names) if residuals else None for c in possible}
         self._folds = find_folds(self.pruned, survivors, names)
         self._stops = self._grouped(possible, paths)
         self.original = Network(gm, self._kept.is_whole, {name for stop in self._stops for name in stop.held}, streamed[0])
@@ -154,7 +168,7 @@ class _Sequence:
     def _may_change(self, call: Consumer) -> bool:
         if self.pruned.by_name[call.node] in self.pruned.left_out:
             return False
-        reason = _why_not(self.small, call, self._readers)
+        reason = why_not(self.small, call, self._readers)
         if reason is not None:
             self.left_alone[call.node] = reason
         return reason is None
@@ -168,8 +182,14 @@ class _Sequence:
             key = call.node if alone else (call.site.source, self._places[call.node] is not None)
             found.setdefault(key, []).append(call)
         return [
-            _Stop(tuple(layers), paths[layers[0].node], tuple(self._folds.get(layers[0].node, ()))) for layers in found.values()
+            _Stop(tuple(layers), paths[layers[0].node], tuple(self._folds.get(layers[0].node, ())), self._ends)
+            for layers in found.values()
         ]
+
+    def _path(self, layer: str, layers: Set[str]) -> ResidualPath | None:
+        """The way to the sum that a layer feeds; its ``total`` is what that sum is behind blocks that are removed."""
+        path = residual_path(self.pruned, layer, layers)
+        return None if path is None else dataclasses.replace(path, total=self._ends.get(path.total, path.total))
 
     def _is_written(self, source: str) -> bool:
         return any(may_write(user, self.pruned.module) for user in self.pruned.by_name[source].users)
@@ -246,7 +266,7 @@ class _Sequence:
         matrix = first.matrix(first.current(self.small))
         wanted = math.ceil(self._shares[number] * regression.wanted)
         output = self._whole(state, first.node)
-        rows = Rows(self._original(state, first.node, _dim(first, output)).shape, first, wanted, number, source.device)
+        rows = Rows(self._original(state, first.node, channel_dim(first, output)).shape, first, wanted, number, source.device)
         if not rows.count:
             return
         x = rows.inputs(first, source, len(matrix))
@@ -274,7 +294,7 @@ class _Sequence:
     def _target(self, state: BatchState, stop: _Stop, layer: Consumer, rows: Rows) -> Target:
         """The desired output of a layer: the original layer's, or the one that restores the original sum after it."""
         found = None if stop.path is None else self._for_sum(state, stop.path, layer, rows)
-        return (self._rows(state, layer.node, layer, rows), None) if found is None else found
+        return (self._rows(state, stop.ends.get(layer.node, layer.node), layer, rows), None) if found is None else found
 
     def _for_sum(self, state: BatchState, path: ResidualPath, layer: Consumer, rows: Rows) -> Target | None:
         """The output of a layer for which the sum behind ``path`` is that of the original; None where it is unknown."""
@@ -350,7 +370,7 @@ class _Sequence:
 
     def _rows(self, state: BatchState, node: str, layer: Consumer, rows: Rows) -> torch.Tensor:
         """Rows of what the plan leaves of a value of the original network, which has the shape of the layer's output."""
-        channel = _dim(layer, self._whole(state, node))
+        channel = channel_dim(layer, self._whole(state, node))
         found, kept = rows.of(self._original(state, node, channel)), self._kept.of(node).get(channel)
         return found if kept is None else found.index_select(1, kept.to(found.device))
 
@@ -377,23 +397,3 @@ class _Sequence:
 
 def _rounding(weight: torch.Tensor) -> float:
     return torch.finfo(weight.dtype).eps if weight.is_floating_point() else 0.0
-
-
-def _dim(layer: Consumer, output: torch.Tensor) -> int:
-    """The dimension of a layer's output that its channels have."""
-    if layer.windows is None:
-        return layer.channel % output.dim()
-    return output.dim() - len(layer.windows.kernel) - 1
-
-
-def _why_not(gm: fx.GraphModule, call: Consumer, readers: Mapping[int, Sequence[str]]) -> str | None:
-    """Why the weight of a layer cannot be refitted."""
-    if call.weight is None:
-        return "its weight is computed from others"
-    parameter = gm.get_parameter(call.weight)
-    if not parameter.is_floating_point():
-        return "its weight does not hold floating point numbers"
-    if parameter.dim() > 2 and call.windows is None:
-        return "an option of the convolution is computed"
-    own = readers[id(parameter)]
-    return None if own == [call.node] else f"its weight is read by several calls: {', '.join(own[:4])}"

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from stp_fx.analysis.blocks import Block, blocks_of, planned_blocks, with_inner
 from stp_fx.analysis.bypass import tensor_names
+from stp_fx.analysis.graph import ChannelGraph
 from stp_fx.analysis.plan import PrunePlan
 from stp_fx.errors import RewriteError
 from stp_fx.ir.in_place import may_write
@@ -17,8 +18,9 @@ from stp_fx.ir.modes import CHOICE, is_mark
 from stp_fx.ir.provenance import provenance_of, with_provenance
 from stp_fx.ir.shapes import fetch
 from stp_fx.rewrite.slicing import copied
+from stp_fx.rules import TensorDims
 
-__all__ = ["without_blocks"]
+__all__ = ["ends_of_runs", "without_blocks"]
 
 
 def without_blocks(gm: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
@@ -46,6 +48,24 @@ def without_blocks(gm: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
     result.graph.lint()
     result.recompile()
     return _recorded(result, PrunePlan({}, {}, with_inner(blocks, among)))
+
+
+def ends_of_runs(gm: fx.GraphModule, graph: ChannelGraph, plan: PrunePlan) -> dict[str, str]:
+    """By the name of a value that a run of removed blocks begins with: the sum at the end of that run, for which the value stands
+    once they are removed, since nothing but the blocks reads it."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    next_of: dict[str, str] = {}
+    for block in planned_blocks(gm, plan.blocks) if plan.blocks else ():
+        others = [each for each in nodes[block.total].all_input_nodes if each.name != block.value]
+        if block.root == block.total and len(others) == 1:
+            readers = {each.name for each in others[0].users if isinstance(graph.value(each.name), TensorDims)}
+            if readers <= {*block.nodes, block.total}:
+                next_of[others[0].name] = block.total
+    result = dict(next_of)
+    for start in result:
+        while result[start] in next_of:
+            result[start] = next_of[result[start]]
+    return result
 
 
 def _names_read(gm: fx.GraphModule, erased: Iterable[fx.Node]) -> set[str]:

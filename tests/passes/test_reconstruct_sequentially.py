@@ -315,7 +315,7 @@ def test_queries_that_a_second_product_reads_stay_as_they_are():
     model, x = Twice(True, "").double(), torch.randn(64, 6, 24, dtype=torch.float64)
     gm = stp_fx.trace(model, x)
     plan = stp_fx.plan_of(stp_fx.prune_graph(gm, "magnitude", 0.5, products="inner"))
-    run = sequential._Sequence(gm, stp_fx.apply_plan(gm, plan), build.analyze(gm), build.analyze(gm).survivors(plan), True)
+    run = sequential._Sequence(gm, stp_fx.apply_plan(gm, plan), build.analyze(gm), build.analyze(gm).survivors(plan), True, {})
     assert not run._folds
 
 
